@@ -1,0 +1,27 @@
+"""pquant: train neural networks while pruning and quantizing them."""
+
+from pquant.layers.convert import calibrate, compress, finalize, unconverted
+from pquant.measures import figures, layer_table, penalty, sparsity
+from pquant.quantization.ebops import ebops
+from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
+from pquant.training.stage import Horizon, Stage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Horizon",
+    "Stage",
+    "calibrate",
+    "compress",
+    "ebops",
+    "figures",
+    "finalize",
+    "layer_table",
+    "on_batch_end",
+    "on_epoch_end",
+    "on_round_end",
+    "penalty",
+    "set_stage",
+    "sparsity",
+    "unconverted",
+]

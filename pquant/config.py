@@ -1,0 +1,89 @@
+"""From a composed configuration to an experiment, and from a configuration error to one clear line."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+import pquant.export  # noqa: F401  (each import registers schemas)
+import pquant.models  # noqa: F401
+import pquant.pruning  # noqa: F401
+from pquant.errors import ConfigError, did_you_mean, unknown
+from pquant.experiment import Experiment
+from pquant.training.training import total_epochs
+
+ALLOW = "PQUANT_ALLOW"
+TARGETS = ("pquant.*", "torch.*", "torchvision.*", "sklearn.*", "optuna.*")
+
+OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
+
+
+def allowed_targets() -> tuple[str, ...]:
+    """Return what a configuration may build: this package, its libraries, and the packages that the user lists in $PQUANT_ALLOW."""
+    own = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
+    return TARGETS + tuple(name if name.endswith(".*") else f"{name}.*" for name in own)
+
+
+def build_experiment(config: DictConfig) -> Experiment:
+    """Return the experiment that a composed configuration describes.
+
+    Raises:
+        ConfigError: a value that a method object refuses, or a ``_target_`` that may not be built.
+    """
+    try:
+        sections = {key: instantiate(config[key], _convert_="all", _execution_whitelist_=allowed_targets()) for key in config}
+    except InstantiationException as error:
+        raise ConfigError(explain(error)) from error
+    return Experiment(**sections)
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of composing or building a configuration: what was given, what was expected, the nearest valid name."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, Container):
+            return _unknown_key(cause)
+        if isinstance(cause, ValidationError):
+            return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+        if isinstance(cause, MissingConfigException) and cause.options:
+            group, _, name = str(cause.missing_cfg_file).rpartition("/")
+            return unknown(f"choice for {group}", name, cause.options)
+    last = causes[-1]
+    if "whitelist" in str(error):
+        return f"{_first_line(last)} (to allow a package of your own, list it in ${ALLOW}, e.g. {ALLOW}=my_package)"
+    return _first_line(last)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    parent: Any = error.parent_node
+    options = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    section = str(error.full_key).rpartition(".")[0]
+    where = f" in section '{section}'" if section else ""
+    return f"unknown key '{error.key}'{where}{did_you_mean(str(error.key), options) or ';'} valid: {', '.join(sorted(options))}"
+
+
+CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
+
+
+def output_folder() -> Path:
+    """Return the folder that Hydra made for this job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)

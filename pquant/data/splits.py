@@ -1,0 +1,39 @@
+"""What every data source gives: three datasets and what a model must know to fit them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test sets of ``(input, target)`` pairs.
+
+    Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
+    """
+
+    train: Dataset[tuple[Tensor, ...]]
+    validation: Dataset[tuple[Tensor, ...]]
+    test: Dataset[tuple[Tensor, ...]]
+    num_classes: int | None
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of one input, without the batch axis."""
+        return self.train[0][0].shape
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs that a model needs: one a class, or one a regression target."""
+        return self.num_classes if self.num_classes is not None else self.train[0][1].numel()
+
+
+class DataSource(Protocol):
+    """Anything with ``load``: the sources of this package, and any user class named by ``_target_``."""
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits, the same ones for the same seed."""
+        ...

@@ -1,0 +1,25 @@
+"""The errors that users see before any training starts, and how they name what was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: says what was given, what was expected and the nearest valid name."""
+
+
+class NotAvailableError(ConfigError):
+    """A part of the specification that this version does not have yet."""
+
+
+def did_you_mean(name: str, options: Iterable[object]) -> str:
+    """Return ``": did you mean 'x'?"`` for the option nearest to ``name``, or an empty string."""
+    close = get_close_matches(str(name), [str(option) for option in options], n=1, cutoff=0.5)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(what: str, name: str, options: Iterable[object]) -> str:
+    """Return the message for a ``name`` that is none of the ``options``: the nearest one, then all of them."""
+    options = [str(option) for option in options]
+    listed = ", ".join(options) if options else "none"
+    return f"unknown {what} '{name}'{did_you_mean(name, options) or ';'} valid: {listed}"

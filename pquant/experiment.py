@@ -1,0 +1,185 @@
+"""One job: the method objects that a configuration names, and the life of their run."""
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pquant.data.splits import DataSource, Splits
+from pquant.errors import ConfigError
+from pquant.export.exporter import Exporter
+from pquant.export.weights import save_model
+from pquant.finetuning.finetuning import FineTuning
+from pquant.fitcompress.fitcompress import FITCompress
+from pquant.layers.convert import compress, finalize, unconverted
+from pquant.measures import figures, layer_table
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.reporting.console import Console
+from pquant.reporting.html import write_report
+from pquant.reporting.layers import print_layers
+from pquant.tracking.environment import config_hash, environment
+from pquant.tracking.files import MetricsCsv, write_json
+from pquant.tracking.tracker import Tracker
+from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.trainer import Row, Trainer
+from pquant.training.training import Training
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 32
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where one run happens: its folder, the composed configuration and the command, for the record; ``resume`` goes on from the checkpoint."""
+
+    folder: Path
+    config: dict[str, Any]
+    command: str
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The method objects of one job.
+
+    ``model`` is a module, or a callable that makes one; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them from the data.
+    """
+
+    data: DataSource
+    model: nn.Module | Callable[..., nn.Module]
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer]
+    scheduler: Callable[[Optimizer], LRScheduler]
+    training: Training
+    pruning: PruningMethod
+    quantization: Quantization
+    fitcompress: FITCompress
+    finetuning: FineTuning
+    tracker: Tracker
+    export: Exporter
+    seed: int = 0
+    dry_run: bool = False
+    resume: str | None = None
+    progress: Literal["auto", "plain", "quiet"] = "auto"
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
+
+        Raises:
+            ConfigError: settings that do not fit each other, the data or the model; before anything is trained.
+            DivergedError: the loss stopped being a number.
+        """
+        start, console = time.perf_counter(), Console(self.progress)
+        self._limit_threads()
+        splits = self.data.load(self.seed)
+        torch.manual_seed(self.seed)
+        float_model = self.build_model(splits)
+        model = compress(float_model, self.pruning, self.quantization, _example(splits))
+        trainer = self.trainer(model, splits)
+        for warning in self.pruning.warnings(trainer.horizon) if self.training.epochs else []:
+            log.warning(warning)
+        if self.dry_run:
+            return self._preview(model, splits)
+
+        self.tracker.start(run.folder, run.config)
+        try:
+            baseline = self._baseline(float_model, splits, console)
+            self._fit(trainer, run, console)
+            measured = figures(trainer.model)
+            final = finalize(trainer.model)
+            summary = {**trainer.evaluate("test", "test", final), **trainer.evaluate("validation", "val", final), **baseline, **measured}
+            summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
+            summary |= {"config_hash": config_hash(run.config), **environment()}
+            final = final.cpu()
+            save_model(final, run.folder)
+            summary |= self.export.export(final, splits, run.folder)
+            self._report(run, summary, trainer.rows, final)
+        except BaseException as error:
+            self.tracker.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        self.tracker.finish("finished")
+        console.summary(summary, run.folder)
+        return summary
+
+    def build_model(self, splits: Splits) -> nn.Module:
+        """Return the float model for the data."""
+        if isinstance(self.model, nn.Module):
+            return self.model
+        offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
+        taken = signature(self.model.func if isinstance(self.model, partial) else self.model).parameters
+        return self.model(**{name: value for name, value in offered.items() if name in taken})
+
+    def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
+        """Return a trainer for ``model``, with the run's seed set."""
+        torch.manual_seed(self.seed)
+        return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self._device(), self.seed)
+
+    def _device(self) -> torch.device:
+        if self.training.device != "auto":
+            return torch.device(self.training.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _limit_threads(self) -> None:
+        if self.training.threads:
+            torch.set_num_threads(self.training.threads)
+
+    def _baseline(self, float_model: nn.Module, splits: Splits, console: Console) -> dict[str, Any]:
+        """Train a float twin for the same epochs and return its test figures as ``float/...``; nothing when not asked for."""
+        if not self.training.baseline:
+            return {}
+        console.note("training the float baseline")
+        twin = dataclasses.replace(self.training, pretraining_epochs=self.training.total_epochs, epochs=0, fine_tuning_epochs=0, rewind="never")
+        experiment = dataclasses.replace(self, training=dataclasses.replace(twin, save_weights_epoch=-1))
+        trainer = experiment.trainer(copy.deepcopy(float_model), splits)
+        trainer.fit(lambda row: None)
+        torch.manual_seed(self.seed)
+        return trainer.evaluate("test", "float")
+
+    def _fit(self, trainer: Trainer, run: Run, console: Console) -> None:
+        metrics = MetricsCsv(run.folder / "metrics.csv")
+        if run.resume:
+            trainer.load_state_dict(load_checkpoint(run.folder / CHECKPOINT))
+            console.note(f"going on after epoch {trainer.position}")
+        metrics.rewrite(trainer.rows)
+
+        def on_epoch(row: Row) -> None:
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict())
+            metrics.append(row)
+            self.tracker.log(row)
+            console.epoch(row)
+
+        console.start(len(trainer.plan))
+        try:
+            trainer.fit(on_epoch)
+        finally:
+            console.finish()
+
+    def _report(self, run: Run, summary: dict[str, Any], rows: list[Row], model: nn.Module) -> None:
+        write_json(run.folder / "summary.json", summary)
+        self.tracker.summary(summary)
+        write_report(run.folder, summary, rows, layer_table(model), run.config, run.command)
+
+    def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
+        """Print, layer by layer, what would be pruned and with which bits; train nothing."""
+        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.pruning).__name__)
+        return {}
+
+
+def _example(splits: Splits) -> Tensor:
+    count = min(EXAMPLES, len(splits.train))  # type: ignore[arg-type]
+    if not count:
+        raise ConfigError("the training set is empty")
+    return torch.stack([splits.train[index][0] for index in range(count)])

@@ -1,0 +1,6 @@
+"""From a finalized model to files: one file a target."""
+
+from pquant.export.exporter import Exporter, NoExport
+from pquant.export.weights import load_weights, save_model
+
+__all__ = ["Exporter", "NoExport", "load_weights", "save_model"]

@@ -1,0 +1,46 @@
+"""The finalized weights: ``model.safetensors``, and ``model.json`` that says what they are."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from pquant.layers.compressed import QuantizedLayer
+from pquant.measures import layer_table
+from pquant.quantization.quantizer import Quantizer
+from pquant.tracking.files import write_atomic, write_json
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write the weights of a finalized model, and per layer its shape, sparsity and the k, i, f of each quantizer."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+    rows = {row["name"]: row for row in layer_table(model)}
+    layers = [
+        rows[name] | {"quantizers": {kind: _bits(part) for kind, part in layer.named_children() if isinstance(part, Quantizer)}}
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantizedLayer)
+    ]
+    write_json(folder / "model.json", {"layers": layers})
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load ``model.safetensors`` into a finalized model of the same architecture and settings; nothing in the file is run."""
+    model.load_state_dict(safetensors.torch.load_file(path))
+
+
+def _bits(quantizer: Quantizer) -> dict[str, Any] | None:
+    """Return k, i, f: numbers, or nested lists where they differ by channel or value; None for float."""
+    formats = quantizer.format()
+    if formats is None:
+        return None
+    bits = dict(zip("kif", formats, strict=True))
+    modes = {mode: getattr(quantizer, mode) for mode in ("round_mode", "overflow_mode") if hasattr(quantizer, mode)}
+    return {name: _numbers(value) for name, value in bits.items()} | modes
+
+
+def _numbers(value: Tensor) -> Any:
+    values = value.tolist()
+    return int(values) if isinstance(values, float) and math.isfinite(values) else values

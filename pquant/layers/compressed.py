@@ -1,0 +1,163 @@
+"""What layers share: quantizers around every layer, and the compressed weight of those that have one."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pquant.errors import ConfigError
+from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import NoQuantizer, Quantizer
+from pquant.training.stage import Horizon, Stage
+
+Shape = tuple[int, ...]
+NO_PRUNING = NoPruning()
+NO_QUANTIZATION = Quantization(enable_quantization=False)
+
+
+class QuantizedLayer(nn.Module):
+    """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
+
+    ``name`` is the layer's dotted name in the model; ``calls`` the shapes, without the batch axis, of the (input, output) of each of its calls in
+    one forward of the model, once an example input was seen.
+    """
+
+    input_quantizer: Quantizer
+    output_quantizer: Quantizer
+    name: str
+    calls: tuple[tuple[Shape, Shape], ...]
+
+    def __init__(self, *args: Any, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._equip(name, pruning or NO_PRUNING, quantization or NO_QUANTIZATION, ())
+
+    @classmethod
+    def from_float(
+        cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...] = ()
+    ) -> Self:
+        """Return the compressed layer that takes over everything ``layer`` has, its parameters included (shared, not copied)."""
+        new = cls.__new__(cls)
+        new.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in layer.__dict__.items()})
+        new._equip(name, pruning, quantization, calls)
+        return new
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+        self.name, self.calls = name, calls
+        formats = quantization.formats(name)
+        input_shape, output_shape = calls[0] if calls else (None, None)
+        try:
+            self.input_quantizer = quantization.data_quantizer(formats.input, input_shape)
+            self.output_quantizer = quantization.data_quantizer(formats.output, output_shape)
+        except ConfigError as error:
+            raise ConfigError(f"layer '{name}': {error}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output for ``x``, both quantized as set."""
+        return self.output_quantizer(self.compute(self.input_quantizer(x)))
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the layer's output for a quantized input."""
+        raise NotImplementedError
+
+    def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
+        """Follow the change to another stage."""
+
+    def finalized(self) -> nn.Module:
+        """Turn this layer into what is deployed and return it: quantized weights, masks applied, nothing left to train with."""
+        self.input_quantizer, self.output_quantizer = self.input_quantizer.deployed(), self.output_quantizer.deployed()
+        return self
+
+
+class CompressedLayer(QuantizedLayer):
+    """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
+
+    ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    pruner: Pruner
+    weight_quantizer: Quantizer
+    bias_quantizer: Quantizer
+    pruning_first: bool
+    prunable: bool
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+        super()._equip(name, pruning, quantization, calls)
+        formats = quantization.formats(name)
+        self.pruning_first = quantization.pruning_first
+        self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.weight.shape)
+        self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
+        self.prunable = pruning.prunes(name)
+        try:
+            self.pruner = pruning.pruner(self.weight, type(self)) if self.prunable else NoPruner()
+        except ConfigError as error:
+            raise ConfigError(f"layer '{name}': {error}") from error
+
+    def share(self, other: "CompressedLayer") -> None:
+        """Use the pruner and weight quantizer of a layer whose weight is the same parameter."""
+        self.pruner, self.weight_quantizer = other.pruner, other.weight_quantizer
+
+    def effective(self) -> tuple[Tensor, Tensor | None]:
+        """Return the (weight, bias) that the layer computes with."""
+        if self.pruning_first:
+            weight = self.weight_quantizer(self.pruner(self.weight))
+        else:
+            weight = self.pruner(self.weight_quantizer(self.weight))
+        return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias))
+
+    @torch.no_grad()
+    def deployed(self) -> tuple[Tensor, Tensor | None]:
+        """Return the (weight, bias) of the layer if it were deployed now, whatever mode it is in."""
+        was_training = self.training
+        self.eval()
+        weight, bias = self.effective()
+        self.train(was_training)
+        return weight.detach(), None if bias is None else bias.detach()
+
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output for a quantized input and the given parameters."""
+        raise NotImplementedError
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the layer's output for a quantized input, and show the pruner what it needs to see."""
+        y = self.linear_map(x, *self.effective())
+        if self.training and self.pruner.needs and self.pruner.stage is Stage.TRAIN:
+            for needed, values in (("input", x), ("output", y)):
+                if needed in self.pruner.needs:
+                    self.pruner.observe(values.detach())
+        return y
+
+    @torch.no_grad()
+    def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
+        """Tell the pruner; at fine-tuning its mask is frozen and what it bakes is written into the weight."""
+        if stage is Stage.FINETUNE:
+            self.weight.copy_(self.pruner.freeze(self.weight))
+        else:
+            self.pruner.on_stage_start(stage, horizon)
+
+    @torch.no_grad()
+    def finalized(self) -> nn.Module:
+        """Write mask and quantized values into the parameters."""
+        super().finalized()
+        self.weight.copy_(self.pruner.freeze(self.weight))
+        weight, bias = self.deployed()
+        self.weight.copy_(weight).requires_grad_(False)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias).requires_grad_(False)
+        self.pruner = NoPruner()
+        self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.baked(), self.bias_quantizer.baked()
+        return self
+
+
+def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Return the model's compressed layers by dotted name, one of those that share a weight."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
+    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
+    return {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
+
+
+def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Return the layers that take part in pruning, by dotted name, one of those that share a weight."""
+    return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}

@@ -1,0 +1,23 @@
+"""Convolutions: any groups, stride, padding and dilation that torch has."""
+
+from torch import Tensor, nn
+
+from pquant.layers.compressed import CompressedLayer
+
+
+class _Convolution(CompressedLayer):
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution of ``x`` with the given parameters."""
+        return self._conv_forward(x, weight, bias)
+
+
+class PQConv1d(_Convolution, nn.Conv1d):
+    """``nn.Conv1d`` with a pruned and quantized weight; see :class:`pquant.layers.PQDense`."""
+
+
+class PQConv2d(_Convolution, nn.Conv2d):
+    """``nn.Conv2d`` with a pruned and quantized weight; see :class:`pquant.layers.PQDense`."""
+
+
+class PQConv3d(_Convolution, nn.Conv3d):
+    """``nn.Conv3d`` with a pruned and quantized weight; see :class:`pquant.layers.PQDense`."""

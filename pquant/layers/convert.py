@@ -1,0 +1,161 @@
+"""From a float model to a compressed one, and on to the finalized one."""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pquant.layers.activation import PQActivation
+from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
+from pquant.layers.dense import PQDense
+from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
+from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
+from pquant.layers.trace import Calls, Example, Trace
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import FixedPointQuantizer
+
+log = logging.getLogger(__name__)
+
+REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Linear: PQDense,
+    nn.Conv1d: PQConv1d,
+    nn.Conv2d: PQConv2d,
+    nn.Conv3d: PQConv3d,
+    nn.AvgPool1d: PQAvgPool1d,
+    nn.AvgPool2d: PQAvgPool2d,
+    nn.AvgPool3d: PQAvgPool3d,
+    nn.BatchNorm1d: PQBatchNorm1d,
+    nn.BatchNorm2d: PQBatchNorm2d,
+    nn.BatchNorm3d: PQBatchNorm3d,
+    nn.ReLU: PQActivation,
+    nn.Tanh: PQActivation,
+}
+# Modules that only move or pick values.
+PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+
+def compress(
+    model: nn.Module, pruning: PruningMethod | None = None, quantization: Quantization | None = None, example_input: Example | None = None
+) -> nn.Module:
+    """Return a copy of ``model`` whose layers prune and quantize; ``model`` itself is left untouched.
+
+    Dense and convolution layers, average pools, batch norms, ReLU and tanh are replaced where their class is exactly torch's; shared
+    parameters and shared modules stay shared. What stays float is logged, see :func:`unconverted`.
+
+    Args:
+        model: any module, a bare ``nn.Linear`` too.
+        pruning: method object, or None for no pruning.
+        quantization: method object, or None for float values.
+        example_input: a batch as the model takes it (a tensor, or a tuple of tensors). It gives the shapes that adaptive pools and convolutions'
+            EBOPs need, and the range for data with ``i: auto``.
+
+    Raises:
+        ConfigError: a layer name in the settings that the model does not have, or settings that a layer cannot take.
+    """
+    pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
+    model = copy.deepcopy(model)
+    trace = Trace(model, example_input) if example_input is not None else None
+    calls: dict[nn.Module, Calls] = dict(trace.calls) if trace else {}
+    layers = {name: _plain(module, calls) for name, module in model.named_modules()}
+    convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
+    quantization.check_names(list(convertible))
+    pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
+
+    replaced: dict[nn.Module, nn.Module] = {}
+    for name, layer in convertible.items():
+        original = model.get_submodule(name)
+        replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
+    model = _replace(model, replaced)
+    _share_weights(model)
+    _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
+    if example_input is not None:
+        calibrate(model, [example_input])
+    for left in unconverted(model) + (trace.functions if trace else []):
+        log.warning("not converted, stays float: %s", left)
+    return model
+
+
+def _plain(module: nn.Module, calls: dict[nn.Module, Calls]) -> nn.Module:
+    """Return the module to convert: an adaptive pool as the plain one it is for the example input, any other as it is."""
+    if type(module) in POOLS and module in calls:
+        return fixed_pool(module, *calls[module][0]) or module
+    return module
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    return getattr(layer, "track_running_stats", True)
+
+
+def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in replaced:
+                parent._modules[name] = replaced[child]
+    return replaced.get(model, model)
+
+
+def _share_weights(model: nn.Module) -> None:
+    first = {id(layer.weight): layer for layer in weight_layers(model).values()}
+    for module in model.modules():
+        if isinstance(module, CompressedLayer) and first[id(module.weight)] is not module:
+            module.share(first[id(module.weight)])
+
+
+def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
+    weighted = [module for module in in_order if isinstance(module, CompressedLayer)]
+    if weighted:
+        weighted[-1].pruner.makes_output = True
+
+
+def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:
+    """Return what stays float in a compressed model: modules by name and class, and functional calls when an example input is given."""
+    inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+    left = [
+        f"{type(module).__name__} '{name}'"
+        for name, module in model.named_modules()
+        if not isinstance(module, (QuantizedLayer, *PASSING))
+        and not name.startswith(inside)
+        and (next(module.children(), None) is None or module._parameters)
+    ]
+    return left + (Trace(model, example_input).functions if example_input is not None else [])
+
+
+@contextmanager
+def _observing(model: nn.Module) -> Iterator[None]:
+    quantizers = [module for module in model.modules() if isinstance(module, FixedPointQuantizer) and module.auto]
+    modes = {module: module.training for module in model.modules()}
+    for quantizer in quantizers:
+        quantizer.observing = True
+    model.eval()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observing = False
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
+    """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
+    if any(isinstance(module, FixedPointQuantizer) and module.auto for module in model.modules()):
+        with _observing(model):
+            for batch in batches:
+                model(*(batch if isinstance(batch, tuple) else (batch,)))
+
+
+def finalize(model: nn.Module) -> nn.Module:
+    """Return the model as deployed, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
+
+    Its output is, bit for bit, that of ``model`` in evaluation mode.
+    """
+    model = copy.deepcopy(model).eval()
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return _replace(model, {layer: layer.finalized() for layer in layers}).eval()

@@ -1,0 +1,91 @@
+"""Batch norm, as the multiplication and addition by channel that hardware does."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pquant.layers.compressed import QuantizedLayer, Shape
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import BakedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * (x.ndim - 2))
+
+
+class ChannelAffine(QuantizedLayer):
+    """x * weight + bias by channel: what a batch norm is once finalized. ``weight`` and ``bias`` are (channels,), quantized for good."""
+
+    def __init__(self, norm: "_BatchNorm") -> None:
+        nn.Module.__init__(self)
+        self.name, self.calls = norm.name, norm.calls
+        self.input_quantizer, self.output_quantizer = norm.input_quantizer, norm.output_quantizer
+        scale, shift = norm.scale_and_shift()
+        self.weight = nn.Parameter(scale, requires_grad=False)
+        self.bias = nn.Parameter(shift, requires_grad=False)
+        self.weight_quantizer, self.bias_quantizer = (_baked(norm.weight_quantizer, scale), _baked(norm.bias_quantizer, shift))
+        self.eval()
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return x * weight + bias."""
+        return x * _by_channel(self.weight, x) + _by_channel(self.bias, x)
+
+
+def _baked(quantizer: Quantizer, values: Tensor) -> Quantizer:
+    return BakedQuantizer(*quantizer.format_of(values)) if isinstance(quantizer, MantissaQuantizer) else quantizer
+
+
+class _BatchNorm(QuantizedLayer):
+    """Batch norm whose scale gamma / sigma and shift beta - mu * scale are quantized with the weight's and the bias's number of bits.
+
+    Each channel has its own binary point, as gamma / sigma has no range known beforehand. In training the batch's own statistics normalize, and gamma and
+    beta are moved so that the running statistics would give the quantized scale and shift; in evaluation those are used themselves.
+    """
+
+    weight_quantizer: Quantizer
+    bias_quantizer: Quantizer
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+        super()._equip(name, pruning, quantization, calls)
+        formats = quantization.formats(name)
+        self.weight_quantizer = MantissaQuantizer(formats.weight) if formats.weight.enable else NoQuantizer()
+        self.bias_quantizer = MantissaQuantizer(formats.bias) if formats.bias.enable else NoQuantizer()
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return the quantized (scale, shift), each (channels,), of the running statistics."""
+        sigma = torch.sqrt(self.running_var + self.eps)
+        scale = self.weight_quantizer((torch.ones_like(sigma) if self.weight is None else self.weight) / sigma)
+        beta = torch.zeros_like(sigma) if self.bias is None else self.bias
+        return scale, self.bias_quantizer(beta - self.running_mean * scale)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the normalized ``x``."""
+        if isinstance(self.weight_quantizer, NoQuantizer) and isinstance(self.bias_quantizer, NoQuantizer):
+            return super(QuantizedLayer, self).forward(x)
+        scale, shift = self.scale_and_shift()
+        if not self.training:
+            return x * _by_channel(scale, x) + _by_channel(shift, x)
+        gamma = scale * torch.sqrt(self.running_var + self.eps)
+        beta = shift + self.running_mean * scale
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return F.batch_norm(x, self.running_mean, self.running_var, gamma, beta, True, momentum, self.eps)
+
+    @torch.no_grad()
+    def finalized(self) -> nn.Module:
+        """Return the scale and shift by channel that this batch norm has become."""
+        super().finalized()
+        return ChannelAffine(self)
+
+
+class PQBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` with quantized scale and shift, and quantizers around it."""
+
+
+class PQBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with quantized scale and shift, and quantizers around it."""
+
+
+class PQBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` with quantized scale and shift, and quantizers around it."""

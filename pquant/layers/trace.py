@@ -1,0 +1,76 @@
+"""What one forward of a model does: shapes by layer, and the calls that no layer stands for."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pquant.layers.compressed import QuantizedLayer
+
+Example = Tensor | tuple[Tensor, ...]
+Calls = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+# Functions that move values without changing them, or add them exactly: nothing to quantize.
+EXACT = frozenset(
+    "add __add__ __radd__ __iadd__ add_ cat concat stack view reshape flatten ravel unflatten permute transpose movedim t squeeze unsqueeze expand "
+    "expand_as repeat chunk split narrow select index_select __getitem__ __get__ __set__ size dim numel stride contiguous clone detach to float type "
+    "max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d _max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad "
+    "is_floating_point __len__ __bool__ __repr__ has_names".split()
+)
+
+
+class Trace(TorchFunctionMode):
+    """One evaluation-mode forward of ``model`` on an example input; the model is left as it was.
+
+    Attributes:
+        calls: for each layer (childless module) the (input, output) shapes of its calls, without the batch axis.
+        order: those modules in the order of their first calls.
+        functions: "relu in 'block1'"-like descriptions of calls made outside layers that change values.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.calls: dict[nn.Module, Calls] = defaultdict(tuple)
+        self.order: list[nn.Module] = []
+        self.functions: list[str] = []
+        self._inside: list[str] = []
+        self._leaf_depth = 0
+        handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module)]
+        modes = {module: module.training for module in model.modules()}
+        try:
+            with torch.no_grad(), self:
+                model.eval()(*(example if isinstance(example, tuple) else (example,)))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _watch(self, name: str, module: nn.Module) -> list[Any]:
+        leaf = isinstance(module, QuantizedLayer) or next(module.children(), None) is None
+
+        def enter(*_: Any) -> None:
+            self._inside.append(name)
+            self._leaf_depth += leaf
+
+        def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._inside.pop()
+            self._leaf_depth -= leaf
+            if leaf and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                if module not in self.calls:
+                    self.order.append(module)
+                self.calls[module] += ((tuple(inputs[0].shape[1:]), tuple(output.shape[1:])),)
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, and note it when it changes values outside any layer."""
+        name = getattr(func, "__name__", str(func))
+        if self._leaf_depth == 0 and self._inside and name not in EXACT:
+            description = f"{name} in '{self._inside[-1] or 'model'}'"
+            if description not in self.functions:
+                self.functions.append(description)
+        return func(*args, **(kwargs or {}))

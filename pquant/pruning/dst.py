@@ -1,0 +1,87 @@
+"""Dynamic Sparse Training: J. Liu, Z. Xu, R. Shi, R. Cheung, H. So, ICLR 2020, arXiv 2005.06870."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.pruning.masks import ThresholdType, threshold_shape
+from pquant.pruning.method import Pruner, PruningMethod
+from pquant.settings import schema, setting
+from pquant.training.stage import Stage
+
+
+class _StepMask(torch.autograd.Function):
+    """W * 1[|W| > t] with the long-tailed estimator of the step's derivative (section 3.2 of the paper).
+
+    dm/dq = 2 - 4|q| for |q| <= 0.4, 0.4 up to 1, 0 beyond, at q = |W| - t. So dW gets g (m + |W| dm/dq) and t gets -sum(g W dm/dq).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, threshold)
+        return weight * (weight.abs() > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        weight, threshold = ctx.saved_tensors
+        q = weight.abs().sub_(threshold)
+        distance = q.abs()
+        slope = distance.mul(-4).add_(2).clamp_(min=0.4).mul_(distance <= 1)
+        pull = grads[0] * weight * slope
+        return grads[0] * (q > 0) + pull * weight.sign(), -pull.sum_to_size(threshold.shape)
+
+
+class DSTPruner(Pruner):
+    """Trainable thresholds of one weight, one a channel, a layer or a weight."""
+
+    def __init__(self, method: "DST", weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.alpha, self.max_pruning_pct = method.alpha, method.max_pruning_pct
+        self.optimizer_options = {"weight_decay": method.threshold_decay}
+        shape = threshold_shape(method.threshold_type, weight)
+        self.threshold = nn.Parameter(weight.new_full(shape, method.threshold_init))
+
+    def soft_weight(self, weight: Tensor) -> Tensor:
+        """Return W * 1[|W| > t]."""
+        return _StepMask.apply(weight, self.threshold)
+
+    def select(self, weight: Tensor) -> Tensor:
+        """Return |W| > t."""
+        return weight.abs() > self.threshold
+
+    def loss(self, weight: Tensor) -> Tensor:
+        """Return alpha * sum(exp(-t)), which pushes thresholds up (equation 6)."""
+        return self.alpha * torch.exp(-self.threshold).sum()
+
+    @torch.no_grad()
+    def on_batch_end(self, weight: Tensor) -> None:
+        """Set all thresholds of the layer back to 0 where too little would be left of it; no host sync."""
+        if self.stage is Stage.TRAIN:
+            pruned = 1 - self.select(weight).float().mean()
+            self.threshold.mul_(pruned < self.max_pruning_pct)
+
+
+@schema("pruning", "dst")
+@dataclass(frozen=True)
+class DST(PruningMethod):
+    """Trainable magnitude thresholds; a pruned weight may come back.
+
+    Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask, frozen.
+
+    ``alpha`` weighs the loss, a sum over thresholds, so that weightwise thresholds feel it fan-in times more often. ``max_pruning_pct`` is the share
+    of a layer that, when pruned, resets its thresholds to 0, as the authors' code does. ``threshold_decay`` is the thresholds' weight decay.
+    """
+
+    decays_thresholds: ClassVar[bool] = True
+
+    pruning_method: Literal["dst"] = "dst"
+    alpha: float = setting(5.0e-06, ge=0)
+    max_pruning_pct: float = setting(0.99, gt=0, le=1)
+    threshold_init: float = 0.0
+    threshold_type: ThresholdType = "channelwise"
+
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> DSTPruner:
+        """Return thresholds for ``weight``."""
+        return DSTPruner(self, weight)

@@ -1,0 +1,63 @@
+"""What several pruning methods share: threshold shapes, global budgets, exact counts of survivors."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pquant.pruning.method import PrunedWeights
+
+ThresholdType = Literal["channelwise", "layerwise", "weightwise"]
+
+
+def threshold_shape(threshold_type: ThresholdType, weight: Tensor) -> tuple[int, ...]:
+    """Return the shape of thresholds that broadcast with ``weight``: one an output channel, one for all, or one a weight."""
+    if threshold_type == "weightwise":
+        return tuple(weight.shape)
+    return (weight.shape[0] if threshold_type == "channelwise" else 1,) + (1,) * (weight.ndim - 1)
+
+
+def keep_largest(scores: Tensor, pruned: int) -> Tensor:
+    """Return a mask of the shape of ``scores`` that drops exactly the ``pruned`` lowest; of equal ones the last go first. No host sync."""
+    flat = scores.flatten()
+    if pruned <= 0 or pruned >= flat.numel():
+        return torch.full_like(scores, pruned <= 0, dtype=torch.bool)
+    border = flat.kthvalue(pruned).values
+    above, ties = flat > border, flat == border
+    room = flat.numel() - pruned - above.sum()
+    return (above | (ties & (ties.cumsum(0) <= room))).view_as(scores)
+
+
+def keep_largest_by_row(scores: Tensor, pruned: Tensor) -> Tensor:
+    """Return a mask of the shape of ``scores`` (rows, n) that drops the ``pruned[r]`` lowest of each row r; ``pruned`` is (rows,) or a scalar."""
+    ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return ranks >= pruned.reshape(-1, 1)
+
+
+def uniform_budget(layers: PrunedWeights, sparsity: float) -> dict[str, int]:
+    """Return how many weights each layer loses when all lose the same share."""
+    return {name: round(sparsity * weight.numel()) for name, (_, weight) in layers.items()}
+
+
+def global_budget(layers: PrunedWeights, sparsity: float) -> dict[str, int]:
+    """Return how many weights each layer loses when the ``sparsity`` share of smallest magnitude goes, over all layers together.
+
+    The counts add up to exactly ``round(sparsity * total)``.
+    """
+    magnitudes = {name: weight.detach().abs().flatten() for name, (_, weight) in layers.items()}
+    total = round(sparsity * sum(one.numel() for one in magnitudes.values()))
+    if total == 0:
+        return dict.fromkeys(magnitudes, 0)
+    border = torch.cat(list(magnitudes.values())).kthvalue(total).values
+    counts = {name: int((one < border).sum()) for name, one in magnitudes.items()}
+    return _add_ties(counts, {name: int((one == border).sum()) for name, one in magnitudes.items()}, total)
+
+
+def _add_ties(counts: Mapping[str, int], ties: Mapping[str, int], total: int) -> dict[str, int]:
+    missing, full = total - sum(counts.values()), dict(counts)
+    for name, tied in ties.items():
+        taken = min(missing, tied)
+        full[name] += taken
+        missing -= taken
+    return full

@@ -1,0 +1,16 @@
+"""Fixed-point quantization: values, quantizers, and the settings that place them."""
+
+from pquant.quantization.fixed_point import fixed_point
+from pquant.quantization.quantization import LayerFormats, Quantization
+from pquant.quantization.quantizer import BakedQuantizer, FixedPointQuantizer, NoQuantizer, Quantizer, TensorFormat
+
+__all__ = [
+    "BakedQuantizer",
+    "FixedPointQuantizer",
+    "LayerFormats",
+    "NoQuantizer",
+    "Quantization",
+    "Quantizer",
+    "TensorFormat",
+    "fixed_point",
+]

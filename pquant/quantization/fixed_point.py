@@ -1,0 +1,123 @@
+"""Fixed-point values with the semantics of ``ap_fixed``: pure functions on tensors.
+
+A format is ``k`` (keep negatives, 0 or 1), ``i`` integer bits without the sign and ``f`` fractional bits; ``i`` and ``f`` may be negative.
+The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a value without bits is 0.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
+OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
+Bits = int | Tensor
+
+
+def _half_up(v: Tensor) -> Tensor:
+    return v.mul_(2).floor_().mul_(0.5).ceil_()
+
+
+def _half_down(v: Tensor) -> Tensor:
+    return v.mul_(2).ceil_().mul_(0.5).floor_()
+
+
+# Each rounds the given tensor in place where it can. A half-up by floor(v + 0.5) would round 0.49999997 to 1 in float32;
+# floor(2v) and its half are exact.
+ROUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "TRN": torch.Tensor.floor_,
+    "TRN_ZERO": torch.Tensor.trunc_,
+    "RND": _half_up,
+    "RND_CONV": torch.Tensor.round_,
+    "RND_ZERO": lambda v: torch.copysign(_half_down(v.abs()), v),
+    "RND_INF": lambda v: torch.copysign(_half_up(v.abs()), v),
+    "RND_MIN_INF": _half_down,
+}
+SATURATING = ("SAT", "SAT_SYM")
+
+
+def pow2(exponent: Any) -> Any:
+    """Return 2^exponent exactly, for a number or an integer-valued tensor."""
+    return torch.exp2(exponent) if isinstance(exponent, Tensor) else 2.0**exponent
+
+
+def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
+    """Return the lowest and highest value of a format, numbers or tensors; both are 0 where it has no bits."""
+    top = pow2(i)
+    high = top - pow2(-f)
+    low = -k * (high if overflow_mode == "SAT_SYM" else top)
+    width = k + i + f
+    if isinstance(width, Tensor):
+        zero = torch.zeros_like(width)
+        return torch.where(width > 0, low, zero), torch.where(width > 0, high, zero)
+    return (float(low), float(high)) if width > 0 else (0.0, 0.0)
+
+
+def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+    """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
+    low, high = bounds(k, i, f, overflow_mode)
+    if overflow_mode in SATURATING:
+        return ROUND[round_mode](torch.clamp(x, low, high).mul_(pow2(f))).mul_(pow2(-f))
+    n = ROUND[round_mode](x * pow2(f))
+    count = pow2(k + i + f)
+    lowest = -k * pow2(i + f)
+    period = count if overflow_mode == "WRAP" else 2 * count
+    u = n.remainder_(period).sub_(lowest).remainder_(period)
+    if overflow_mode == "WRAP_SM":
+        u = torch.minimum(u, 2 * count - 1 - u)
+    values = u.add_(lowest).mul_(pow2(-f))
+    return values.mul_(k + i + f > 0)
+
+
+@cache
+def _open_bounds(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the nearest values outside [low, high], so that a strict comparison includes both ends."""
+    ends = torch.tensor([low, high], dtype=dtype)
+    outward = torch.nextafter(ends, torch.tensor([-torch.inf, torch.inf], dtype=dtype))
+    return outward[0].item(), outward[1].item()
+
+
+def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflow_mode: str) -> Tensor:
+    """Return ``grad`` where ``x`` passes the format unclipped, and 0 where it saturates or the format has no bits."""
+    if overflow_mode not in SATURATING:
+        return grad * (k + i + f > 0)
+    low, high = bounds(k, i, f, overflow_mode)
+    if isinstance(low, Tensor):
+        return grad * ((x >= low) & (x <= high))
+    return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(low, high, x.dtype))
+
+
+class _FixedPoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.format = (k, i, f, overflow_mode)
+        return quantized(x, k, i, f, round_mode, overflow_mode)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return straight_through(grads[0], x, *ctx.format), None, None, None, None, None
+
+
+def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "RND", overflow_mode: OverflowMode = "SAT") -> Tensor:
+    """Return ``x`` rounded to the format (k, i, f), as ``ap_fixed<k+i+f, i+k, round_mode, overflow_mode>`` holds it.
+
+    Args:
+        x: float tensor of any shape. Float32 is exact up to 24 bits of width.
+        k: 1 keeps negatives, 0 does not; a number, or a tensor that broadcasts with ``x``.
+        i: integer bits without the sign, as a number or an integer-valued float tensor.
+        f: fractional bits, likewise.
+        round_mode: TRN (floor), TRN_ZERO, RND (half up), RND_CONV (half to even), RND_ZERO, RND_INF or RND_MIN_INF.
+        overflow_mode: SAT clamps, SAT_SYM clamps to +-(2^i - 2^-f), WRAP is two's complement, WRAP_SM reflects.
+
+    Returns:
+        A tensor like ``x``. The gradient passes straight through, and is 0 where ``x`` saturates.
+
+    Raises:
+        KeyError: an unknown ``round_mode``.
+        ValueError: an unknown ``overflow_mode``.
+    """
+    return _FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)

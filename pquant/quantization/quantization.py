@@ -1,0 +1,138 @@
+"""The quantization section: which format each tensor of each layer has."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from pquant.errors import ConfigError, NotAvailableError, unknown
+from pquant.names import check_patterns, matches
+from pquant.quantization.fixed_point import OverflowMode, RoundMode
+from pquant.quantization.quantizer import FixedPointQuantizer, Granularity, NoQuantizer, Quantizer, TensorFormat, bits_shape
+from pquant.settings import Settings, schema, setting
+
+
+@dataclass(frozen=True)
+class LayerFormats:
+    """The formats of one layer's weight, bias, input and output."""
+
+    weight: TensorFormat
+    bias: TensorFormat
+    input: TensorFormat
+    output: TensorFormat
+
+
+@schema("quantization", "quantization")
+@dataclass(frozen=True)
+class Quantization(Settings):
+    """Fixed-point or high-granularity quantization of all layers.
+
+    Bits are k (keep negatives), i (integer, without the sign), f (fractional); see :mod:`pquant.quantization.fixed_point`. The defaults of the
+    specification give every tensor zero bits: set them, or use the presets ``quantization=fixed`` and ``quantization=hgq``. ``i`` may be "auto":
+    chosen from the data (or the weights) when training starts.
+
+    ``layer_specific`` maps a layer's exact dotted name or a glob to what differs there; the first rule that fits a layer wins::
+
+        layer_specific:
+          layers.0: {input: {k: true, i: 4}, weight: {f: 5}, output: {enable: false}}
+          "features.*": {enable_quantization: false}
+
+    Raises:
+        ConfigError: a value out of range, or an unknown key in ``layer_specific``.
+    """
+
+    default_data_keep_negatives: bool = False
+    default_data_integer_bits: int | Literal["auto"] = setting(0, ge=-32, le=32)
+    default_data_fractional_bits: int = setting(0, ge=-32, le=32)
+    default_weight_keep_negatives: bool = False
+    default_weight_integer_bits: int | Literal["auto"] = setting(0, ge=-32, le=32)
+    default_weight_fractional_bits: int = setting(0, ge=-32, le=32)
+    quantize_input: bool = True
+    quantize_output: bool = True
+    enable_quantization: bool = True
+    hgq_gamma: float = setting(0.0, ge=0)
+    hgq_beta: float = setting(0.0, ge=0)
+    layer_specific: dict[str, Any] = setting({})
+    use_hgq: bool = False
+    use_real_tanh: bool = False
+    overflow_mode_data: OverflowMode = "SAT"
+    overflow_mode_parameters: OverflowMode = "SAT"
+    round_mode: RoundMode = "RND"
+    use_relu_multiplier: bool = True
+    granularity: Granularity = "per_tensor"
+    pruning_first: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields and every rule of ``layer_specific``."""
+        super().__post_init__()
+        if self.use_hgq:
+            raise NotAvailableError("Quantization.use_hgq: high-granularity quantization is not available yet; use quantization=fixed")
+        for pattern in self.layer_specific:
+            self._overridden(pattern, self._default_formats())
+
+    def formats(self, name: str) -> LayerFormats:
+        """Return the formats of the layer called ``name``."""
+        pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
+        return self._default_formats() if pattern is None else self._overridden(pattern, self._default_formats())
+
+    def check_names(self, names: list[str]) -> None:
+        """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
+        check_patterns("Quantization.layer_specific", self.layer_specific, names)
+
+    def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
+        """Return the quantizer of a weight or bias of ``shape``, output channels first."""
+        return FixedPointQuantizer(settings, bits_shape(settings.granularity, shape)) if settings.enable else NoQuantizer()
+
+    def data_quantizer(self, settings: TensorFormat, shape: tuple[int, ...] | None) -> Quantizer:
+        """Return the quantizer of a layer's input or output of ``shape``, without the batch axis; None when it is not known.
+
+        Raises:
+            ConfigError: bits by channel or value for data of unknown shape.
+        """
+        if shape is None and settings.enable and settings.granularity != "per_tensor":
+            raise ConfigError(f"data quantized {settings.granularity} needs its shape: give compress an example_input")
+        return self.weight_quantizer(settings, shape or ())
+
+    def _default_formats(self) -> LayerFormats:
+        weight = TensorFormat(
+            k=self.default_weight_keep_negatives,
+            i=self.default_weight_integer_bits,
+            f=self.default_weight_fractional_bits,
+            round_mode=self.round_mode,
+            overflow_mode=self.overflow_mode_parameters,
+            granularity=self.granularity,
+            enable=self.enable_quantization,
+        )
+        data = TensorFormat(
+            k=self.default_data_keep_negatives,
+            i=self.default_data_integer_bits,
+            f=self.default_data_fractional_bits,
+            round_mode=self.round_mode,
+            overflow_mode=self.overflow_mode_data,
+        )
+        return LayerFormats(
+            weight=weight,
+            bias=weight,
+            input=replace(data, enable=self.enable_quantization and self.quantize_input),
+            output=replace(data, enable=self.enable_quantization and self.quantize_output),
+        )
+
+    def _overridden(self, pattern: str, defaults: LayerFormats) -> LayerFormats:
+        """Return the formats with one rule applied; ``enable_quantization: false`` switches the whole layer off."""
+        rule, where = self.layer_specific[pattern], f"Quantization.layer_specific['{pattern}']"
+        tensors = [field.name for field in fields(LayerFormats)]
+        if not isinstance(rule, dict):
+            raise ConfigError(f"{where} must be a dictionary, got {rule!r}")
+        formats = {tensor: getattr(defaults, tensor) for tensor in tensors}
+        for key, changes in rule.items():
+            if key == "enable_quantization" and isinstance(changes, bool):
+                formats = {tensor: replace(one, enable=one.enable and changes) for tensor, one in formats.items()}
+            elif key in tensors and isinstance(changes, dict):
+                options = [field.name for field in fields(TensorFormat)]
+                for option in changes:
+                    if option not in options:
+                        raise ConfigError(f"{where}.{key}: {unknown('setting', option, options)}")
+                formats[key] = replace(formats[key], **changes)
+            elif key in tensors or key == "enable_quantization":
+                raise ConfigError(f"{where}.{key} must be {'a dictionary' if key in tensors else 'true or false'}, got {changes!r}")
+            else:
+                raise ConfigError(f"{where}: {unknown('setting', key, [*tensors, 'enable_quantization'])}")
+        return LayerFormats(**formats)

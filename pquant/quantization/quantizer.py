@@ -1,0 +1,207 @@
+"""Quantizers: modules from tensor to tensor that know their fixed-point format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.quantization.fixed_point import OverflowMode, RoundMode, fixed_point
+from pquant.settings import Settings, setting
+
+FLOAT_BITS = 32.0
+Granularity = Literal["per_tensor", "per_channel", "per_weight"]
+
+
+@dataclass(frozen=True)
+class TensorFormat(Settings):
+    """How one tensor is quantized: its bits, its modes, and what shares a bit width.
+
+    ``i`` may be "auto": the integer bits are then chosen from the values seen in calibration. The batch axis of data is always shared; the
+    channel axis is the first of the others, as it is the first of a weight.
+    """
+
+    k: bool = False
+    i: int | Literal["auto"] = setting(0, ge=-32, le=32)
+    f: int = setting(0, ge=-32, le=32)
+    round_mode: RoundMode = "RND"
+    overflow_mode: OverflowMode = "SAT"
+    granularity: Granularity = "per_tensor"
+    enable: bool = True
+
+
+def bits_shape(granularity: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the bit widths of a tensor of ``shape`` (without a batch axis): one, one a channel, or one a value."""
+    if granularity == "per_tensor":
+        return ()
+    return tuple(shape) if granularity == "per_weight" else (shape[0],) + (1,) * (len(shape) - 1)
+
+
+def integer_bits(low: Tensor, high: Tensor, f: Tensor) -> Tensor:
+    """Return the fewest integer bits that hold [low, high] at ``f`` fractional bits after rounding; 0 where both are 0."""
+    step = torch.exp2(-f)
+    above = torch.ceil(torch.log2((torch.round(high.clamp(min=0) / step) + 1) * step))
+    below = torch.ceil(torch.log2(torch.round(low.neg().clamp(min=0) / step) * step))
+    return torch.where((low == 0) & (high == 0), torch.zeros_like(above), torch.maximum(above, below))
+
+
+class Quantizer(nn.Module):
+    """What every quantizer answers: the values it gives, and the format they have."""
+
+    optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
+    """Options of the optimizer group that holds this quantizer's parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the format, with a straight-through gradient."""
+        raise NotImplementedError
+
+    def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the deployed (k, i, f), integer-valued tensors that broadcast with the data; None when the values stay float."""
+        raise NotImplementedError
+
+    def width(self) -> Tensor:
+        """Return the deployed total bits k + i + f, at least 0; 32 for float values."""
+        formats = self.format()
+        return torch.tensor(FLOAT_BITS) if formats is None else sum(formats).clamp(min=0)  # type: ignore[union-attr]
+
+    def mean_width(self) -> float | None:
+        """Return the mean of :meth:`width`, or None for float values."""
+        return None if self.is_float else float(self.width().mean())
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values stay float."""
+        return isinstance(self, NoQuantizer)
+
+    def baked(self) -> "Quantizer":
+        """Return the quantizer of a tensor whose stored values are quantized already: it changes nothing and keeps the format."""
+        formats = self.format()
+        return self if formats is None else BakedQuantizer(*formats)
+
+    def deployed(self) -> "Quantizer":
+        """Return the quantizer that a finalized model keeps for data."""
+        return self
+
+
+class NoQuantizer(Quantizer):
+    """Values stay float."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+    def format(self) -> None:
+        """Return None: there is no format."""
+        return None
+
+
+class BakedQuantizer(Quantizer):
+    """The format of values that were quantized for good."""
+
+    def __init__(self, k: Tensor, i: Tensor, f: Tensor) -> None:
+        super().__init__()
+        for name, bits in zip("kif", (k, i, f), strict=True):
+            self.register_buffer(name, bits.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+    def format(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the stored (k, i, f)."""
+        return self.k, self.i, self.f
+
+
+class FixedPointQuantizer(Quantizer):
+    """A fixed format for a tensor: bit widths are numbers, or tensors when they differ by channel or value.
+
+    Args:
+        settings: bits and modes.
+        shape: shape of the bit widths, () for one format; see :func:`bits_shape`.
+
+    Calibration (``i: auto``) widens ``i`` to the range of all values observed so far and never narrows it.
+    """
+
+    k: Tensor
+    i: Tensor
+    f: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, settings: TensorFormat, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.round_mode, self.overflow_mode = settings.round_mode, settings.overflow_mode
+        self.auto = settings.i == "auto"
+        self.observing = False
+        self.register_buffer("k", torch.full(shape, float(settings.k)))
+        self.register_buffer("i", torch.full(shape, torch.nan if self.auto else float(settings.i)))
+        self.register_buffer("f", torch.full(shape, float(settings.f)))
+        if self.auto:
+            self.register_buffer("low", torch.zeros(shape))
+            self.register_buffer("high", torch.zeros(shape))
+        self._read_bits()
+
+    def _read_bits(self) -> None:
+        self.calibrated = not bool(self.i.isnan().any())
+        self._numbers = tuple(int(bits) for bits in (self.k, self.i, self.f)) if self.calibrated and self.i.ndim == 0 else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read_bits()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the format; while observing, return it unchanged and widen the range seen."""
+        if self.observing:
+            self.observe(x)
+            return x
+        if not self.calibrated:
+            raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
+        return fixed_point(x, *(self._numbers or (self.k, self.i, self.f)), self.round_mode, self.overflow_mode)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Widen the range, and with it the integer bits, to the values of ``x``."""
+        missing = x.ndim - self.i.ndim
+        shared = list(range(missing)) + [axis + missing for axis, size in enumerate(self.i.shape) if size == 1]
+        low, high = (x.amin(shared), x.amax(shared)) if shared else (x, x)
+        torch.minimum(self.low, low.reshape(self.low.shape), out=self.low)
+        torch.maximum(self.high, high.reshape(self.high.shape), out=self.high)
+        self.i.copy_(integer_bits(self.low * self.k, self.high, self.f))
+        self._read_bits()
+
+    def format(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the bits in force."""
+        return self.k, self.i, self.f
+
+    def extra_repr(self) -> str:
+        """Return the format and modes in one line."""
+        bits = "k={} i={} f={}".format(*self._numbers) if self._numbers else f"bits of shape {tuple(self.i.shape)}"
+        return f"{bits}, {self.round_mode}, {self.overflow_mode}"
+
+
+class MantissaQuantizer(Quantizer):
+    """Keeps as many significant bits as a format has, each value with its own binary point.
+
+    For parameters that multiply by channel and whose range is not known beforehand, such as a batch norm's gamma / sigma. They are constants in
+    hardware, where a binary point costs nothing.
+    """
+
+    def __init__(self, settings: TensorFormat) -> None:
+        super().__init__()
+        self.k = int(settings.k)
+        self.bits = settings.f + (settings.i if isinstance(settings.i, int) else 0)
+        self.round_mode, self.overflow_mode = settings.round_mode, settings.overflow_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` with ``bits`` significant bits."""
+        return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
+
+    def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i."""
+        i = torch.frexp(x.detach()).exponent.to(x.dtype)
+        return torch.full_like(i, self.k), i, self.bits - i
+
+    def format(self) -> None:
+        """Return None: the format goes with the values."""
+        return None

@@ -1,0 +1,130 @@
+"""Settings: frozen dataclasses that check themselves and double as Hydra schemas.
+
+A method object (``Wanda``, ``Quantization``, ``Training``...) is a subclass of :class:`Settings`. Each field is declared once, with
+its type, default and range; :func:`schema` registers the class so that a YAML file under ``conf/`` can extend it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from pquant.errors import ConfigError, did_you_mean
+
+T = TypeVar("T", bound=type)
+
+
+def setting(default: Any = dataclasses.MISSING, **bounds: float) -> Any:
+    """Declare a field with bounds: any of ``ge``, ``gt``, ``le``, ``lt``. Lists and dicts are copied for each object."""
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=bounds)
+    return dataclasses.field(default=default, metadata=bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of every method object: checks the type and range of each field when it is built.
+
+    Raises:
+        ConfigError: a value of the wrong type, outside its range, or not finite; the message names class, field and value.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field; an ``int`` given for a ``float`` and 0/1 given for a ``bool`` are converted."""
+        hints = _type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = self._typed(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._in_range(field.name, value, dict(field.metadata))
+
+    def error(self, field: str, expected: str) -> ConfigError:
+        """Return the error that says what ``field`` must be and what it is."""
+        return ConfigError(f"{type(self).__name__}.{field} must be {expected}, got {getattr(self, field)!r}")
+
+    def _typed(self, name: str, value: Any, hint: Any) -> Any:
+        if hint is Any:
+            return value
+        allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for kind in allowed:
+            fits, converted = _fit(value, kind)
+            if fits:
+                return converted
+        choices = [choice for kind in allowed if get_origin(kind) is Literal for choice in get_args(kind)]
+        hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{type(self).__name__}.{name} must be {' or '.join(map(_describe, allowed))}, got {value!r}{hint_text}")
+
+    def _in_range(self, name: str, value: float, bounds: dict[str, float]) -> None:
+        low, high = bounds.get("ge", bounds.get("gt", -math.inf)), bounds.get("le", bounds.get("lt", math.inf))
+        inside = low <= value <= high and value != bounds.get("gt") and value != bounds.get("lt")
+        if inside and math.isfinite(value):
+            return
+        left = "[" if "ge" in bounds else "("
+        right = "]" if "le" in bounds else ")"
+        expected = f"in {left}{low:g}, {high:g}{right}" if bounds else "finite"
+        raise ConfigError(f"{type(self).__name__}.{name} must be {expected}, got {value!r}")
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Return whether ``value`` is of ``kind``, and the value as that kind."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind) and isinstance(value, str), value
+    if origin is list:
+        fitted = [_fit(item, get_args(kind)[0]) for item in value] if isinstance(value, (list, tuple)) else [(False, None)]
+        return all(fits for fits, _ in fitted), [item for _, item in fitted]
+    if origin is dict or kind is dict:
+        return isinstance(value, dict), value
+    if kind is Any:
+        return True, value
+    if isinstance(kind, type) and issubclass(kind, Settings) and isinstance(value, dict):
+        return True, kind(**value)
+    if kind is bool:
+        fits = isinstance(value, (bool, int)) and value in (0, 1)
+        return fits, bool(value) if fits else value
+    if isinstance(value, bool):
+        return False, value
+    if kind is float and isinstance(value, int):
+        return True, float(value)
+    return isinstance(value, NoneType if kind is None else kind), value
+
+
+def _describe(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        choices = [repr(choice) for choice in get_args(kind)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if kind is NoneType:
+        return "null"
+    if origin is list:
+        return f"a list of {_describe(get_args(kind)[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a dictionary"}
+    return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def schema(group: str, name: str, *, open_to_extra_keys: bool = False) -> Callable[[T], T]:
+    """Register a settings class as ``schema/<group>/<name>``, which a YAML extends by ``- /schema/<group>/<name>@_here_``.
+
+    With ``open_to_extra_keys`` the YAML and ``+group.key=value`` may add keys that the class does not have.
+    """
+
+    def register(cls: T) -> T:
+        target = ("_target_", str, dataclasses.field(default=f"{cls.__module__}.{cls.__name__}"))
+        node = OmegaConf.structured(dataclasses.make_dataclass(cls.__name__, [target], bases=(cls,), frozen=True))
+        OmegaConf.set_readonly(node, None)
+        if open_to_extra_keys:
+            node = DictConfig({key: node._get_node(key) for key in node})
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=node)
+        return cls
+
+    return register

@@ -1,0 +1,6 @@
+"""The training life-cycle: stages, the loop, checkpoints."""
+
+from pquant.training.stage import Horizon, Stage
+from pquant.training.training import Training
+
+__all__ = ["Horizon", "Stage", "Training"]

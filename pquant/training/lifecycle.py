@@ -1,0 +1,48 @@
+"""The life of a compressed model: one call a stage, a step, an epoch, a round. The trainer makes them; so does a user's own loop."""
+
+from torch import Tensor, nn
+
+from pquant.layers.compressed import QuantizedLayer, pruned_layers
+from pquant.pruning.method import Pruner, PruningMethod
+from pquant.training.stage import Horizon, Stage
+
+
+def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) -> None:
+    """Bring every layer of a compressed model into ``stage``.
+
+    Entering TRAIN takes the method's model-wide decisions; entering FINETUNE freezes the masks.
+
+    Args:
+        model: what :func:`pquant.compress` gave.
+        stage: the stage to enter.
+        horizon: how long the train stage will last. Methods with a schedule (CS, PDP, AutoSparse...) need it to enter TRAIN.
+    """
+    stage = Stage(stage)
+    if stage is Stage.TRAIN:
+        groups: dict[int, tuple[PruningMethod, dict[str, tuple[Pruner, Tensor]]]] = {}
+        for name, layer in pruned_layers(model).items():
+            method = layer.pruner.method
+            groups.setdefault(id(method), (method, {}))[1][name] = (layer.pruner, layer.weight)
+        for method, layers in groups.values():
+            method.prepare(layers)
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.on_stage_start(stage, horizon)
+
+
+def on_batch_end(model: nn.Module) -> None:
+    """Follow one optimizer step: counters, multipliers, guards."""
+    for layer in pruned_layers(model).values():
+        layer.pruner.on_batch_end(layer.weight)
+
+
+def on_epoch_end(model: nn.Module) -> None:
+    """Follow one epoch: schedules."""
+    for layer in pruned_layers(model).values():
+        layer.pruner.on_epoch_end(layer.weight)
+
+
+def on_round_end(model: nn.Module) -> None:
+    """Follow one round of the train stage that is not the last."""
+    for layer in pruned_layers(model).values():
+        layer.pruner.on_round_end(layer.weight)

@@ -1,0 +1,208 @@
+"""The training loop: a flat plan of epochs, so that a run can stop after any of them and go on."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset, TensorDataset
+
+from pquant.data.batches import batches
+from pquant.data.splits import Splits
+from pquant.layers.compressed import pruned_layers
+from pquant.layers.convert import calibrate
+from pquant.measures import penalty, sparsity
+from pquant.pruning.method import Pruner
+from pquant.quantization.ebops import ebops
+from pquant.quantization.quantizer import Quantizer
+from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
+from pquant.training.optimizer import parameter_groups
+from pquant.training.stage import Stage
+from pquant.training.task import task_for
+from pquant.training.training import Training
+
+CALIBRATION_BATCHES = 8
+Row = dict[str, Any]
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of the plan: ``index`` counts within its stage and round, ``number`` over the whole run from 1."""
+
+    stage: Stage
+    round: int
+    index: int
+    number: int
+    ends_round: bool
+
+
+def plan(training: Training) -> list[Epoch]:
+    """Return all epochs of a run in order."""
+    stages = [(Stage.PRETRAIN, 0, training.pretraining_epochs)]
+    stages += [(Stage.TRAIN, index, training.epochs) for index in range(training.rounds)]
+    stages += [(Stage.FINETUNE, 0, training.fine_tuning_epochs)]
+    steps = [(stage, round_, index, index == length - 1) for stage, round_, length in stages for index in range(length)]
+    return [Epoch(stage, round_, index, number, ends) for number, (stage, round_, index, ends) in enumerate(steps, 1)]
+
+
+class Trainer:
+    """Trains a model through its stages.
+
+    Args:
+        model: a compressed model, or a plain one (then all stages are alike).
+        splits: the data; held on ``device`` as a whole when it is in memory.
+        training: lengths and policies.
+        optimizer: makes the optimizer from parameter groups.
+        scheduler: makes the learning rate schedule from the optimizer, stepped once an epoch over the whole run.
+        device: where to train.
+        seed: of the order of the training data.
+
+    ``state_dict`` holds everything that a resume needs beside the constructor's arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        training: Training,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.model, self.training, self.device = model.to(device), training, device
+        self.task = task_for(splits.num_classes)
+        self.splits = Splits(*(_on(device, part) for part in (splits.train, splits.validation, splits.test)), splits.num_classes)
+        self.optimizer = optimizer(parameter_groups(self.model))
+        self.scheduler = scheduler(self.optimizer)
+        self.order = torch.Generator().manual_seed(seed)
+        self.loader = batches(self.splits.train, training.batch_size, self.order)
+        self.plan = plan(training)
+        self.horizon = training.horizon(len(self.loader))
+        self.position = 0
+        self.snapshot: dict[str, Tensor] = {}
+        self.rows: list[Row] = []
+
+    def fit(self, on_epoch: Callable[[Row], None]) -> None:
+        """Run the epochs that are left; ``on_epoch`` gets each one's row once its state is complete."""
+        if self.position == 0:
+            self._calibrate()
+        for epoch in self.plan[self.position :]:
+            start = time.perf_counter()
+            self._enter(epoch)
+            losses = self._train_epoch(epoch)
+            self._leave(epoch)
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            self.scheduler.step()
+            self.position += 1
+            row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
+            row |= {"sparsity": sparsity(self.model), "ebops": ebops(self.model), "lr": learning_rate, "seconds": time.perf_counter() - start}
+            self.rows.append(row)
+            on_epoch(row)
+
+    def _calibrate(self) -> None:
+        first = (tuple(batch[:1]) for batch, _ in zip(batches(self.splits.train, self.training.batch_size), range(CALIBRATION_BATCHES), strict=False))
+        calibrate(self.model, first)
+
+    def _enter(self, epoch: Epoch) -> None:
+        if epoch.index == 0 and epoch.round == 0 and not (epoch.stage is Stage.FINETUNE and self.snapshot):
+            if epoch.stage is Stage.TRAIN:
+                self._calibrate()
+            set_stage(self.model, epoch.stage, self.horizon)
+        if epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch:
+            self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
+
+    def _leave(self, epoch: Epoch) -> None:
+        on_epoch_end(self.model)
+        if epoch.stage is not Stage.TRAIN or not epoch.ends_round:
+            return
+        if epoch.round < self.training.rounds - 1:
+            on_round_end(self.model)
+            if self.training.rewind == "every-round":
+                self._rewind()
+        elif self.training.rewind != "never" and self.training.fine_tuning_epochs:
+            set_stage(self.model, Stage.FINETUNE)
+            self._rewind()
+
+    def _rewindable(self) -> dict[str, Tensor]:
+        """Return the model's own parameters and buffers: all but what pruners and quantizers hold."""
+        inside = tuple(name + "." for name, module in self.model.named_modules() if isinstance(module, (Pruner, Quantizer)))
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: tensor for name, tensor in tensors if not name.startswith(inside)}
+
+    @torch.no_grad()
+    def _rewind(self) -> None:
+        """Put the saved weights back, with what a frozen method bakes into them, and forget the optimizer's momenta."""
+        for name, tensor in self._rewindable().items():
+            tensor.copy_(self.snapshot[name])
+        for layer in pruned_layers(self.model).values():
+            if layer.pruner.stage is Stage.FINETUNE:
+                layer.weight.copy_(layer.pruner.bake(layer.weight))
+        self.optimizer.state.clear()
+
+    def _train_epoch(self, epoch: Epoch) -> Row:
+        self.model.train()
+        total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        for x, y in self.loader:
+            x, y = x.to(self.device), y.to(self.device)
+            loss, auxiliary = self.task.loss(self.model(x), y), penalty(self.model).to(self.device)
+            self.optimizer.zero_grad()
+            (loss + auxiliary).backward()
+            self.optimizer.step()
+            on_batch_end(self.model)
+            total += loss.detach() * len(x)
+            extra += auxiliary.detach() * len(x)
+            count += len(x)
+        losses = {"train/loss": float(total) / count, "train/penalty": float(extra) / count}
+        if not all(map(math.isfinite, losses.values())):
+            raise DivergedError(f"the loss is not finite in epoch {epoch.number} ({epoch.stage.value}): {losses}; lower optimizer.lr")
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, part: str, prefix: str, model: nn.Module | None = None) -> Row:
+        """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``."""
+        model = (model or self.model).eval()
+        loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        for x, y in batches(getattr(self.splits, part), 4 * self.training.batch_size):
+            x, y = x.to(self.device), y.to(self.device)
+            output = model(x)
+            loss += self.task.loss(output, y) * len(x)
+            score += self.task.score(output, y)
+            count += len(x)
+        return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last complete epoch."""
+        return {
+            "position": self.position,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "snapshot": self.snapshot,
+            "order": self.order.get_state(),
+            "rng": torch.get_rng_state(),
+            "rows": self.rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to the state that :meth:`state_dict` gave."""
+        self.position, self.rows = state["position"], list(state["rows"])
+        self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.order.set_state(state["order"].cpu())
+        torch.set_rng_state(state["rng"].cpu())
+
+
+def _on(device: torch.device, data: Dataset[tuple[Tensor, ...]]) -> Dataset[tuple[Tensor, ...]]:
+    return TensorDataset(*(tensor.to(device) for tensor in data.tensors)) if isinstance(data, TensorDataset) else data

@@ -1,0 +1,65 @@
+"""The training section: how long each stage lasts and how a step is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from pquant.settings import Settings, schema, setting
+from pquant.training.stage import Horizon
+
+Rewind = Literal["never", "every-round", "post-training-stage"]
+
+
+@schema("training", "training", open_to_extra_keys=True)
+@dataclass(frozen=True)
+class Training(Settings):
+    """Lengths of the stages in epochs, the rewinding policy, and the batch.
+
+    The run is ``pretraining_epochs`` without pruning, ``rounds`` times ``epochs`` with it, then ``fine_tuning_epochs`` with frozen masks. The weights
+    at the start of epoch ``save_weights_epoch`` of the first round (-1: none) are put back by ``rewind``: after every round but the last and after
+    the last ("every-round"), or only after the last ("post-training-stage").
+
+    ``baseline`` trains a float twin first, so that the results can say what compression cost. ``device`` is "auto" (a GPU if there is one) or what
+    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``extra`` holds all other keys of the section, for the user's own code.
+    """
+
+    epochs: int = setting(200, ge=0)
+    fine_tuning_epochs: int = setting(0, ge=0)
+    pretraining_epochs: int = setting(50, ge=0)
+    rewind: Rewind = "never"
+    rounds: int = setting(1, ge=1)
+    save_weights_epoch: int = setting(-1, ge=-1)
+    batch_size: int = setting(128, ge=1)
+    baseline: bool = False
+    device: str = "auto"
+    threads: int = setting(0, ge=0)
+    extra: dict[str, Any] = setting({})
+
+    def __post_init__(self) -> None:
+        """Check the fields and that rewinding has weights to go back to."""
+        super().__post_init__()
+        if self.rewind != "never" and self.save_weights_epoch < 0:
+            raise self.error("save_weights_epoch", f"an epoch of round 0 when rewind is '{self.rewind}'")
+        if self.save_weights_epoch >= max(self.epochs, 1):
+            raise self.error("save_weights_epoch", f"below epochs = {self.epochs}")
+
+    @classmethod
+    def from_config(cls, **settings: Any) -> Self:
+        """Return the settings of a config section, with all keys that are no field in ``extra``."""
+        names = {field.name for field in fields(cls)}
+        extra = {key: value for key, value in settings.items() if key not in names} | settings.get("extra", {})
+        return cls(**{key: value for key, value in settings.items() if key in names} | {"extra": extra})
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages together."""
+        return total_epochs({field.name: getattr(self, field.name) for field in fields(self)})
+
+    def horizon(self, steps_per_epoch: int) -> Horizon:
+        """Return how long the train stage lasts."""
+        return Horizon(self.epochs, steps_per_epoch, self.rounds)
+
+
+def total_epochs(section: Mapping[str, Any]) -> int:
+    """Return the epochs of all stages together; as the config resolver ``total_epochs``, what a scheduler over the whole run needs."""
+    return section["pretraining_epochs"] + section["rounds"] * section["epochs"] + section["fine_tuning_epochs"]
