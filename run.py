@@ -14,21 +14,22 @@ from pquant.experiment import Run
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
 def job(config: DictConfig) -> float | None:
     """Run one job and return the figure that a sweep optimizes."""
-    folder = Path(config.resume) if config.resume else output_folder()
-    if config.resume:
+    resume = config.resume is not None
+    folder = Path(config.resume) if resume else output_folder()
+    if resume:
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    run = Run(folder, OmegaConf.to_container(config, resolve=True), " ".join(["python", *sys.argv]), resume=bool(config.resume))
     experiment = build_experiment(config)
-    return experiment.objective(experiment.run(run))
+    plain = OmegaConf.to_container(config, resolve=True)
+    return experiment.objective(experiment.run(Run(folder, plain, " ".join(["python", *sys.argv]), resume)))
 
 
 def main() -> None:
-    """Run, and say configuration errors in one line unless $HYDRA_FULL_ERROR asks for more."""
-    full = os.environ.setdefault("HYDRA_FULL_ERROR", "1") != "1" or "PQUANT_TRACEBACK" in os.environ
+    """Run; say configuration errors in one line, or with a traceback when $PQUANT_TRACEBACK is set."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
     except CONFIGURATION_ERRORS as error:
-        if full:
+        if os.environ.get("PQUANT_TRACEBACK"):
             raise
         sys.exit(f"error: {explain(error)}")
 

@@ -114,6 +114,10 @@ class Experiment:
         console.summary(summary, run.folder)
         return summary
 
+    def objective(self, summary: dict[str, Any]) -> float | None:
+        """Return the validation metric of a summary, which a sweep optimizes; None after a dry run."""
+        return next((summary[name] for name in ("val/accuracy", "val/rmse") if name in summary), None)
+
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
         if isinstance(self.model, nn.Module):

@@ -1,5 +1,6 @@
 """What a compressed model is worth: sparsity, sizes, bits, a table by layer."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from pquant.quantization.ebops import ebops, layer_ebops
 
 def penalty(model: nn.Module) -> Tensor:
     """Return the auxiliary losses of pruning (in the train stage) as a scalar to add to the task's loss."""
-    terms = [layer.pruner.penalty(layer.weight) for layer in pruned_layers(model).values()]
+    return total_penalty(pruned_layers(model).values())
+
+
+def total_penalty(layers: Iterable[CompressedLayer]) -> Tensor:
+    """Return the sum of the auxiliary losses of these layers."""
+    terms = [layer.pruner.penalty(layer.weight) for layer in layers]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 

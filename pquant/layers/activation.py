@@ -10,22 +10,24 @@ from torch.nn import functional as F
 from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, QuantizedLayer, Shape
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import Quantizer
 
 
-class _Shift(torch.autograd.Function):
-    """x * 2^round(m), straight through the rounding: dm = ln 2 * sum(g y)."""
+class _ShiftedReLU(torch.autograd.Function):
+    """y = relu(x) * 2^round(m), straight through the rounding: dm = ln 2 * sum(g y)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, exponent: Tensor) -> Tensor:
         factor = torch.exp2(torch.round(exponent))
-        ctx.save_for_backward(x, factor)
-        return x * factor
+        y = torch.relu(x).mul_(factor)
+        ctx.save_for_backward(y, factor)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, factor = ctx.saved_tensors
-        shifted = grads[0] * factor
-        return shifted, torch.dot(shifted.flatten(), x.flatten()).mul_(math.log(2))
+        y, factor = ctx.saved_tensors
+        dx = torch.ops.aten.threshold_backward(grads[0], y, 0).mul_(factor)
+        return dx, torch.dot(grads[0].flatten(), y.flatten()).mul_(math.log(2))
 
 
 class PQActivation(QuantizedLayer):
@@ -66,11 +68,23 @@ class PQActivation(QuantizedLayer):
         shifts = quantized and self.kind == "relu" and quantization.use_relu_multiplier
         self.multiplier = nn.Parameter(torch.zeros(())) if shifts else None
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of ``x``, input and output quantized as set."""
+        if self.kind == "relu" and self.multiplier is None and not self.source:
+            return self.output_quantizer(self.input_quantizer.rectified(x))
+        return super().forward(x)
+
     def compute(self, x: Tensor) -> Tensor:
-        """Return the activation of ``x``."""
+        """Return the activation of a quantized ``x``."""
         if self.kind == "tanh":
             return F.hardtanh(x) if self.hard else torch.tanh(x)
-        return F.relu(x if self.multiplier is None else _Shift.apply(x, self.multiplier))
+        return F.relu(x) if self.multiplier is None else _ShiftedReLU.apply(x, self.multiplier)
+
+    def output_source(self) -> Quantizer | None:
+        """Return the output's quantizer, else the input's where ReLU alone follows it: a format holds 0 and what it holds of the positive."""
+        if not self.output_quantizer.is_float:
+            return self.output_quantizer
+        return self.operand() if self.kind == "relu" and self.multiplier is None and not self.operand().is_float else None
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:

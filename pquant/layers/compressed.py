@@ -20,13 +20,14 @@ class QuantizedLayer(nn.Module):
     """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
 
     ``name`` is the layer's dotted name in the model; ``calls`` the shapes, without the batch axis, of the (input, output) of each of its calls in
-    one forward of the model, once an example input was seen.
+    one forward of the model, once an example input was seen. ``source`` holds the quantizer that made the layer's input, where one is known.
     """
 
     input_quantizer: Quantizer
     output_quantizer: Quantizer
     name: str
     calls: tuple[tuple[Shape, Shape], ...]
+    source: tuple[Quantizer, ...] = ()
 
     def __init__(self, *args: Any, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -54,7 +55,21 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
-        return self.output_quantizer(self.compute(self.input_quantizer(x)))
+        return self.output_quantizer(self.compute(self.quantized_input(x)))
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Return ``x`` quantized; as it is where its source left nothing to do."""
+        if self.source and self.input_quantizer.keeps(self.source[0]):
+            return x
+        return self.input_quantizer(x)
+
+    def output_source(self) -> Quantizer | None:
+        """Return the quantizer whose values the layer gives out, or None when it gives others."""
+        return None if self.output_quantizer.is_float else self.output_quantizer
+
+    def operand(self) -> Quantizer:
+        """Return the quantizer that says which bits the layer computes with: its own of the input, else the one that made the input."""
+        return self.source[0] if self.input_quantizer.is_float and self.source else self.input_quantizer
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input."""

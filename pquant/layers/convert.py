@@ -35,8 +35,9 @@ REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.ReLU: PQActivation,
     nn.Tanh: PQActivation,
 }
-# Modules that only move or pick values.
-PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+# Modules that only move or pick values, and those that do in evaluation.
+KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+PASSING = (*KEEPING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def compress(
@@ -73,8 +74,9 @@ def compress(
     model = _replace(model, replaced)
     _share_weights(model)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
-    if example_input is not None:
-        calibrate(model, [example_input])
+    if trace:
+        _connect(trace, replaced)
+        calibrate(model, [example_input])  # type: ignore[list-item]
     for left in unconverted(model) + (trace.functions if trace else []):
         log.warning("not converted, stays float: %s", left)
     return model
@@ -111,6 +113,18 @@ def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
     weighted = [module for module in in_order if isinstance(module, CompressedLayer)]
     if weighted:
         weighted[-1].pruner.makes_output = True
+
+
+def _connect(trace: Trace, replaced: dict[nn.Module, nn.Module]) -> None:
+    """Tell each layer which quantizer made its input, where only modules that move or pick values stand between."""
+    for original in filter(replaced.__contains__, trace.order):
+        layer, feed = replaced[original], trace.feeds[original]
+        while isinstance(feed, KEEPING):
+            feed = trace.feeds[feed]
+        maker = replaced.get(feed) if feed is not None else None
+        source = maker.output_source() if isinstance(maker, QuantizedLayer) else None
+        if isinstance(layer, QuantizedLayer):
+            layer.source = () if source is None else (source,)
 
 
 def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:

@@ -28,6 +28,7 @@ class Trace(TorchFunctionMode):
     Attributes:
         calls: for each layer (childless module) the (input, output) shapes of its calls, without the batch axis.
         order: those modules in the order of their first calls.
+        feeds: for each layer the layer whose output it is given as it is, or None when that differs by call or is no layer's.
         functions: "relu in 'block1'"-like descriptions of calls made outside layers that change values.
     """
 
@@ -35,7 +36,9 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.calls: dict[nn.Module, Calls] = defaultdict(tuple)
         self.order: list[nn.Module] = []
+        self.feeds: dict[nn.Module, nn.Module | None] = {}
         self.functions: list[str] = []
+        self._made: dict[int, tuple[nn.Module, Tensor, int]] = {}
         self._inside: list[str] = []
         self._leaf_depth = 0
         handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module)]
@@ -60,11 +63,28 @@ class Trace(TorchFunctionMode):
             self._inside.pop()
             self._leaf_depth -= leaf
             if leaf and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                if module not in self.calls:
-                    self.order.append(module)
-                self.calls[module] += ((tuple(inputs[0].shape[1:]), tuple(output.shape[1:])),)
+                self._note(module, inputs[0], output, feed[-1])
 
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        feed: list[nn.Module | None] = []
+        return [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_pre_hook(lambda _, inputs: feed.append(self._maker(inputs))),
+            module.register_forward_hook(leave),
+        ]
+
+    def _maker(self, inputs: tuple[Any, ...]) -> nn.Module | None:
+        """Return the layer that made the first input, provided that nothing wrote into it since."""
+        module, made, version = self._made.get(id(inputs[0]), (None, None, 0)) if inputs else (None, None, 0)
+        return module if made is not None and made._version == version else None
+
+    def _note(self, module: nn.Module, x: Tensor, y: Tensor, feed: nn.Module | None) -> None:
+        if module not in self.calls:
+            self.order.append(module)
+            self.feeds[module] = feed
+        elif self.feeds[module] is not feed:
+            self.feeds[module] = None
+        self.calls[module] += ((tuple(x.shape[1:]), tuple(y.shape[1:])),)
+        self._made[id(y)] = (module, y, y._version)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and note it when it changes values outside any layer."""

@@ -26,11 +26,26 @@ class _StepMask(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         weight, threshold = ctx.saved_tensors
-        q = weight.abs().sub_(threshold)
+        magnitude = weight.abs()
+        q = magnitude - threshold
         distance = q.abs()
-        slope = distance.mul(-4).add_(2).clamp_(min=0.4).mul_(distance <= 1)
-        pull = grads[0] * weight * slope
-        return grads[0] * (q > 0) + pull * weight.sign(), -pull.sum_to_size(threshold.shape)
+        slope = (2 - 4 * distance).clamp_(min=0.4).mul_(distance <= 1)
+        dt = (grads[0] * weight).mul_(slope).neg_().sum_to_size(threshold.shape)
+        return slope.mul_(magnitude).add_(q > 0).mul_(grads[0]), dt
+
+
+class _Push(torch.autograd.Function):
+    """alpha * sum(exp(-t))."""
+
+    @staticmethod
+    def forward(ctx: Any, threshold: Tensor, alpha: float) -> Tensor:
+        pushed = threshold.neg().exp_().mul_(alpha)
+        ctx.save_for_backward(pushed)
+        return pushed.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -grads[0] * ctx.saved_tensors[0], None
 
 
 class DSTPruner(Pruner):
@@ -53,14 +68,13 @@ class DSTPruner(Pruner):
 
     def loss(self, weight: Tensor) -> Tensor:
         """Return alpha * sum(exp(-t)), which pushes thresholds up (equation 6)."""
-        return self.alpha * torch.exp(-self.threshold).sum()
+        return _Push.apply(self.threshold, self.alpha)
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
         """Set all thresholds of the layer back to 0 where too little would be left of it; no host sync."""
         if self.stage is Stage.TRAIN:
-            pruned = 1 - self.select(weight).float().mean()
-            self.threshold.mul_(pruned < self.max_pruning_pct)
+            self.threshold.mul_(self.select(weight).count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
 
 
 @schema("pruning", "dst")

@@ -1,91 +1,49 @@
 """Wanda: M. Sun, Z. Liu, A. Bair, Z. Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, arXiv 2306.11695."""
 
-import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.pruning.masks import global_budget, keep_largest_by_row, uniform_budget
-from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
+from pquant.pruning.method import PrunedWeights
+from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
-from pquant.training.stage import Horizon, Stage
-
-log = logging.getLogger(__name__)
 
 
-class WandaPruner(Pruner):
-    """Collects the energy of a layer's inputs over a window of training steps, then prunes once.
+class WandaPruner(WindowPruner):
+    """Collects the energy of a layer's inputs over the window, then prunes once.
 
     ``energy`` holds the sum of squares of each input feature, (1, in) for a dense layer; for a convolution (out, in / groups), since with
     groups each output channel sees its own inputs.
     """
 
-    state = ("step", "seen", "pruned", "budget")
+    collects = "input"
+    state = (*WindowPruner.state, "budget")
     energy: Tensor
 
     def __init__(self, method: "Wanda", weight: Tensor) -> None:
         super().__init__(method, weight)
         self.method: Wanda = method
-        self.step, self.seen, self.pruned = 0, 0, False
         self.budget = round(method.sparsity * weight.numel())
-        self._needs: frozenset[str] = frozenset()
         self.register_buffer("energy", weight.new_zeros((1, weight.shape[1]) if weight.ndim == 2 else weight.shape[:2]))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Return {"input"} while the window is open."""
-        return self._needs
-
-    def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
-        """Open the window when training starts with it."""
-        super().on_stage_start(stage, horizon)
-        self._open_or_close()
-
-    def on_batch_end(self, weight: Tensor) -> None:
-        """Count a training step, and prune at the end of the window."""
-        if self.stage is not Stage.TRAIN or self.pruned:
-            return
-        self.step += 1
-        if self.step >= self.method.window(self.horizon)[1]:
-            self.prune(weight)
-        self._open_or_close()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the counters and with them the window."""
-        super().set_extra_state(state)
-        self._open_or_close()
-
-    def _open_or_close(self) -> None:
-        start = self.method.window(self.horizon)[0]
-        open_now = self.stage is Stage.TRAIN and not self.pruned and self.step >= start
-        self._needs = frozenset({"input"}) if open_now else frozenset()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the energy of the input ``x``: (..., in) for a dense layer, (batch, in, *positions) for a convolution."""
-        axis = x.ndim + 1 - self.mask.ndim
-        energy = x.square().sum([other for other in range(x.ndim) if other != axis])
+        energy = self.by_feature(x).square().sum(1)
         out, inputs = self.energy.shape
         groups = energy.numel() // inputs
         self.energy += energy.view(groups, 1, inputs).expand(groups, max(out // groups, 1), inputs).reshape(out, inputs)
         self.seen += 1
 
-    @torch.no_grad()
-    def prune(self, weight: Tensor) -> None:
-        """Take the mask: in each output row the lowest |W_ij| * ||X_j|| go (section 3 of the paper), or all but N of every M.
-
-        Raises:
-            RuntimeError: no input was seen.
-        """
-        if not self.seen:
-            raise RuntimeError("Wanda has seen no input of this layer: run training steps in the train stage before pruning")
+    def choose(self, weight: Tensor) -> Tensor:
+        """Return the mask: in each output row the lowest |W_ij| * ||X_j|| go (section 3 of the paper), or all but N of every M."""
         norms = self.energy.sqrt().view(*self.energy.shape, *(1,) * (weight.ndim - 2))
         scores = weight.abs() * norms
-        self.mask.copy_(self._keep_n_of_m(scores) if self.method.M else self._keep_by_row(scores))
-        self.pruned = True
+        return self._keep_n_of_m(scores) if self.method.M else self._keep_by_row(scores)
 
     def _keep_by_row(self, scores: Tensor) -> Tensor:
         """Prune the budget in equal counts a row; what is left over goes to the rows where the next weight matters least."""
@@ -104,17 +62,10 @@ class WandaPruner(Pruner):
         keep = keep_largest_by_row(inputs_last.reshape(-1, m), torch.tensor(m - n, device=scores.device))
         return keep.view(inputs_last.shape).movedim(-1, 1)
 
-    def freeze(self, weight: Tensor) -> Tensor:
-        """Freeze the mask; training that ended inside the window prunes now, with what was collected."""
-        if self.stage is Stage.TRAIN and not self.pruned:
-            log.warning("Wanda: training ended before its window closed; pruning with the %d batches collected", self.seen)
-            self.prune(weight)
-        return super().freeze(weight)
-
 
 @schema("pruning", "wanda")
 @dataclass(frozen=True)
-class Wanda(PruningMethod):
+class Wanda(WindowMethod):
     """One mask from |weight| times input norm, then training goes on with it.
 
     Pretraining: off. Training: inputs are collected for ``t_delta`` steps after the first ``t_start_collecting_batch``, then the mask is taken once.
@@ -154,23 +105,4 @@ class Wanda(PruningMethod):
         """Give each layer its count of weights to prune."""
         counts = (global_budget if self.calculate_pruning_budget else uniform_budget)(layers, self.sparsity)
         for name, (pruner, _) in layers.items():
-            pruner.budget = counts[name]
-
-    def window(self, horizon: Horizon | None) -> tuple[int, int]:
-        """Return the first and the last-plus-one step of the window, within the training steps when their number is known."""
-        end = self.t_start_collecting_batch + self.t_delta
-        if horizon is None:
-            return self.t_start_collecting_batch, end
-        return min(self.t_start_collecting_batch, max(horizon.steps - 1, 0)), min(end, horizon.steps)
-
-    def warnings(self, horizon: Horizon) -> list[str]:
-        """Warn when the window does not fit the training steps."""
-        end = self.t_start_collecting_batch + self.t_delta
-        if end <= horizon.steps:
-            return []
-        start, stop = self.window(horizon)
-        return [
-            f"Wanda's window (steps {self.t_start_collecting_batch} to {end}) does not fit the {horizon.steps} training steps: it will prune at the"
-            f" last step, with {stop - start} batches and no training after it; t_start_collecting_batch + t_delta <= {horizon.steps // 2} leaves"
-            " half of training to recover"
-        ]
+            pruner.budget = counts[name]  # type: ignore[assignment]

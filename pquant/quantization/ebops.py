@@ -45,7 +45,7 @@ def layer_ebops(layer: QuantizedLayer) -> float:
     if not layer.calls and weight.ndim != 2:
         raise ConfigError(f"the EBOPs of layer '{layer.name}' depend on the size of its input: give compress an example_input")
     positions = sum(math.prod(output) // weight.shape[0] for _, output in layer.calls) if layer.calls else 1
-    return positions * _multiplications(weight, bias, quantizers, layer.input_quantizer)
+    return positions * _multiplications(weight, bias, quantizers, layer.operand())
 
 
 def _multiplications(weight: Tensor, bias: Tensor | None, quantizers: tuple[Quantizer, Quantizer], data: Quantizer) -> float:

@@ -4,6 +4,7 @@ A format is ``k`` (keep negatives, 0 or 1), ``i`` integer bits without the sign 
 The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a value without bits is 0.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
@@ -16,25 +17,18 @@ OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
 Bits = int | Tensor
 
 
-def _half_up(v: Tensor) -> Tensor:
-    return v.mul_(2).floor_().mul_(0.5).ceil_()
-
-
-def _half_down(v: Tensor) -> Tensor:
-    return v.mul_(2).ceil_().mul_(0.5).floor_()
-
-
-# Each rounds the given tensor in place where it can. A half-up by floor(v + 0.5) would round 0.49999997 to 1 in float32;
-# floor(2v) and its half are exact.
+# Each rounds v = x * 2^f in place where it can, given as 2v for the modes in DOUBLED: floor(v + 0.5) would round 0.49999997 to 1 in float32,
+# while floor(2v) and its half are exact.
 ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "TRN": torch.Tensor.floor_,
     "TRN_ZERO": torch.Tensor.trunc_,
-    "RND": _half_up,
+    "RND": lambda v: v.floor_().mul_(0.5).ceil_(),
     "RND_CONV": torch.Tensor.round_,
-    "RND_ZERO": lambda v: torch.copysign(_half_down(v.abs()), v),
-    "RND_INF": lambda v: torch.copysign(_half_up(v.abs()), v),
-    "RND_MIN_INF": _half_down,
+    "RND_ZERO": lambda v: torch.copysign(v.abs().ceil_().mul_(0.5).floor_(), v),
+    "RND_INF": lambda v: torch.copysign(v.abs().floor_().mul_(0.5).ceil_(), v),
+    "RND_MIN_INF": lambda v: v.ceil_().mul_(0.5).floor_(),
 }
+DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 SATURATING = ("SAT", "SAT_SYM")
 
 
@@ -55,38 +49,60 @@ def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
     return (float(low), float(high)) if width > 0 else (0.0, 0.0)
 
 
+@cache
+def _constant(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
+def _factor(value: Any) -> Tensor:
+    """Return a factor as a tensor: a number as a 0-dim one made once, which multiplies faster than a Python number does."""
+    return value if isinstance(value, Tensor) else _constant(value)
+
+
+# For v >= 0 up to 2^23, floor(v + this) is half-up exactly, in one pass less than floor(2v) takes; for negative v it is not.
+BELOW_HALF = 0.5 - 2.0**-25
+
+
 def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
     """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
+    if overflow_mode not in SATURATING:
+        return _wrapped(x, k, i, f, round_mode, overflow_mode)
     low, high = bounds(k, i, f, overflow_mode)
-    if overflow_mode in SATURATING:
-        return ROUND[round_mode](torch.clamp(x, low, high).mul_(pow2(f))).mul_(pow2(-f))
-    n = ROUND[round_mode](x * pow2(f))
+    clipped = torch.clamp(x, low, high)
+    if round_mode == "RND" and x.dtype == torch.float32 and isinstance(low, float) and low == 0.0 and k + i + f <= 23:
+        return torch.add(_constant(BELOW_HALF), clipped, alpha=pow2(f)).floor_().mul_(_factor(pow2(-f)))
+    scale = pow2(f + (round_mode in DOUBLED))
+    return ROUND[round_mode](clipped.mul_(_factor(scale))).mul_(_factor(pow2(-f)))
+
+
+def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+    n = ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED)))
     count = pow2(k + i + f)
     lowest = -k * pow2(i + f)
     period = count if overflow_mode == "WRAP" else 2 * count
     u = n.remainder_(period).sub_(lowest).remainder_(period)
     if overflow_mode == "WRAP_SM":
         u = torch.minimum(u, 2 * count - 1 - u)
-    values = u.add_(lowest).mul_(pow2(-f))
-    return values.mul_(k + i + f > 0)
+    return u.add_(lowest).mul_(pow2(-f)).mul_(k + i + f > 0)
 
 
 @cache
-def _open_bounds(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the nearest values outside [low, high], so that a strict comparison includes both ends."""
-    ends = torch.tensor([low, high], dtype=dtype)
-    outward = torch.nextafter(ends, torch.tensor([-torch.inf, torch.inf], dtype=dtype))
-    return outward[0].item(), outward[1].item()
+def _open_bounds(k: int, i: int, f: int, overflow_mode: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the nearest values outside the range of a format, so that a strict comparison includes both its ends."""
+    low, high = (abs(bound) for bound in bounds(k, i, f, overflow_mode))
+    limits = torch.finfo(dtype)
+    step_low, step_high = (limits.eps * 2.0 ** (math.frexp(size)[1] - 1) if size else limits.tiny for size in (low, high))
+    return -low - step_low, high + step_high
 
 
 def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflow_mode: str) -> Tensor:
     """Return ``grad`` where ``x`` passes the format unclipped, and 0 where it saturates or the format has no bits."""
     if overflow_mode not in SATURATING:
         return grad * (k + i + f > 0)
-    low, high = bounds(k, i, f, overflow_mode)
-    if isinstance(low, Tensor):
+    if isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor):
+        low, high = bounds(k, i, f, overflow_mode)
         return grad * ((x >= low) & (x <= high))
-    return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(low, high, x.dtype))
+    return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
 
 
 class _FixedPoint(torch.autograd.Function):

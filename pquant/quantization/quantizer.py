@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import OverflowMode, RoundMode, fixed_point
+from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -64,6 +64,14 @@ class Quantizer(nn.Module):
         """Return the deployed total bits k + i + f, at least 0; 32 for float values."""
         formats = self.format()
         return torch.tensor(FLOAT_BITS) if formats is None else sum(formats).clamp(min=0)  # type: ignore[union-attr]
+
+    def keeps(self, source: "Quantizer") -> bool:
+        """Return whether all values that ``source`` gives pass unchanged; False when that is not plain from fixed formats."""
+        return False
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """Return relu of the quantized ``x``."""
+        return torch.relu(self(x))
 
     def mean_width(self) -> float | None:
         """Return the mean of :meth:`width`, or None for float values."""
@@ -169,6 +177,22 @@ class FixedPointQuantizer(Quantizer):
         torch.maximum(self.high, high.reshape(self.high.shape), out=self.high)
         self.i.copy_(integer_bits(self.low * self.k, self.high, self.f))
         self._read_bits()
+
+    def keeps(self, source: Quantizer) -> bool:
+        """Return whether ``source`` has one fixed format that this one contains."""
+        if self._numbers is None or not isinstance(source, FixedPointQuantizer) or source._numbers is None:
+            return False
+        symmetric = self.overflow_mode == "SAT_SYM" and source.overflow_mode != "SAT_SYM" and source._numbers[0]
+        return not symmetric and not self.observing and all(mine >= theirs for mine, theirs in zip(self._numbers, source._numbers, strict=True))
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """Return relu of the quantized ``x``: where it saturates, the same values as those of the format without negatives.
+
+        The gradient then passes for all positive ``x``, also for those that round to 0.
+        """
+        if self._numbers is None or self.observing or self.overflow_mode not in SATURATING:
+            return super().rectified(x)
+        return fixed_point(x, 0, *self._numbers[1:], self.round_mode, self.overflow_mode)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the bits in force."""

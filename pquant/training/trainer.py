@@ -16,11 +16,11 @@ from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate
-from pquant.measures import penalty, sparsity
+from pquant.measures import sparsity, total_penalty
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
 from pquant.quantization.quantizer import Quantizer
-from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
+from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
@@ -88,6 +88,7 @@ class Trainer:
         self.loader = batches(self.splits.train, training.batch_size, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
+        self.pruned = list(pruned_layers(self.model).values())
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
@@ -144,7 +145,7 @@ class Trainer:
         """Put the saved weights back, with what a frozen method bakes into them, and forget the optimizer's momenta."""
         for name, tensor in self._rewindable().items():
             tensor.copy_(self.snapshot[name])
-        for layer in pruned_layers(self.model).values():
+        for layer in self.pruned:
             if layer.pruner.stage is Stage.FINETUNE:
                 layer.weight.copy_(layer.pruner.bake(layer.weight))
         self.optimizer.state.clear()
@@ -154,11 +155,12 @@ class Trainer:
         total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in self.loader:
             x, y = x.to(self.device), y.to(self.device)
-            loss, auxiliary = self.task.loss(self.model(x), y), penalty(self.model).to(self.device)
+            loss, auxiliary = self.task.loss(self.model(x), y), total_penalty(self.pruned).to(self.device)
             self.optimizer.zero_grad()
             (loss + auxiliary).backward()
             self.optimizer.step()
-            on_batch_end(self.model)
+            for layer in self.pruned:
+                layer.pruner.on_batch_end(layer.weight)
             total += loss.detach() * len(x)
             extra += auxiliary.detach() * len(x)
             count += len(x)

@@ -1,0 +1,96 @@
+"""Activation pruning: channels that rarely fire go, as in H. Hu, R. Peng, Y. Tai, C. Tang, "Network Trimming" (APoZ), 2016, arXiv 1607.03250."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.pruning.window import WindowMethod, WindowPruner
+from pquant.settings import schema, setting
+from pquant.training.stage import Stage
+
+
+class ActivationPruner(WindowPruner):
+    """Collects how active each output channel of a layer is over the window, then removes the inactive channels once.
+
+    ``activity`` (out,) holds the sum, over ``values`` outputs of each channel, of 1[y > 0] or of |y|.
+    """
+
+    collects = "output"
+    state = (*WindowPruner.state, "values")
+    activity: Tensor
+
+    def __init__(self, method: "ActivationPruning", weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.method: ActivationPruning = method
+        self.values = 0
+        self.register_buffer("activity", weight.new_zeros(weight.shape[0]))
+
+    @property
+    def exempt(self) -> bool:
+        """Whether the layer keeps all channels because they are the model's outputs."""
+        return self.makes_output and not self.method.prune_output_layer
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Return {"output"} while the window is open."""
+        return frozenset() if self.exempt else super().needs
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add the activity of the output ``x``: (..., out) of a dense layer, (batch, out, *positions) of a convolution."""
+        outputs = self.by_feature(x)
+        self.activity += (outputs > 0 if self.method.statistic == "frequency" else outputs.abs()).sum(1)
+        self.values += outputs.shape[1]
+        self.seen += 1
+
+    def prune(self, weight: Tensor) -> None:
+        """Remove the inactive channels, unless the layer is exempt."""
+        if self.exempt:
+            self.pruned = True
+        else:
+            super().prune(weight)
+
+    def choose(self, weight: Tensor) -> Tensor:
+        """Return the mask (out, 1, ...) of the channels whose mean activity is above the threshold, and of the most active one."""
+        keep = self.activity / self.values > self.method.threshold
+        keep[self.activity.argmax()] = True
+        return keep.view(-1, *(1,) * (weight.ndim - 1))
+
+    def prune_bias(self, bias: Tensor) -> Tensor:
+        """Return the bias (out,) without those of removed channels."""
+        return bias * self.mask.flatten(1)[:, 0] if self.pruned and self.stage is not Stage.PRETRAIN else bias
+
+
+@schema("pruning", "activation_pruning")
+@dataclass(frozen=True)
+class ActivationPruning(WindowMethod):
+    """Removes output channels, weights and bias, that are rarely active.
+
+    Pretraining: off. Training: outputs before the activation function are collected for ``t_delta`` steps after the first
+    ``t_start_collecting_batch``; then each channel o with p_o <= ``threshold`` goes once and for all, and training goes on without it. A window
+    longer than training ends with it, and a warning says so. Fine-tuning: the same mask.
+
+    p_o is the mean over samples, positions and steps of 1[y_o > 0], the share of time in which a ReLU after the layer is open (``statistic``
+    "frequency"), or of |y_o| ("mean_abs"), for layers that no ReLU follows. The most active channel of a layer always stays. The layer that
+    makes the model's output keeps all its channels unless ``prune_output_layer``; list other heads, and the partners of a residual sum whose
+    channels must stay, in ``disable_pruning_for_layers``.
+    """
+
+    pruning_method: Literal["activation_pruning"] = "activation_pruning"
+    threshold: float = setting(0.3, ge=0)
+    t_delta: int = setting(50, ge=1)
+    t_start_collecting_batch: int = setting(50, ge=0)
+    statistic: Literal["frequency", "mean_abs"] = "frequency"
+    prune_output_layer: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that a frequency can exceed the threshold."""
+        super().__post_init__()
+        if self.statistic == "frequency" and self.threshold >= 1:
+            raise self.error("threshold", "below 1, as it is compared with a frequency")
+
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> ActivationPruner:
+        """Return the collector for ``weight``."""
+        return ActivationPruner(self, weight)

@@ -1,0 +1,52 @@
+"""Magnitude pruning in one shot: S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections", NeurIPS 2015, arXiv 1506.02626."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.pruning.masks import global_budget, keep_largest, uniform_budget
+from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
+from pquant.settings import schema, setting
+
+
+class MagnitudePruner(Pruner):
+    """A mask that is taken once."""
+
+    state: ClassVar[tuple[str, ...]] = ("pruned",)
+
+    def __init__(self, method: "Magnitude", weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.pruned = False
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor, count: int) -> None:
+        """Take the mask: the ``count`` smallest |W| go."""
+        if not self.pruned:
+            self.mask.copy_(keep_largest(weight.abs(), count))
+            self.pruned = True
+
+
+@schema("pruning", "magnitude")
+@dataclass(frozen=True)
+class Magnitude(PruningMethod):
+    """The smallest weights go when training starts, and training goes on without them.
+
+    Pretraining: off. Training: as it begins, the ``sparsity`` share of smallest |W| is masked, over all layers together (``budget`` "global")
+    or in each layer ("uniform"). Fine-tuning: the same mask.
+    """
+
+    pruning_method: Literal["magnitude"] = "magnitude"
+    sparsity: float = setting(0.8, ge=0, le=1)
+    budget: Literal["global", "uniform"] = "global"
+
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MagnitudePruner:
+        """Return the mask for ``weight``."""
+        return MagnitudePruner(self, weight)
+
+    def prepare(self, layers: PrunedWeights) -> None:
+        """Take every layer's mask, once."""
+        counts = (global_budget if self.budget == "global" else uniform_budget)(layers, self.sparsity)
+        for name, (pruner, weight) in layers.items():
+            pruner.prune(weight, counts[name])  # type: ignore[operator]

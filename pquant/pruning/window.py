@@ -1,0 +1,113 @@
+"""What methods share that look at activations over a window of training steps and then prune once."""
+
+import logging
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pquant.pruning.method import Pruner, PruningMethod
+from pquant.training.stage import Horizon, Stage
+
+log = logging.getLogger(__name__)
+
+
+class WindowPruner(Pruner):
+    """Collects statistics of a layer's activations while the window is open, and prunes once, when it closes.
+
+    A method names what it ``collects`` and answers ``observe`` (which counts in ``seen``) and ``choose``.
+    """
+
+    collects: ClassVar[Literal["input", "output"]]
+    state: ClassVar[tuple[str, ...]] = ("step", "seen", "pruned")
+
+    def __init__(self, method: "WindowMethod", weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.method: WindowMethod = method
+        self.step, self.seen, self.pruned = 0, 0, False
+        self._needs: frozenset[str] = frozenset()
+
+    def choose(self, weight: Tensor) -> Tensor:
+        """Return the mask, a boolean tensor that broadcasts with ``weight``, from what was collected."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Return what the method collects while the window is open."""
+        return self._needs
+
+    def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
+        """Open the window when training starts with it."""
+        super().on_stage_start(stage, horizon)
+        self._open_or_close()
+
+    def on_batch_end(self, weight: Tensor) -> None:
+        """Count a training step, and prune at the end of the window."""
+        if self.stage is not Stage.TRAIN or self.pruned:
+            return
+        self.step += 1
+        if self.step >= self.method.window(self.horizon)[1]:
+            self.prune(weight)
+        self._open_or_close()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the counters and with them the window."""
+        super().set_extra_state(state)
+        self._open_or_close()
+
+    def _open_or_close(self) -> None:
+        start = self.method.window(self.horizon)[0]
+        open_now = self.stage is Stage.TRAIN and not self.pruned and self.step >= start
+        self._needs = frozenset({self.collects}) if open_now else frozenset()
+
+    def by_feature(self, x: Tensor) -> Tensor:
+        """Return an input or output, (..., features) dense or ([batch,] features, *positions) of a convolution, as (features, values)."""
+        features = x.ndim + 1 - self.mask.ndim
+        return x.movedim(features, 0).reshape(x.shape[features], -1)
+
+    @torch.no_grad()
+    def prune(self, weight: Tensor) -> None:
+        """Take the mask, for good.
+
+        Raises:
+            RuntimeError: nothing was seen.
+        """
+        if not self.seen:
+            name = type(self.method).__name__
+            raise RuntimeError(f"{name} has seen no {self.collects} of this layer: run training steps in the train stage before pruning")
+        self.mask.copy_(self.choose(weight).expand_as(self.mask))
+        self.pruned = True
+
+    def freeze(self, weight: Tensor) -> Tensor:
+        """Freeze the mask; training that ended inside the window prunes now, with what was collected."""
+        if self.stage is Stage.TRAIN and not self.pruned:
+            name = type(self.method).__name__
+            log.warning("%s: training ended before its window closed; pruning with the %d batches collected", name, self.seen)
+            self.prune(weight)
+        return super().freeze(weight)
+
+
+class WindowMethod(PruningMethod):
+    """A method that collects for ``t_delta`` steps of the train stage after the first ``t_start_collecting_batch``."""
+
+    t_delta: int
+    t_start_collecting_batch: int
+
+    def window(self, horizon: Horizon | None) -> tuple[int, int]:
+        """Return the first and the last-plus-one step of the window, within the training steps when their number is known."""
+        end = self.t_start_collecting_batch + self.t_delta
+        if horizon is None:
+            return self.t_start_collecting_batch, end
+        return min(self.t_start_collecting_batch, max(horizon.steps - 1, 0)), min(end, horizon.steps)
+
+    def warnings(self, horizon: Horizon) -> list[str]:
+        """Warn when the window does not fit the training steps."""
+        end = self.t_start_collecting_batch + self.t_delta
+        if end <= horizon.steps:
+            return []
+        start, stop = self.window(horizon)
+        return [
+            f"{type(self).__name__}'s window (steps {self.t_start_collecting_batch} to {end}) does not fit the {horizon.steps} training steps:"
+            f" it will prune at the last step, with {stop - start} batches and no training after it; t_start_collecting_batch + t_delta <="
+            f" {horizon.steps // 2} leaves half of training to recover"
+        ]

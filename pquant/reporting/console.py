@@ -1,0 +1,109 @@
+"""What a run says while it trains: a live bar on a terminal, a few lines elsewhere, nothing when asked for quiet."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich import console, progress
+
+from pquant.reporting.headline import headline, metric_names, show
+
+LINES = 15
+"""Lines for the epochs of a long run, beside those of its first and last epoch and of each stage."""
+
+Verbosity = Literal["auto", "plain", "quiet"]
+
+
+class Console:
+    """The life of one run as text on the standard output.
+
+    ``progress`` is "auto" (a live bar on a terminal, else plain), "plain" (about twenty lines, however long the run) or "quiet" (nothing).
+    """
+
+    def __init__(self, progress: Verbosity = "auto") -> None:
+        self._out = console.Console(quiet=progress == "quiet", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        live = progress == "auto" and self._out.is_terminal and not self._out.is_dumb_terminal
+        self._epochs: _Epochs = _Bar(self._out) if live else _Lines(self._out)
+
+    def start(self, total_epochs: int) -> None:
+        """Begin to show a training of ``total_epochs`` epochs."""
+        self._epochs.start(total_epochs)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Show one epoch; ``row`` has ``stage`` and ``epoch`` (from 1), and the figures that ``metrics.csv`` has."""
+        self._epochs.show(row)
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        self._out.print(text)
+
+    def finish(self) -> None:
+        """End the display of training, also when it was interrupted."""
+        self._epochs.finish()
+
+    def summary(self, figures: Mapping[str, Any], folder: Path) -> None:
+        """Print the headline of a run's figures, and where its files are."""
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        self.note("")
+        for figure in headline(figures):
+            self.note(f"{figure.label:<16} {figure.value:<13} {figure.note}".rstrip())
+        self.note(f"{'Files':<16} {shown}")
+
+
+class _Epochs(Protocol):
+    """How the epochs of a training are shown."""
+
+    def start(self, total: int) -> None: ...
+
+    def show(self, row: Mapping[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class _Lines:
+    """A line for the first and the last epoch, for each change of stage and for every k-th epoch."""
+
+    def __init__(self, out: console.Console) -> None:
+        self.out, self.total, self.stage = out, 0, ""
+
+    def start(self, total: int) -> None:
+        self.total, self.stage = total, ""
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        number, every = row["epoch"], math.ceil(self.total / LINES) or 1
+        if row["stage"] != self.stage or number == self.total or number % every == 0:
+            self.out.print(f"epoch {number:>{len(str(self.total))}}/{self.total}  {row['stage']:<8}  {_facts(row)}")
+        self.stage = row["stage"]
+
+    def finish(self) -> None:
+        pass
+
+
+class _Bar:
+    """A bar with the stage, the epoch, its figures and the time left."""
+
+    def __init__(self, out: console.Console) -> None:
+        columns = (
+            progress.TextColumn("{task.description:<8}", markup=False),
+            progress.BarColumn(bar_width=None),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[facts]}", markup=False),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        self.progress = progress.Progress(*columns, console=out, expand=True, speed_estimate_period=3600)
+
+    def start(self, total: int) -> None:
+        self.task = self.progress.add_task("", total=total, facts="")
+        self.progress.start()
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        self.progress.update(self.task, completed=row["epoch"], description=row["stage"], facts=_facts(row))
+
+    def finish(self) -> None:
+        self.progress.stop()
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity"}
+    return "  ".join(f"{name} {show(name, row[key])}" for name, key in names.items() if key in row)

@@ -1,0 +1,100 @@
+"""The figures that sum a run up, in words; the console and the report say the same."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a run as text: what it is, how much, and what to compare it with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def headline(summary: Mapping[str, Any]) -> list[Figure]:
+    """Return the figures of ``summary.json`` that people ask for first; those that are missing or None are left out."""
+    metrics = [Figure(_words(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
+    notes = {
+        "sparsity": "of the prunable weights",
+        "nonzero_params": f"of {show('params', summary.get('params'))}",
+        "weight_bits": "mean of the non-zero weights",
+        "ebops": "",
+        "size_bytes": "non-zero weights and biases, no index",
+        "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
+    }
+    return metrics + [Figure(_LABELS[name], show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
+
+
+def metric_names(figures: Mapping[str, Any], part: str) -> list[str]:
+    """Return the names of all ``part/<name>`` but the loss: the metrics of the task."""
+    names = [key.removeprefix(f"{part}/") for key in figures if key.startswith(f"{part}/")]
+    return [name for name in names if name != "loss"]
+
+
+def show(name: str, value: Any) -> str:
+    """Return a value as text, in the unit that its name has: per cent, bytes, a duration, a count, or four digits; "-" for no number."""
+    if isinstance(value, str):
+        return value
+    if value is None or not math.isfinite(value):
+        return "-"
+    return _FORMATS.get(name.rpartition("/")[2], _digits)(value)
+
+
+def _baseline(summary: Mapping[str, Any], name: str) -> str:
+    baseline, reached = summary.get(f"float/{name}"), summary[f"test/{name}"]
+    if baseline is None:
+        return ""
+    difference = f", {100 * (reached - baseline):+.2f} points" if name == "accuracy" and reached is not None else ""
+    return f"float baseline {show(name, baseline)}{difference}"
+
+
+def _words(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _bits(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}".removesuffix(".")
+
+
+def _size(value: float) -> str:
+    return f"{value:.0f} B" if value < 1000 else f"{value / 1000:.1f} kB" if value < 1e6 else f"{value / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+_LABELS = {
+    "sparsity": "Sparsity",
+    "nonzero_params": "Parameters left",
+    "weight_bits": "Weight bits",
+    "ebops": "EBOPs",
+    "size_bytes": "Size",
+    "wall_seconds": "Time",
+}
+_FORMATS: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity"), _percent),
+    **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),
+    **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "epochs"), _count),
+    **dict.fromkeys(("seconds", "wall_seconds"), _duration),
+    "size_bytes": _size,
+}

@@ -1,0 +1,92 @@
+"""The report of a run: one page that needs nothing else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pquant.reporting.headline import headline, metric_names, show
+from pquant.reporting.plots import curves, layer_bars, stages
+from pquant.tracking.files import plain, write_atomic
+
+SECTIONS = ("data", "model", "pruning", "quantization")
+COLUMNS = ("params", "nonzero", "sparsity", "weight_bits", "input_bits", "output_bits", "ebops")
+
+
+def write_report(
+    folder: Path,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    command: str,
+) -> Path:
+    """Write ``report.html`` into the run's folder and return its path.
+
+    Args:
+        folder: the run's folder.
+        summary: the figures of ``summary.json``.
+        rows: the epochs, as in ``metrics.csv``.
+        layers: one row a layer, see :func:`pquant.layer_table`.
+        config: the composed configuration, plain values.
+        command: how the run was started.
+    """
+    page = render(
+        "report.html.j2",
+        folder=folder.name,
+        title=_title(summary),
+        parts=_parts(config),
+        figures=headline(summary),
+        stages=stages(rows),
+        curves=curves(rows),
+        bars=layer_bars(layers),
+        columns=COLUMNS,
+        layers=[_layer(layer) for layer in layers],
+        command=command,
+        config=_yaml(config),
+        summary=plain(summary),
+    )
+    path = folder / "report.html"
+    write_atomic(path, page)
+    return path
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a template of this folder filled in; every value is escaped but those that the template calls safe."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    return (
+        Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        .get_template(template)
+        .render(values)
+    )
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    said = [f"{show(name, summary[f'test/{name}'])} {name}" for name in metric_names(summary, "test")[:1]]
+    said += [
+        f"{show(name, summary[name])} {words}" for name, words in (("sparsity", "sparse"), ("weight_bits", "bits a weight")) if summary.get(name)
+    ]
+    return ", ".join(said) or "A run of pquant"
+
+
+def _parts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the classes of the sections that say what was done to what."""
+    chosen = [(name, config[name]) for name in SECTIONS if isinstance(config.get(name), Mapping)]
+    return [(name, str(section["_target_"]).rpartition(".")[2]) for name, section in chosen if "_target_" in section]
+
+
+def _layer(layer: Mapping[str, Any]) -> dict[str, str]:
+    figures = {name: "float" if name.endswith("_bits") and layer[name] is None else show(name, layer[name]) for name in COLUMNS if name in layer}
+    return {
+        "name": str(layer.get("name", "")),
+        "type": str(layer.get("type", "")),
+        "shape": " × ".join(map(str, layer.get("shape") or [])),
+        **figures,
+    }
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

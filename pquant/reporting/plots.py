@@ -1,0 +1,131 @@
+"""Plots as SVG text that takes its colours and font from the page around it, so that it reads in light and dark."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pquant.reporting.headline import metric_names, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+TEXT, GRID, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
+SHADES = ("#050505", "#060606", "#070707")
+PAINT = {TEXT: "--muted", GRID: "--line", FIRST: "--accent", SECOND: "--second"} | {shade: f"--shade-{i}" for i, shade in enumerate(SHADES)}
+"""Colours that stand for variables of the page's style sheet."""
+
+WIDTH, HEIGHT, LINE_HEIGHT = 4.6, 2.5, 0.21
+NAME_LENGTH = 24
+
+
+class Plot(NamedTuple):
+    """A titled SVG; the title is plain text, to be escaped."""
+
+    title: str
+    svg: str
+
+
+def stages(rows: Rows) -> list[str]:
+    """Return the stages of a run in the order in which they came."""
+    return list(dict.fromkeys(str(row.get("stage", "")) for row in rows))
+
+
+def curves(rows: Rows) -> list[Plot]:
+    """Return a plot by epoch for each metric, the losses, sparsity and EBOPs, stages shaded; those that are never but 0 are left out."""
+    metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
+    names = dict.fromkeys((*metrics, "loss", "penalty", "sparsity", "ebops"))
+    series = {name: _series(rows, name) for name in names}
+    return [Plot(name, _curve(rows, name, lines)) for name, lines in series.items() if lines]
+
+
+def layer_bars(layers: Rows) -> list[Plot]:
+    """Return the bars of sparsity and of weight bits by layer; layers without the figure are left out."""
+    known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits")}
+    return [Plot(name.replace("_", " "), _bars(with_it, name)) for name, with_it in known.items() if with_it]
+
+
+def _series(rows: Rows, name: str) -> dict[str, list[float]]:
+    """Return the values by epoch of the keys ``name``, ``train/name`` and ``val/name`` that have one, NaN where an epoch has none."""
+    found: dict[str, list[float]] = {}
+    for label, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("", name)):
+        values = [_number(row.get(key)) for row in rows]
+        if any(values):
+            found[label] = [math.nan if value is None else value for value in values]
+    return found
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _curve(rows: Rows, name: str, lines: Mapping[str, list[float]]) -> str:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure, axes = _axes(HEIGHT)
+    epochs = [int(row.get("epoch", position)) for position, row in enumerate(rows, 1)]
+    _shade(axes, rows, epochs)
+    for (label, values), colour in zip(lines.items(), (FIRST, SECOND), strict=False):
+        axes.plot(epochs, values, color=colour, linewidth=1.6, label=label, marker="o" if len(epochs) < 25 else None, markersize=3)
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name in ("accuracy", "sparsity") else f"{value:,.5g}"))
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_xlabel("epoch", color=TEXT, fontsize=9)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=TEXT)
+    return _svg(figure)
+
+
+def _shade(axes: "Axes", rows: Rows, epochs: Sequence[int]) -> None:
+    """Shade the stages, and draw a line where a round of the same stage begins."""
+    order, before = stages(rows), ""
+    for (stage, _), group in groupby(zip(rows, epochs, strict=True), key=lambda item: (str(item[0].get("stage", "")), item[0].get("round"))):
+        span = [epoch for _, epoch in group]
+        axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=SHADES[order.index(stage) % len(SHADES)], linewidth=0)
+        if stage == before:
+            axes.axvline(span[0] - 0.5, color=GRID, linewidth=1, linestyle=(0, (2, 2)))
+        before = stage
+
+
+def _bars(layers: Rows, name: str) -> str:
+    figure, axes = _axes(0.3 + LINE_HEIGHT * len(layers))
+    values = [float(layer[name]) for layer in layers]
+    bars = axes.barh(range(len(layers)), values, color=FIRST, height=0.62)
+    axes.bar_label(bars, [show(name, value) for value in values], padding=4, color=TEXT, fontsize=9)
+    axes.set_yticks(range(len(layers)), [_shortened(str(layer.get("name", ""))) for layer in layers], parse_math=False)
+    axes.set_xticks([])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(0, 1.25 if name == "sparsity" else 1.25 * max(*values, 1e-9))
+    return _svg(figure)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
+
+
+def _axes(height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=TEXT, labelsize=9, length=0)
+    return figure, axes
+
+
+def _svg(figure: "Figure") -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pquant"}):
+        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = text.getvalue()
+    for colour, variable in PAINT.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,8 @@
+"""What a run leaves behind: its local files, its environment, and a tracker such as Weights & Biases."""
+
+from pquant.tracking.environment import config_hash, environment
+from pquant.tracking.files import MetricsCsv, write_atomic, write_json
+from pquant.tracking.tracker import NoTracker, Tracker
+from pquant.tracking.wandb import WandbTracker
+
+__all__ = ["MetricsCsv", "NoTracker", "Tracker", "WandbTracker", "config_hash", "environment", "write_atomic", "write_json"]

@@ -1,0 +1,45 @@
+"""Where and with what a run was made, so that it can be made again."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pquant.tracking.files import plain
+
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pquant")
+
+
+def environment() -> dict[str, str | None]:
+    """Return ``git_commit``, ``platform``, ``version/python`` and ``version/<package>``; None for what is not there.
+
+    The commit is that of the repository which holds this package, else of the working directory's.
+    """
+    versions = {f"version/{name}": _version(name) for name in PACKAGES}
+    return {"git_commit": _git_commit(), "platform": platform.platform(), "version/python": platform.python_version(), **versions}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys."""
+    canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    for folder in (str(Path(__file__).parent), "."):
+        try:
+            command = ["git", "-C", folder, "rev-parse", "--verify", "HEAD"]
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None

@@ -1,0 +1,88 @@
+"""The files that every run leaves: written whole or not at all, read by people and by any tool."""
+
+import csv
+import io
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace the file at ``path`` by ``content`` (text as UTF-8), so that a crash leaves either the old file or the new one.
+
+    Raises:
+        OSError: the folder is missing, full or read-only; the old file is then intact and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write ``obj`` as strict JSON, keys in their order, atomically; see :func:`plain` for what becomes of tensors and NaN."""
+    write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it: nested dicts with string keys, lists, strings, finite numbers, booleans and None.
+
+    Tensors, arrays and their scalars become numbers or nested lists, NaN and infinities None, all else its ``str``.
+    """
+    value = _python(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+class MetricsCsv:
+    """A CSV file with a row an epoch; its columns are all keys seen so far, in the order in which they came.
+
+    Floats are written in full, so that reading them back gives the same bits; what a row does not have is left empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._header: list[str] = []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row at the end; a key never seen before rewrites the file with its new column, atomically."""
+        if not row.keys() <= set(self._header):
+            self.rewrite([*self.rows, row])
+            return
+        self.rows.append(_as_numbers(row))
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            file.write(self._lines(self.rows[-1:]))
+
+    def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all rows, atomically."""
+        self.rows = [_as_numbers(row) for row in rows]
+        self._header = list(dict.fromkeys(key for row in self.rows for key in row))
+        write_atomic(self.path, self._lines([dict(zip(self._header, self._header, strict=True)), *self.rows]) if self._header else "")
+
+    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._header, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def _as_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _python(value) for key, value in row.items()}
+
+
+def _python(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

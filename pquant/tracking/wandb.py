@@ -1,0 +1,132 @@
+"""Weights & Biases: a run of it beside the local files, and never in their way."""
+
+import logging
+import netrc
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from pquant.errors import ConfigError
+from pquant.settings import Settings, schema
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+log = logging.getLogger(__name__)
+
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
+
+
+@schema("tracker", "wandb")
+@dataclass(frozen=True)
+class WandbTracker(Settings):
+    """Sends the figures of a run to Weights & Biases, or keeps them in the run's folder for a later ``wandb sync``.
+
+    ``mode`` is "auto" (what ``$WANDB_MODE`` says, else online for a user who is logged in) or what W&B calls one. Without a login a run is offline:
+    nobody is ever prompted. When W&B fails, that is logged once and the run goes on without it.
+    """
+
+    project: str = "pquant"
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+    def start(self, folder: Path, config: dict[str, Any]) -> None:
+        """Begin a W&B run whose files lie in ``folder/wandb``.
+
+        Raises:
+            ConfigError: wandb cannot be imported.
+        """
+        try:
+            from wandb import Settings as RunSettings
+            from wandb import init
+        except Exception as error:
+            raise ConfigError(f"tracker=wandb cannot import wandb ({error}): install it, or use tracker=none") from error
+        self._session.begin(
+            lambda: init(
+                project=self.project,
+                group=self.group,
+                name=self.name,
+                dir=folder,
+                config=config,
+                mode=self._resolved_mode(RunSettings().base_url),
+                reinit="finish_previous",
+                settings=RunSettings(console="off", silent=True),
+            )
+        )
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log an epoch's figures at step ``row["epoch"]``."""
+        self._session.do(lambda run: run.log(dict(row), step=row["epoch"]))
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Set the summary of the W&B run."""
+        self._session.do(lambda run: run.summary.update(dict(figures)))
+
+    def finish(self, status: str) -> None:
+        """End the W&B run with an exit code that says how it ended."""
+        self._session.do(lambda run: run.finish(exit_code=EXIT_CODES[status]))
+        self._session.run = None
+
+    @cached_property
+    def _session(self) -> "_Session":
+        return _Session()
+
+    def _resolved_mode(self, server: str) -> Literal["online", "offline", "disabled"]:
+        match os.environ.get("WANDB_MODE") if self.mode == "auto" else self.mode:
+            case "offline" | "disabled" as asked:
+                return asked
+        if logged_in(server):
+            return "online"
+        if self.mode == "online":
+            log.warning("nobody is logged in to Weights & Biases, so the run stays offline; see wandb login, $WANDB_API_KEY and $WANDB_BASE_URL")
+        return "offline"
+
+
+def logged_in(server: str) -> bool:
+    """Return whether the environment or the netrc file has a key for W&B; asks neither the user nor the network.
+
+    ``$WANDB_BASE_URL`` names a server of one's own; without it, ``server`` is the URL that W&B has by default.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    own = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlsplit(url).netloc for url in ([own] if own else [server, "https://api.wandb.ai"])]
+    candidates = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    path = next((path for path in map(os.path.expanduser, candidates) if os.path.isfile(path)), None)
+    try:
+        known = netrc.netrc(path).hosts if path else {}
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(known[host][2] for host in hosts if host in known)
+
+
+class _Session:
+    """The live run of W&B; none before it begins, after it ends and once it has failed."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+
+    def begin(self, init: Callable[[], "Run"]) -> None:
+        """Set the run to what ``init`` gives."""
+        with self._giving_up_on_error():
+            self.run = init()
+
+    def do(self, action: Callable[["Run"], object]) -> None:
+        """Do something with the run, if there is one."""
+        if self.run is not None:
+            with self._giving_up_on_error():
+                action(self.run)
+
+    @contextmanager
+    def _giving_up_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.run = None
+            log.warning("Weights & Biases failed, the run goes on without it: %s: %s", type(error).__name__, error)
