@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from pquant.measures import total_penalty
 from pquant.models import MLP, ResNet20
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
+from pquant.quantization.ebops import priced_layers
 from pquant.training.optimizer import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,11 +37,15 @@ FIXED = Quantization(
     quantize_output=False,
     use_relu_multiplier=False,
 )
+HGQ_TENSOR = replace(FIXED, use_hgq=True, hgq_beta=1e-7, hgq_gamma=1e-7)
+HGQ_WEIGHT = replace(HGQ_TENSOR, granularity="per_weight", data_granularity="per_channel")
 OFF = Quantization(enable_quantization=False)
 VARIANTS: dict[str, tuple[PruningMethod, Quantization]] = {
     "fixed 8-bit": (NoPruning(), FIXED),
     "DST": (DST(), OFF),
     "DST + fixed 8-bit": (DST(), FIXED),
+    "DST + HGQ per tensor": (DST(), HGQ_TENSOR),
+    "DST + HGQ per weight": (DST(), HGQ_WEIGHT),
     "Wanda": (Wanda(), OFF),
     "Wanda + fixed 8-bit": (Wanda(), FIXED),
 }
@@ -68,11 +74,11 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Calla
     """Return the training step of a compressed model, as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3)
-    layers = list(pruned_layers(model).values())
+    layers, priced = list(pruned_layers(model).values()), priced_layers(model)
 
     def step() -> None:
         optimizer.zero_grad()
-        (nn.functional.cross_entropy(model(x), y) + total_penalty(layers)).backward()
+        (nn.functional.cross_entropy(model(x), y) + total_penalty(layers, priced)).backward()
         optimizer.step()
         for layer in layers:
             layer.pruner.on_batch_end(layer.weight)
@@ -113,7 +119,9 @@ def measure(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, dic
 def table(title: str, rows: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table."""
     lines = [f"| {title} | ms | ratio to plain | quartiles |", "|---|---:|---:|---:|"]
-    lines += [f"| {name} | {row['milliseconds']:.2f} | {row['ratio']:.2f} | {row['ratio_low']:.2f}-{row['ratio_high']:.2f} |" for name, row in rows.items()]
+    lines += [
+        f"| {name} | {row['milliseconds']:.2f} | {row['ratio']:.2f} | {row['ratio_low']:.2f}-{row['ratio_high']:.2f} |" for name, row in rows.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,7 @@ from pquant.training.training import total_epochs
 ALLOW = "PQUANT_ALLOW"
 TARGETS = ("pquant.*", "torch.*", "torchvision.*", "sklearn.*", "optuna.*")
 
-OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
+OmegaConf.register_resolver("total_epochs", total_epochs, replace=True)
 
 
 def allowed_targets() -> tuple[str, ...]:
@@ -36,10 +36,10 @@ def build_experiment(config: DictConfig) -> Experiment:
         ConfigError: a value that a method object refuses, or a ``_target_`` that may not be built.
     """
     try:
-        sections = {key: instantiate(config[key], _convert_="all", _execution_whitelist_=allowed_targets()) for key in config}
+        values = instantiate(config, _convert_="all", _execution_whitelist_=allowed_targets())
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
-    return Experiment(**sections)
+    return Experiment(**values)
 
 
 def explain(error: BaseException) -> str:

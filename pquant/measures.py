@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
-from pquant.quantization.ebops import ebops, layer_ebops
+from pquant.quantization.ebops import ebops, layer_ebops, price, priced_layers
 
 
 def penalty(model: nn.Module) -> Tensor:
-    """Return the auxiliary losses of pruning (in the train stage) as a scalar to add to the task's loss."""
-    return total_penalty(pruned_layers(model).values())
+    """Return the auxiliary losses as a scalar to add to the task's loss: pruning's in the train stage, the price of bits from it on."""
+    return total_penalty(pruned_layers(model).values(), priced_layers(model))
 
 
-def total_penalty(layers: Iterable[CompressedLayer]) -> Tensor:
-    """Return the sum of the auxiliary losses of these layers."""
-    terms = [layer.pruner.penalty(layer.weight) for layer in layers]
+def total_penalty(pruned: Iterable[CompressedLayer], priced: Iterable[QuantizedLayer]) -> Tensor:
+    """Return the sum of the pruners' auxiliary losses and of the price of trained bits."""
+    terms = [layer.pruner.penalty(layer.weight) for layer in pruned] + [price(layer) for layer in priced]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -48,7 +48,7 @@ def _row(name: str, layer: QuantizedLayer) -> dict[str, Any]:
         nonzero = int(weight.count_nonzero())
         row |= {"shape": list(weight.shape), "params": weight.numel(), "nonzero": nonzero, "sparsity": 1 - nonzero / max(weight.numel(), 1)}
         row |= {"prunable": layer.prunable, "weight_bits": layer.weight_quantizer.mean_width()}
-    row |= {"input_bits": layer.input_quantizer.mean_width(), "output_bits": layer.output_quantizer.mean_width()}
+    row |= {"input_bits": layer.operand().mean_width(), "output_bits": layer.output_quantizer.mean_width()}
     known = layer.calls or isinstance(layer, CompressedLayer) and layer.weight.ndim == 2
     return row | {"ebops": layer_ebops(layer) if known else None}
 

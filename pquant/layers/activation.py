@@ -1,6 +1,7 @@
 """Activations."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, QuantizedLayer, Shape
 from pquant.pruning.method import PruningMethod
+from pquant.quantization.fixed_point import SATURATING
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import Quantizer
 
@@ -33,7 +35,8 @@ class _ShiftedReLU(torch.autograd.Function):
 class PQActivation(QuantizedLayer):
     """ReLU or tanh with quantizers around it.
 
-    With ``use_relu_multiplier`` a quantized ReLU has a trained ``multiplier`` m: it gives relu(x * 2^round(m)), a shift of bits in hardware. Without
+    A saturating input quantizer without negatives is a ReLU already: relu(q(x)) has the same values, so a quantized ReLU has such a quantizer and nothing
+    else. With ``use_relu_multiplier`` a quantized ReLU has a trained ``multiplier`` m: it gives relu(x * 2^round(m)), a shift of bits in hardware. Without
     ``use_real_tanh`` a quantized tanh is the hard one, clamp(x, -1, 1).
 
     Args:
@@ -67,24 +70,23 @@ class PQActivation(QuantizedLayer):
         self.hard = quantized and not quantization.use_real_tanh
         shifts = quantized and self.kind == "relu" and quantization.use_relu_multiplier
         self.multiplier = nn.Parameter(torch.zeros(())) if shifts else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of ``x``, input and output quantized as set."""
-        if self.kind == "relu" and self.multiplier is None and not self.source:
-            return self.output_quantizer(self.input_quantizer.rectified(x))
-        return super().forward(x)
+        self.rectifies = self.kind == "relu" and not shifts and formats.input.enable and formats.input.overflow_mode in SATURATING
+        if self.rectifies:
+            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), calls[0][0] if calls else None)
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
         if self.kind == "tanh":
             return F.hardtanh(x) if self.hard else torch.tanh(x)
+        if self.rectifies:
+            return x
         return F.relu(x) if self.multiplier is None else _ShiftedReLU.apply(x, self.multiplier)
 
     def output_source(self) -> Quantizer | None:
-        """Return the output's quantizer, else the input's where ReLU alone follows it: a format holds 0 and what it holds of the positive."""
+        """Return the output's quantizer, else the input's where it is the ReLU itself."""
         if not self.output_quantizer.is_float:
             return self.output_quantizer
-        return self.operand() if self.kind == "relu" and self.multiplier is None and not self.operand().is_float else None
+        return self.input_quantizer if self.rectifies else None
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:

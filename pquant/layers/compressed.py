@@ -26,8 +26,11 @@ class QuantizedLayer(nn.Module):
     input_quantizer: Quantizer
     output_quantizer: Quantizer
     name: str
+    quantization: Quantization
     calls: tuple[tuple[Shape, Shape], ...]
     source: tuple[Quantizer, ...] = ()
+    price: Tensor
+    train_epochs: Tensor
 
     def __init__(self, *args: Any, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -44,7 +47,10 @@ class QuantizedLayer(nn.Module):
         return new
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
-        self.name, self.calls = name, calls
+        self.name, self.calls, self.quantization = name, calls, quantization
+        if quantization.prices_bits:
+            self.register_buffer("price", torch.zeros(2))
+            self.register_buffer("train_epochs", torch.tensor(-1))
         formats = quantization.formats(name)
         input_shape, output_shape = calls[0] if calls else (None, None)
         try:
@@ -59,27 +65,45 @@ class QuantizedLayer(nn.Module):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return ``x`` quantized; as it is where its source left nothing to do."""
-        if self.source and self.input_quantizer.keeps(self.source[0]):
-            return x
-        return self.input_quantizer(x)
+        return x if self.source and self.input_quantizer.keeps(self.source[0]) else self.input_quantizer(x)
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
         return None if self.output_quantizer.is_float else self.output_quantizer
 
     def operand(self) -> Quantizer:
-        """Return the quantizer that says which bits the layer computes with: its own of the input, else the one that made the input."""
-        return self.source[0] if self.input_quantizer.is_float and self.source else self.input_quantizer
+        """Return the quantizer that says which bits the layer computes with: the one that made its input, unless its own takes bits away."""
+        passes = self.source and (self.input_quantizer.is_float or self.input_quantizer.keeps(self.source[0]))
+        return self.source[0] if passes else self.input_quantizer
+
+    def connect(self, source: Quantizer) -> None:
+        """Take note of the quantizer that makes the layer's input. One that is trained serves as the layer's own where that is of the same kind."""
+        self.source = (source,)
+        if self.input_quantizer.twin_of(source):
+            self.input_quantizer = NoQuantizer()
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input."""
         raise NotImplementedError
 
     def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
-        """Follow the change to another stage."""
+        """Follow the change to another stage: bits have a price from the train stage on."""
+        if stage is Stage.TRAIN and self.quantization.prices_bits:
+            self._set_price(0)
+
+    def on_epoch_end(self) -> None:
+        """Follow one epoch: the price may have a schedule."""
+        if self.quantization.prices_bits and self.train_epochs >= 0:
+            self._set_price(int(self.train_epochs) + 1)
+
+    def _set_price(self, epoch: int) -> None:
+        self.train_epochs.fill_(epoch)
+        self.price.copy_(torch.tensor(self.quantization.prices(epoch)))
 
     def finalized(self) -> nn.Module:
         """Turn this layer into what is deployed and return it: quantized weights, masks applied, nothing left to train with."""
+        for buffer in ("price", "train_epochs"):
+            self._buffers.pop(buffer, None)
         self.input_quantizer, self.output_quantizer = self.input_quantizer.deployed(), self.output_quantizer.deployed()
         return self
 
@@ -147,6 +171,7 @@ class CompressedLayer(QuantizedLayer):
     @torch.no_grad()
     def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
         """Tell the pruner; at fine-tuning its mask is frozen and what it bakes is written into the weight."""
+        super().on_stage_start(stage, horizon)
         if stage is Stage.FINETUNE:
             self.weight.copy_(self.pruner.freeze(self.weight))
         else:

@@ -16,6 +16,7 @@ from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
 from pquant.layers.trace import Calls, Example, Trace
 from pquant.pruning.method import PruningMethod
+from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FixedPointQuantizer
 
@@ -119,12 +120,13 @@ def _connect(trace: Trace, replaced: dict[nn.Module, nn.Module]) -> None:
     """Tell each layer which quantizer made its input, where only modules that move or pick values stand between."""
     for original in filter(replaced.__contains__, trace.order):
         layer, feed = replaced[original], trace.feeds[original]
+        moved = False
         while isinstance(feed, KEEPING):
-            feed = trace.feeds[feed]
+            feed, moved = trace.feeds[feed], True
         maker = replaced.get(feed) if feed is not None else None
         source = maker.output_source() if isinstance(maker, QuantizedLayer) else None
-        if isinstance(layer, QuantizedLayer):
-            layer.source = () if source is None else (source,)
+        if isinstance(layer, QuantizedLayer) and source is not None and not (moved and source.width().ndim):
+            layer.connect(source)
 
 
 def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:
@@ -141,8 +143,7 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
 
 
 @contextmanager
-def _observing(model: nn.Module) -> Iterator[None]:
-    quantizers = [module for module in model.modules() if isinstance(module, FixedPointQuantizer) and module.auto]
+def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     for quantizer in quantizers:
         quantizer.observing = True
@@ -159,8 +160,19 @@ def _observing(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
     """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
-    if any(isinstance(module, FixedPointQuantizer) and module.auto for module in model.modules()):
-        with _observing(model):
+    quantizers = [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
+    _observe(model, quantizers, batches)
+
+
+@torch.no_grad()
+def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
+    """Widen the integer bits that were tracked in training (HGQ under WRAP) until no value in these batches wraps; before deployment."""
+    _observe(model, [module for module in model.modules() if isinstance(module, HGQQuantizer) and module.tracks], batches)
+
+
+def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer], batches: Iterable[Example]) -> None:
+    if quantizers:
+        with _observing(model, quantizers):
             for batch in batches:
                 model(*(batch if isinstance(batch, tuple) else (batch,)))
 
@@ -172,4 +184,10 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    return _replace(model, {layer: layer.finalized() for layer in layers}).eval()
+    before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
+    final = {layer: layer.finalized() for layer in layers}
+    after = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
+    became = {id(old): new for olds, news in zip(before, after, strict=True) for old, new in zip(olds, news, strict=True)}
+    for layer in final.values():
+        layer.source = tuple(became.get(id(source), source) for source in layer.source)  # type: ignore[attr-defined]
+    return _replace(model, final).eval()

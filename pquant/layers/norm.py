@@ -19,7 +19,7 @@ class ChannelAffine(QuantizedLayer):
 
     def __init__(self, norm: "_BatchNorm") -> None:
         nn.Module.__init__(self)
-        self.name, self.calls = norm.name, norm.calls
+        self.name, self.calls, self.quantization, self.source = norm.name, norm.calls, norm.quantization, norm.source
         self.input_quantizer, self.output_quantizer = norm.input_quantizer, norm.output_quantizer
         scale, shift = norm.scale_and_shift()
         self.weight = nn.Parameter(scale, requires_grad=False)

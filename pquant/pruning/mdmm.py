@@ -1,16 +1,16 @@
 """MDMM proto"""
+
 import logging
 import math
 import os
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from pquant.pruning.masks import global_budget, keep_largest, uniform_budget
-from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
+from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
 from pquant.training.stage import Stage
 
@@ -41,7 +41,7 @@ class MDMMPruner(Pruner):
             return C * s.mean()
         if WIDTH == "quant":
             k = max(1, min(s.numel(), round(self.target * s.numel()) + 1))
-            return (C * s.flatten().kthvalue(k).values).clamp(min=2*self.method.epsilon)
+            return (C * s.flatten().kthvalue(k).values).clamp(min=2 * self.method.epsilon)
         return torch.tensor(C)
 
     def kernel(self, s):

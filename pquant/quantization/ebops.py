@@ -1,7 +1,7 @@
 """Effective bit operations: C. Sun et al., "HGQ: High Granularity Quantization for Real-time Neural Networks on FPGAs", arXiv 2405.00645, section 3.
 
-EBOPs add up, over all multiplications of one inference, the bits of the weight times the bits of the data. A constant weight counts the bits from
-its highest to its lowest set bit, so pruned weights cost nothing; float values count as 32 bits.
+EBOPs add up, over all multiplications of one inference, the bits of the weight times the bits of the data, and the bits of each bias added. Padding zeros
+cost nothing, nor do pruned weights; pools, ReLU and tanh multiply nothing. Float values count as 32 bits.
 """
 
 import math
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pquant.errors import ConfigError
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
 from pquant.layers.norm import ChannelAffine, _BatchNorm
+from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24
@@ -24,39 +25,56 @@ def significant_bits(values: Tensor) -> Tensor:
     return torch.where(mantissa == 0, 0, MANTISSA_BITS - lowest).float()
 
 
-def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
+def constant_bits(values: Tensor | None, quantizer: Quantizer) -> Tensor | None:
     """Return the bits that each constant costs: its significant bits when it is quantized, 32 when it stays float, 0 when it is 0."""
-    return (values != 0).float() * FLOAT_BITS if quantizer.is_float else significant_bits(values)
+    if values is None:
+        return None
+    return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
-def layer_ebops(layer: QuantizedLayer) -> float:
-    """Return the EBOPs of one layer in one inference.
+def operations(layer: QuantizedLayer, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
+    """Return the EBOPs of one layer in one inference, differentiable in the bits.
+
+    Args:
+        layer: a dense, convolution or batch norm layer.
+        weight: bits of each weight, of the weight's shape.
+        bias: bits of each bias, (outputs,), or None.
+        data: bits of the layer's input, broadcasting with one input.
 
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known.
     """
-    if isinstance(layer, CompressedLayer):
-        (weight, bias), quantizers = layer.deployed(), (layer.weight_quantizer, layer.bias_quantizer)
-    elif isinstance(layer, (_BatchNorm, ChannelAffine)):
-        weight, bias = (layer.weight, layer.bias) if isinstance(layer, ChannelAffine) else layer.scale_and_shift()
-        quantizers = (layer.weight_quantizer, layer.bias_quantizer)
-    else:
-        return 0.0
-    if not layer.calls and weight.ndim != 2:
+    if not layer.calls and not (isinstance(layer, CompressedLayer) and weight.ndim == 2):
         raise ConfigError(f"the EBOPs of layer '{layer.name}' depend on the size of its input: give compress an example_input")
-    positions = sum(math.prod(output) // weight.shape[0] for _, output in layer.calls) if layer.calls else 1
-    return positions * _multiplications(weight, bias, quantizers, layer.operand())
-
-
-def _multiplications(weight: Tensor, bias: Tensor | None, quantizers: tuple[Quantizer, Quantizer], data: Quantizer) -> float:
-    """Return the EBOPs of one output position: weights times data, plus the bias, which is added to every output."""
-    weight_bits = constant_bits(weight, quantizers[0])
-    total = float((weight_bits * data.width().max().to(weight_bits.device)).sum())
-    if bias is not None:
-        total += float(constant_bits(bias, quantizers[1]).sum())
+    total = weight.new_zeros(())
+    for inputs, outputs in layer.calls or (((weight.shape[-1],), (weight.shape[0],)),):
+        x = data.to(weight).expand(1, *inputs)
+        total = total + (layer.linear_map(x, weight, None) if isinstance(layer, CompressedLayer) else _by_channel(x, weight)).sum()
+        if bias is not None:
+            total = total + bias.sum() * (math.prod(outputs) // weight.shape[0])
     return total
 
 
+def _by_channel(x: Tensor, weight: Tensor) -> Tensor:
+    return x * weight.view(-1, *(1,) * (x.ndim - 2))
+
+
+def layer_ebops(layer: QuantizedLayer) -> float:
+    """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
+    if isinstance(layer, CompressedLayer):
+        weight, bias = layer.deployed()
+    elif isinstance(layer, ChannelAffine):
+        weight, bias = layer.weight, layer.bias
+    elif isinstance(layer, _BatchNorm):
+        weight, bias = layer.scale_and_shift()
+    else:
+        return 0.0
+    weight_bits, bias_bits = constant_bits(weight, layer.weight_quantizer), constant_bits(bias, layer.bias_quantizer)
+    assert weight_bits is not None
+    return float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
+
+
+@torch.no_grad()
 def ebops(model: nn.Module) -> float:
     """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be deployed now.
 
@@ -64,3 +82,20 @@ def ebops(model: nn.Module) -> float:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
     return sum(layer_ebops(layer) for layer in model.modules() if isinstance(layer, QuantizedLayer))
+
+
+def priced_layers(model: nn.Module) -> list[QuantizedLayer]:
+    """Return the layers whose bits are trained at a price (``hgq_beta``, ``hgq_gamma``)."""
+    layers = (layer for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.quantization.prices_bits)
+    return [layer for layer in layers if any(isinstance(child, HGQQuantizer) for child in layer.children())]
+
+
+def price(layer: QuantizedLayer) -> Tensor:
+    """Return beta times the layer's EBOPs plus gamma times its bits, as training sees them: by bit width, pruned weights free."""
+    trained = [child for child in layer.children() if isinstance(child, HGQQuantizer)]
+    total = layer.price[1] * sum(quantizer.bits().sum() for quantizer in trained)
+    if isinstance(layer, CompressedLayer):
+        weight = layer.weight_quantizer.bits() * layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
+        bias = None if layer.bias is None else layer.bias_quantizer.bits().expand_as(layer.bias)
+        total = total + layer.price[0] * operations(layer, weight, bias, layer.operand().bits())
+    return total

@@ -71,8 +71,12 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     clipped = torch.clamp(x, low, high)
     if round_mode == "RND" and x.dtype == torch.float32 and isinstance(low, float) and low == 0.0 and k + i + f <= 23:
         return torch.add(_constant(BELOW_HALF), clipped, alpha=pow2(f)).floor_().mul_(_factor(pow2(-f)))
-    scale = pow2(f + (round_mode in DOUBLED))
-    return ROUND[round_mode](clipped.mul_(_factor(scale))).mul_(_factor(pow2(-f)))
+    return rounded(clipped, f, round_mode)
+
+
+def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
+    """Return ``x`` rounded to ``f`` fractional bits, however large."""
+    return ROUND[round_mode](x * _factor(pow2(f + (round_mode in DOUBLED)))).mul_(_factor(pow2(-f)))
 
 
 def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:

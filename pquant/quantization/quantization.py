@@ -1,13 +1,18 @@
 """The quantization section: which format each tensor of each layer has."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from pquant.errors import ConfigError, NotAvailableError, unknown
+from pquant.errors import ConfigError, unknown
 from pquant.names import check_patterns, matches
 from pquant.quantization.fixed_point import OverflowMode, RoundMode
+from pquant.quantization.hgq import HGQQuantizer, scheduled
 from pquant.quantization.quantizer import FixedPointQuantizer, Granularity, NoQuantizer, Quantizer, TensorFormat, bits_shape
 from pquant.settings import Settings, schema, setting
+
+DATA_FORGET = 0.01
+"""Bits by which the tracked integer bits of data may fall in one step (HGQ2's value)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,13 @@ class Quantization(Settings):
     Bits are k (keep negatives), i (integer, without the sign), f (fractional); see :mod:`pquant.quantization.fixed_point`. The defaults of the
     specification give every tensor zero bits: set them, or use the presets ``quantization=fixed`` and ``quantization=hgq``. ``i`` may be "auto":
     chosen from the data (or the weights) when training starts.
+
+    ``granularity`` says what shares a bit width in weights, ``data_granularity`` in data. ``pruning_first`` quantizes the pruned weight; otherwise the
+    quantized weight is pruned.
+
+    With ``use_hgq`` the bits are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs
+    plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs with the
+    epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs.
 
     ``layer_specific`` maps a layer's exact dotted name or a glob to what differs there; the first rule that fits a layer wins::
 
@@ -57,14 +69,17 @@ class Quantization(Settings):
     overflow_mode_parameters: OverflowMode = "SAT"
     round_mode: RoundMode = "RND"
     use_relu_multiplier: bool = True
+    hgq_beta_schedule: list[list[float]] = setting([])
     granularity: Granularity = "per_tensor"
+    data_granularity: Granularity = "per_tensor"
     pruning_first: bool = True
 
     def __post_init__(self) -> None:
         """Check the fields and every rule of ``layer_specific``."""
         super().__post_init__()
-        if self.use_hgq:
-            raise NotAvailableError("Quantization.use_hgq: high-granularity quantization is not available yet; use quantization=fixed")
+        for point in self.hgq_beta_schedule:
+            if len(point) != 2 or min(point) < 0:
+                raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative")
         for pattern in self.layer_specific:
             self._overridden(pattern, self._default_formats())
 
@@ -79,7 +94,7 @@ class Quantization(Settings):
 
     def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""
-        return FixedPointQuantizer(settings, bits_shape(settings.granularity, shape)) if settings.enable else NoQuantizer()
+        return self._quantizer(settings, shape, forget=math.inf)
 
     def data_quantizer(self, settings: TensorFormat, shape: tuple[int, ...] | None) -> Quantizer:
         """Return the quantizer of a layer's input or output of ``shape``, without the batch axis; None when it is not known.
@@ -89,7 +104,22 @@ class Quantization(Settings):
         """
         if shape is None and settings.enable and settings.granularity != "per_tensor":
             raise ConfigError(f"data quantized {settings.granularity} needs its shape: give compress an example_input")
-        return self.weight_quantizer(settings, shape or ())
+        return self._quantizer(settings, shape or (), forget=DATA_FORGET)
+
+    def _quantizer(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> Quantizer:
+        if not settings.enable:
+            return NoQuantizer()
+        shared = bits_shape(settings.granularity, shape)
+        return HGQQuantizer(settings, shared, forget) if self.use_hgq else FixedPointQuantizer(settings, shared)
+
+    @property
+    def prices_bits(self) -> bool:
+        """Whether training pays for bits."""
+        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.hgq_gamma)
+
+    def prices(self, epoch: int) -> tuple[float, float]:
+        """Return (beta, gamma) at an epoch of the train stage, from 0."""
+        return scheduled(self.hgq_beta, self.hgq_beta_schedule, epoch), self.hgq_gamma
 
     def _default_formats(self) -> LayerFormats:
         weight = TensorFormat(
@@ -107,6 +137,7 @@ class Quantization(Settings):
             f=self.default_data_fractional_bits,
             round_mode=self.round_mode,
             overflow_mode=self.overflow_mode_data,
+            granularity=self.data_granularity,
         )
         return LayerFormats(
             weight=weight,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point
+from pquant.quantization.fixed_point import OverflowMode, RoundMode, fixed_point
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -46,6 +46,14 @@ def integer_bits(low: Tensor, high: Tensor, f: Tensor) -> Tensor:
     return torch.where((low == 0) & (high == 0), torch.zeros_like(above), torch.maximum(above, below))
 
 
+def value_range(x: Tensor, shape: torch.Size, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest (0 where negatives are not kept) and highest of 0 and ``x`` over all that shares a bit width of ``shape``."""
+    missing = x.ndim - len(shape)
+    shared = list(range(missing)) + [axis + missing for axis, size in enumerate(shape) if size == 1]
+    low, high = (x.amin(shared), x.amax(shared)) if shared else (x, x)
+    return low.reshape(shape).clamp(max=0) * k, high.reshape(shape).clamp(min=0)
+
+
 class Quantizer(nn.Module):
     """What every quantizer answers: the values it gives, and the format they have."""
 
@@ -65,13 +73,17 @@ class Quantizer(nn.Module):
         formats = self.format()
         return torch.tensor(FLOAT_BITS) if formats is None else sum(formats).clamp(min=0)  # type: ignore[union-attr]
 
+    def bits(self) -> Tensor:
+        """Return the bits that an operation pays for; differentiable where they are trained."""
+        return self.width()
+
     def keeps(self, source: "Quantizer") -> bool:
         """Return whether all values that ``source`` gives pass unchanged; False when that is not plain from fixed formats."""
         return False
 
-    def rectified(self, x: Tensor) -> Tensor:
-        """Return relu of the quantized ``x``."""
-        return torch.relu(self(x))
+    def twin_of(self, source: "Quantizer") -> bool:
+        """Return whether training both this quantizer and ``source``, which it follows, would train the same thing twice."""
+        return False
 
     def mean_width(self) -> float | None:
         """Return the mean of :meth:`width`, or None for float values."""
@@ -150,6 +162,15 @@ class FixedPointQuantizer(Quantizer):
             self.register_buffer("high", torch.zeros(shape))
         self._read_bits()
 
+    @classmethod
+    def of(cls, bits: tuple[Tensor, Tensor, Tensor], round_mode: RoundMode, overflow_mode: OverflowMode) -> "FixedPointQuantizer":
+        """Return the quantizer of given (k, i, f), all of one shape."""
+        new = cls(TensorFormat(round_mode=round_mode, overflow_mode=overflow_mode), tuple(bits[1].shape)).to(bits[1].device)
+        for buffer, values in zip((new.k, new.i, new.f), bits, strict=True):
+            buffer.copy_(values)
+        new._read_bits()
+        return new
+
     def _read_bits(self) -> None:
         self.calibrated = not bool(self.i.isnan().any())
         self._numbers = tuple(int(bits) for bits in (self.k, self.i, self.f)) if self.calibrated and self.i.ndim == 0 else None
@@ -170,12 +191,10 @@ class FixedPointQuantizer(Quantizer):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widen the range, and with it the integer bits, to the values of ``x``."""
-        missing = x.ndim - self.i.ndim
-        shared = list(range(missing)) + [axis + missing for axis, size in enumerate(self.i.shape) if size == 1]
-        low, high = (x.amin(shared), x.amax(shared)) if shared else (x, x)
-        torch.minimum(self.low, low.reshape(self.low.shape), out=self.low)
-        torch.maximum(self.high, high.reshape(self.high.shape), out=self.high)
-        self.i.copy_(integer_bits(self.low * self.k, self.high, self.f))
+        low, high = value_range(x, self.i.shape, self.k)
+        torch.minimum(self.low, low, out=self.low)
+        torch.maximum(self.high, high, out=self.high)
+        self.i.copy_(integer_bits(self.low, self.high, self.f))
         self._read_bits()
 
     def keeps(self, source: Quantizer) -> bool:
@@ -184,15 +203,6 @@ class FixedPointQuantizer(Quantizer):
             return False
         symmetric = self.overflow_mode == "SAT_SYM" and source.overflow_mode != "SAT_SYM" and source._numbers[0]
         return not symmetric and not self.observing and all(mine >= theirs for mine, theirs in zip(self._numbers, source._numbers, strict=True))
-
-    def rectified(self, x: Tensor) -> Tensor:
-        """Return relu of the quantized ``x``: where it saturates, the same values as those of the format without negatives.
-
-        The gradient then passes for all positive ``x``, also for those that round to 0.
-        """
-        if self._numbers is None or self.observing or self.overflow_mode not in SATURATING:
-            return super().rectified(x)
-        return fixed_point(x, 0, *self._numbers[1:], self.round_mode, self.overflow_mode)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the bits in force."""

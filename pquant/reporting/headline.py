@@ -17,7 +17,7 @@ class Figure:
 
 def headline(summary: Mapping[str, Any]) -> list[Figure]:
     """Return the figures of ``summary.json`` that people ask for first; those that are missing or None are left out."""
-    metrics = [Figure(_words(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
+    metrics = [Figure(label(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
     notes = {
         "sparsity": "of the prunable weights",
         "nonzero_params": f"of {show('params', summary.get('params'))}",
@@ -26,20 +26,23 @@ def headline(summary: Mapping[str, Any]) -> list[Figure]:
         "size_bytes": "non-zero weights and biases, no index",
         "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
     }
-    return metrics + [Figure(_LABELS[name], show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
+    return metrics + [Figure(label(name), show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
 
 
 def metric_names(figures: Mapping[str, Any], part: str) -> list[str]:
-    """Return the names of all ``part/<name>`` but the loss: the metrics of the task."""
-    names = [key.removeprefix(f"{part}/") for key in figures if key.startswith(f"{part}/")]
+    """Return the names of all numbers ``part/<name>`` but the loss: the metrics of the task."""
+    names = [key.removeprefix(f"{part}/") for key, value in figures.items() if key.startswith(f"{part}/") and isinstance(value, (int, float))]
     return [name for name in names if name != "loss"]
+
+
+def label(name: str) -> str:
+    """Return what people call the figure ``name``."""
+    return _LABELS.get(name, name[:1].upper() + name[1:].replace("_", " "))
 
 
 def show(name: str, value: Any) -> str:
     """Return a value as text, in the unit that its name has: per cent, bytes, a duration, a count, or four digits; "-" for no number."""
-    if isinstance(value, str):
-        return value
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "-"
     return _FORMATS.get(name.rpartition("/")[2], _digits)(value)
 
@@ -48,12 +51,8 @@ def _baseline(summary: Mapping[str, Any], name: str) -> str:
     baseline, reached = summary.get(f"float/{name}"), summary[f"test/{name}"]
     if baseline is None:
         return ""
-    difference = f", {100 * (reached - baseline):+.2f} points" if name == "accuracy" and reached is not None else ""
+    difference = f", {100 * (reached - baseline):+.2f} points" if name == "accuracy" else ""
     return f"float baseline {show(name, baseline)}{difference}"
-
-
-def _words(name: str) -> str:
-    return name[:1].upper() + name[1:].replace("_", " ")
 
 
 def _percent(value: float) -> str:
@@ -83,14 +82,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_LABELS = {
-    "sparsity": "Sparsity",
-    "nonzero_params": "Parameters left",
-    "weight_bits": "Weight bits",
-    "ebops": "EBOPs",
-    "size_bytes": "Size",
-    "wall_seconds": "Time",
-}
+_LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
 _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pquant.reporting.headline import headline, metric_names, show
+from pquant.reporting.headline import headline, label, metric_names, show
 from pquant.reporting.plots import curves, layer_bars, stages
 from pquant.tracking.files import plain, write_atomic
 
@@ -30,6 +30,7 @@ def write_report(
         config: the composed configuration, plain values.
         command: how the run was started.
     """
+    summary, rows, layers = plain(summary), plain(list(rows)), plain(list(layers))
     page = render(
         "report.html.j2",
         folder=folder.name,
@@ -39,11 +40,12 @@ def write_report(
         stages=stages(rows),
         curves=curves(rows),
         bars=layer_bars(layers),
-        columns=COLUMNS,
+        columns={name: label(name) for name in COLUMNS},
         layers=[_layer(layer) for layer in layers],
         command=command,
         config=_yaml(config),
-        summary=plain(summary),
+        environment={name: value for name, value in summary.items() if _is_environment(name)},
+        measured={name: value for name, value in summary.items() if not _is_environment(name)},
     )
     path = folder / "report.html"
     write_atomic(path, page)
@@ -67,7 +69,11 @@ def _title(summary: Mapping[str, Any]) -> str:
     said += [
         f"{show(name, summary[name])} {words}" for name, words in (("sparsity", "sparse"), ("weight_bits", "bits a weight")) if summary.get(name)
     ]
-    return ", ".join(said) or "A run of pquant"
+    return ", ".join(phrase.replace(" ", "\u00a0") for phrase in said) or "A run of pquant"
+
+
+def _is_environment(name: str) -> bool:
+    return name.startswith("version/") or name in ("seed", "config_hash", "git_commit", "platform")
 
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pquant.reporting.headline import metric_names, show
+from pquant.reporting.headline import label, metric_names, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ PAINT = {TEXT: "--muted", GRID: "--line", FIRST: "--accent", SECOND: "--second"}
 """Colours that stand for variables of the page's style sheet."""
 
 WIDTH, HEIGHT, LINE_HEIGHT = 4.6, 2.5, 0.21
-NAME_LENGTH = 24
+NAME_LENGTH, FONT_SIZE = 24, 10
 
 
 class Plot(NamedTuple):
@@ -40,22 +40,22 @@ def curves(rows: Rows) -> list[Plot]:
     metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
     names = dict.fromkeys((*metrics, "loss", "penalty", "sparsity", "ebops"))
     series = {name: _series(rows, name) for name in names}
-    return [Plot(name, _curve(rows, name, lines)) for name, lines in series.items() if lines]
+    return [Plot(label(name), _curve(rows, name, lines)) for name, lines in series.items() if lines]
 
 
 def layer_bars(layers: Rows) -> list[Plot]:
     """Return the bars of sparsity and of weight bits by layer; layers without the figure are left out."""
     known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits")}
-    return [Plot(name.replace("_", " "), _bars(with_it, name)) for name, with_it in known.items() if with_it]
+    return [Plot(label(name), _bars(with_it, name)) for name, with_it in known.items() if with_it]
 
 
 def _series(rows: Rows, name: str) -> dict[str, list[float]]:
     """Return the values by epoch of the keys ``name``, ``train/name`` and ``val/name`` that have one, NaN where an epoch has none."""
     found: dict[str, list[float]] = {}
-    for label, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("", name)):
+    for line, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("", name)):
         values = [_number(row.get(key)) for row in rows]
         if any(values):
-            found[label] = [math.nan if value is None else value for value in values]
+            found[line] = [math.nan if value is None else value for value in values]
     return found
 
 
@@ -69,16 +69,16 @@ def _curve(rows: Rows, name: str, lines: Mapping[str, list[float]]) -> str:
     figure, axes = _axes(HEIGHT)
     epochs = [int(row.get("epoch", position)) for position, row in enumerate(rows, 1)]
     _shade(axes, rows, epochs)
-    for (label, values), colour in zip(lines.items(), (FIRST, SECOND), strict=False):
-        axes.plot(epochs, values, color=colour, linewidth=1.6, label=label, marker="o" if len(epochs) < 25 else None, markersize=3)
+    for (line, values), colour in zip(lines.items(), (FIRST, SECOND), strict=False):
+        axes.plot(epochs, values, color=colour, linewidth=1.6, label=line, marker="o" if len(epochs) < 25 else None, markersize=3)
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name in ("accuracy", "sparsity") else f"{value:,.5g}"))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_xlabel("epoch", color=TEXT, fontsize=9)
+    axes.set_xlabel("epoch", color=TEXT, fontsize=FONT_SIZE)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=TEXT)
+        axes.legend(frameon=False, fontsize=FONT_SIZE, labelcolor=TEXT)
     return _svg(figure)
 
 
@@ -89,7 +89,7 @@ def _shade(axes: "Axes", rows: Rows, epochs: Sequence[int]) -> None:
         span = [epoch for _, epoch in group]
         axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=SHADES[order.index(stage) % len(SHADES)], linewidth=0)
         if stage == before:
-            axes.axvline(span[0] - 0.5, color=GRID, linewidth=1, linestyle=(0, (2, 2)))
+            axes.axvline(span[0] - 0.5, color=TEXT, linewidth=0.7, linestyle=(0, (2, 3)))
         before = stage
 
 
@@ -97,7 +97,7 @@ def _bars(layers: Rows, name: str) -> str:
     figure, axes = _axes(0.3 + LINE_HEIGHT * len(layers))
     values = [float(layer[name]) for layer in layers]
     bars = axes.barh(range(len(layers)), values, color=FIRST, height=0.62)
-    axes.bar_label(bars, [show(name, value) for value in values], padding=4, color=TEXT, fontsize=9)
+    axes.bar_label(bars, [show(name, value) for value in values], padding=4, color=TEXT, fontsize=FONT_SIZE)
     axes.set_yticks(range(len(layers)), [_shortened(str(layer.get("name", ""))) for layer in layers], parse_math=False)
     axes.set_xticks([])
     axes.set_ylim(len(layers) - 0.4, -0.6)
@@ -106,7 +106,7 @@ def _bars(layers: Rows, name: str) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :].lstrip(".")
 
 
 def _axes(height: float) -> "tuple[Figure, Axes]":
@@ -115,7 +115,7 @@ def _axes(height: float) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[:].set_visible(False)
-    axes.tick_params(colors=TEXT, labelsize=9, length=0)
+    axes.tick_params(colors=TEXT, labelsize=FONT_SIZE, length=0)
     return figure, axes
 
 

@@ -40,6 +40,9 @@ def on_epoch_end(model: nn.Module) -> None:
     """Follow one epoch: schedules."""
     for layer in pruned_layers(model).values():
         layer.pruner.on_epoch_end(layer.weight)
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.on_epoch_end()
 
 
 def on_round_end(model: nn.Module) -> None:

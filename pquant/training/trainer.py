@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from torch.utils.data import Dataset, TensorDataset
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.layers.compressed import pruned_layers
-from pquant.layers.convert import calibrate
+from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import sparsity, total_penalty
 from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import ebops
+from pquant.quantization.ebops import ebops, priced_layers
 from pquant.quantization.quantizer import Quantizer
 from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
@@ -88,7 +89,7 @@ class Trainer:
         self.loader = batches(self.splits.train, training.batch_size, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
-        self.pruned = list(pruned_layers(self.model).values())
+        self.pruned, self.priced = list(pruned_layers(self.model).values()), priced_layers(self.model)
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
@@ -96,7 +97,7 @@ class Trainer:
     def fit(self, on_epoch: Callable[[Row], None]) -> None:
         """Run the epochs that are left; ``on_epoch`` gets each one's row once its state is complete."""
         if self.position == 0:
-            self._calibrate()
+            calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
         for epoch in self.plan[self.position :]:
             start = time.perf_counter()
             self._enter(epoch)
@@ -110,14 +111,15 @@ class Trainer:
             self.rows.append(row)
             on_epoch(row)
 
-    def _calibrate(self) -> None:
-        first = (tuple(batch[:1]) for batch, _ in zip(batches(self.splits.train, self.training.batch_size), range(CALIBRATION_BATCHES), strict=False))
-        calibrate(self.model, first)
+        trace_ranges(self.model, self._inputs())
+
+    def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
+        return ((batch[0].to(self.device),) for batch in batches(self.splits.train, self.training.batch_size))
 
     def _enter(self, epoch: Epoch) -> None:
         if epoch.index == 0 and epoch.round == 0 and not (epoch.stage is Stage.FINETUNE and self.snapshot):
             if epoch.stage is Stage.TRAIN:
-                self._calibrate()
+                calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
             set_stage(self.model, epoch.stage, self.horizon)
         if epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch:
             self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
@@ -155,7 +157,7 @@ class Trainer:
         total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in self.loader:
             x, y = x.to(self.device), y.to(self.device)
-            loss, auxiliary = self.task.loss(self.model(x), y), total_penalty(self.pruned).to(self.device)
+            loss, auxiliary = self.task.loss(self.model(x), y), total_penalty(self.pruned, self.priced).to(self.device)
             self.optimizer.zero_grad()
             (loss + auxiliary).backward()
             self.optimizer.step()

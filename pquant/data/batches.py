@@ -1,0 +1,58 @@
+"""Batches of a dataset, drawn without a DataLoader when it lies in memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+
+class Batches(Protocol):
+    """Batches that can be counted, and gone through again and again."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield tuples of tensors whose first axis is the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorBatches:
+    """Batches of whole tensors of equal length, copied out by index on the tensors' own device."""
+
+    tensors: tuple[Tensor, ...]
+    batch_size: int
+    generator: torch.Generator | None = None
+    drop_last: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        whole, left = divmod(len(self.tensors[0]), self.batch_size)
+        return whole + (left > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches, in a new random order when there is a generator."""
+        count = len(self.tensors[0])
+        order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
+        for rows in order.to(self.tensors[0].device).split(self.batch_size)[: len(self)]:
+            yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+
+
+def batches(dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False) -> Batches:
+    """Return the batches of ``dataset``, of ``batch_size`` examples and a smaller last one unless ``drop_last``.
+
+    Without ``generator`` they come in order; with one (on the CPU) each pass draws its order from it: its state is all that a resume needs.
+    """
+    if type(dataset) is TensorDataset:
+        return TensorBatches(dataset.tensors, batch_size, generator, drop_last)
+    shuffle, generator = generator is not None, generator or torch.Generator()
+    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last, collate_fn=_collate)
+
+
+def _collate(examples: list[Any]) -> tuple[Tensor, ...]:
+    return tuple(default_collate(examples))

@@ -1,0 +1,59 @@
+"""Jets at the LHC: which particle started one, told from its substructure."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pquant.data.columns import encode, read_columns
+from pquant.data.files import CACHE, DOWNLOAD_ERRORS, no_download, save_npz
+from pquant.data.splits import Splits
+from pquant.data.splitting import Fractions
+from pquant.errors import ConfigError
+from pquant.settings import schema
+
+OPENML_ID = 42468
+FEATURES, CLASSES = 16, 5
+LOCAL_COPY = "csv or parquet with 16 features and a column 'class', or npz with x (N, 16) and y (N,)"
+
+
+@schema("data", "jets")
+@dataclass(frozen=True)
+class Jets(Fractions):
+    """830,000 simulated jets, 16 high-level features, 5 classes: g, q, t, w, z.
+
+    J. Duarte et al., "Fast inference of deep neural networks in FPGAs for particle physics", 2018, arXiv 1804.06913. Fetched once from
+    OpenML (``hls4ml_lhc_jets_hlf``, id 42468) and kept in ``root``; or ``path``, a csv or parquet file with a column "class", or an npz file
+    with ``x`` and ``y``.
+    """
+
+    path: str | None = None
+    root: str = CACHE
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits.
+
+        Raises:
+            ConfigError: nothing to read and nothing to fetch, or another table than this.
+        """
+        path = self.path or str(self._kept())
+        target = "y" if path.endswith(".npz") else "class"
+        columns = read_columns(path, target)
+        y, classes = encode(columns.y, "classification", target)
+        if columns.x.shape[1] != FEATURES or not classes or len(classes) != CLASSES:
+            found = f"{columns.x.shape[1]} features and the classes {', '.join(classes or [])}"
+            raise ConfigError(f"{path}: expected {FEATURES} features and {CLASSES} classes, got {found}")
+        return self.split(columns.x, y, seed, classes, columns.test_rows)
+
+    def _kept(self) -> Path:
+        """Return the file in ``root``, fetched if it is not there yet."""
+        path = Path(self.root).expanduser() / "hls4ml_lhc_jets_hlf.npz"
+        if not path.exists():
+            from sklearn.datasets import fetch_openml
+
+            try:
+                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, parser="auto", return_X_y=True)
+                save_npz(path, x=x.astype(np.float32), y=y.astype(str))
+            except (*DOWNLOAD_ERRORS, ImportError) as error:
+                raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error
+        return path

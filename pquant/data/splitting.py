@@ -1,0 +1,95 @@
+"""From arrays to splits: held out by seed with the classes in proportion, standardised by the training part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from pquant.data.splits import Splits
+from pquant.errors import ConfigError
+from pquant.settings import Settings, setting
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fractions(Settings):
+    """What a source that is one table says of its splits: the fractions of all rows held out, and whether features are standardised."""
+
+    validation_fraction: float = setting(0.1, gt=0, lt=1)
+    test_fraction: float = setting(0.2, gt=0, lt=1)
+    standardize: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that something is left to train on."""
+        super().__post_init__()
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise self.error("validation_fraction", f"below 1 - test_fraction = {1 - self.test_fraction:g}")
+
+    def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0) -> Splits:
+        """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
+
+        The last ``test_rows`` rows are the test set where a file brings its own; with 0 it is drawn too.
+
+        Raises:
+            ConfigError: too few examples, of a class or at all.
+        """
+        total = len(y) - test_rows
+        rows, test = np.arange(total), np.arange(total, len(y))
+        if not test_rows:
+            rows, test = hold_out(rows, y, portion(total, self.test_fraction), seed, classes)
+        train, validation = hold_out(rows, y, portion(total, self.validation_fraction), seed, classes)
+        parts = (train, validation, test)
+        inputs = [torch.from_numpy(x[part]) for part in parts]
+        if self.standardize:
+            standardize(inputs, 0)
+        return to_splits(inputs, [y[part] for part in parts], len(classes) if classes else None)
+
+
+def portion(total: int, fraction: float) -> int:
+    """Return how many of ``total`` rows a fraction is, at least one."""
+    return max(1, round(total * fraction))
+
+
+def hold_out(rows: Array, y: Array, count: int, seed: int, classes: Sequence[str] | None) -> tuple[Array, Array]:
+    """Return ``rows`` without ``count`` of them, and those; in proportion by the class ``y[row]`` when there are classes.
+
+    Raises:
+        ConfigError: too few rows, or a class too small; it names the smallest class and its number of examples.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, held = train_test_split(rows, test_size=count, random_state=seed, stratify=y[rows] if classes else None)
+    except ValueError as error:
+        message = f"cannot hold out {count} of {len(rows)} examples"
+        if classes:
+            codes, counts = np.unique(y, return_counts=True)
+            smallest = f"the smallest of {len(codes)} classes, '{classes[codes[counts.argmin()]]}', has only {counts.min()}"
+            message += f" with the classes in proportion: {smallest}"
+        raise ConfigError(message) from error
+    return rest, held
+
+
+def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...]) -> None:
+    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; what is constant there is only shifted."""
+    std, mean = torch.std_mean(parts[0], dim=dim, correction=0, keepdim=True)
+    noise = torch.finfo(std.dtype).eps * mean.abs()
+    scale = torch.where(std > noise, std, 1)
+    for part in parts:
+        part.sub_(mean).div_(scale)
+
+
+def to_splits(inputs: Sequence[Tensor], targets: Sequence[Array], num_classes: int | None) -> Splits:
+    """Return splits of training, validation and test ``inputs`` as float32, with int64 class indices or float32 targets (N, 1)."""
+    train, validation, test = (TensorDataset(x.float(), _target(y, num_classes)) for x, y in zip(inputs, targets, strict=True))
+    return Splits(train, validation, test, num_classes)
+
+
+def _target(y: Array, num_classes: int | None) -> Tensor:
+    return torch.from_numpy(y.astype(np.int64)) if num_classes else torch.from_numpy(y.astype(np.float32)).unsqueeze(1)

@@ -1,0 +1,35 @@
+"""Any table with a target column."""
+
+from dataclasses import dataclass
+
+from pquant.data.columns import Task, encode, read_columns
+from pquant.data.splits import Splits
+from pquant.data.splitting import Fractions
+from pquant.settings import schema
+
+
+@schema("data", "table")
+@dataclass(frozen=True)
+class Table(Fractions):
+    """A csv, parquet or npz file; every column but ``target`` is a feature.
+
+    An npz file has features ``x`` (N, F) and targets (N,) under the name ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test``
+    with the test set that is then used. ``task`` "auto" takes text, truth values and integers of up to 100 values for classes, all else for
+    a regression. Classes are numbered by their sorted names.
+    """
+
+    path: str = ""
+    target: str = "y"
+    task: Task = "auto"
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits.
+
+        Raises:
+            ConfigError: no such file or target, features that are not finite numbers, or too few examples.
+        """
+        if not self.path:
+            raise self.error("path", "the path of a .csv, .parquet or .npz file")
+        columns = read_columns(self.path, self.target)
+        y, classes = encode(columns.y, self.task, self.target)
+        return self.split(columns.x, y, seed, classes, columns.test_rows)

@@ -1,0 +1,103 @@
+import html
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+import yaml
+
+from pquant.reporting import write_report
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+COMMAND = "python run.py pruning=dst 'note=\"<b>&\"'"
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and keeps tags with their attributes and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture
+def write(tmp_path, summary, rows, layers):
+    def written(**changes):
+        arguments = {"summary": summary, "rows": rows, "layers": layers, "config": {"seed": 3}, "command": COMMAND}
+        path = write_report(tmp_path, **(arguments | changes))
+        assert path == tmp_path / "report.html" and os.listdir(tmp_path) == ["report.html"]
+        return path.read_text(encoding="utf-8")
+
+    return written
+
+
+def test_the_report_has_each_headline_figure(write):
+    text = " ".join(Page(write()).texts)
+    for figure in ("76.12 %", "float baseline 76.69 %, -0.57 points", "90.12 %", "431", "of 4,389", "6.25", "5,493", "35.2 kB", "3 min 07 s"):
+        assert figure in text
+    assert "76.12\u00a0%\u00a0accuracy, 90.12\u00a0%\u00a0sparse, 6.25\u00a0bits\u00a0a\u00a0weight" in text
+
+
+def test_the_report_has_layers_environment_command_and_config(write):
+    config = {"model": {"_target_": "pquant.models.MLP", "hidden": [64, 32]}, "note": "${unfinished", "seed": 3}
+    page = Page(write(config=config))
+    for said in ("first", "5 × 16", "75.00 %", "1,234", "0123456789ab", "2.6.0", "MLP", COMMAND):
+        assert said in page.texts
+    assert page.texts.count("float") == 5
+    shown = next(text for text in page.texts if "_target_" in text)
+    assert yaml.safe_load(shown) == config
+
+
+def test_nothing_that_comes_in_is_markup(write, rows, layers, summary):
+    evil = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    layers[0] |= {"name": evil, "type": evil, "shape": [evil]}
+    for row in rows:
+        row |= {f"val/{evil}": 0.5, "stage": evil}
+    summary |= {evil: evil, f"test/{evil}": 0.5, f"version/{evil}": evil}
+    text = write(config={evil: evil, "model": {"_target_": evil}}, command=evil)
+    assert "<script" not in text and "<img" not in text
+    assert html.escape(evil) in text
+    assert not [name for _, attributes in Page(text).tags for name in attributes if name.startswith("on")]
+
+
+def test_the_page_needs_nothing_else(write):
+    text = write()
+    tags = Page(text).tags
+    assert not {"link", "script", "iframe", "object", "img"} & {tag for tag, _ in tags}
+    references = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href")]
+    assert all(value.startswith("#") for value in references)
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= set(re.findall(r"(--[\w-]+):", text))
+
+
+def test_tensors_numbers_that_are_not_finite_and_unknown_keys_are_fine(write, rows, summary, layers):
+    summary |= {"ebops": float("nan"), "new": torch.tensor(3), "list": [1, None], "test/confusion": [[1, 2]]}
+    rows[0] |= {"val/accuracy": torch.tensor(0.5), "val/loss": float("inf")}
+    layers[0]["sparsity"] = float("nan")
+    text = " ".join(Page(write()).texts)
+    assert "confusion" in text and "5,493" not in text
+
+
+def test_a_run_without_epochs_layers_or_figures_has_a_page(write):
+    page = Page(write(summary={}, rows=[], layers=[], config={}))
+    assert "A run of pquant" in page.texts
+    assert not [tag for tag, _ in page.tags if tag == "svg"]

@@ -1,0 +1,67 @@
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from pquant.reporting.plots import curves, layer_bars, stages
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_curves_plot_metric_losses_sparsity_and_ebops(rows):
+    plots = curves(rows)
+    assert [plot.title for plot in plots] == ["Accuracy", "Loss", "Sparsity", "EBOPs"]
+    assert "60 %" in texts(plots[0].svg)
+    assert {"training", "validation"} <= set(texts(plots[1].svg))
+
+
+def test_stages_are_shaded_and_rounds_marked(rows):
+    assert stages(rows) == ["pretrain", "train", "finetune"]
+    svg = curves(rows)[0].svg
+    assert [svg.count(f"fill: var(--shade-{index})") for index in range(3)] == [1, 2, 1]
+    assert svg.count("stroke-dasharray") == 1
+    assert "stroke-dasharray" not in curves(rows[:7])[0].svg
+
+
+def test_plots_take_their_colours_from_the_page_and_load_nothing(rows, layers):
+    for plot in [*curves(rows), *layer_bars(layers)]:
+        assert plot.svg.startswith("<svg") and "var(--accent)" in plot.svg
+        assert "#0" not in plot.svg.replace('href="#', "").replace("url(#", "")
+        assert not [line for line in plot.svg.splitlines() if "http" in line and "xmlns" not in line and "www.w3.org" not in line]
+
+
+def test_plots_are_the_same_each_time(layers):
+    assert layer_bars(layers) == layer_bars(layers)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf, "text"])
+def test_epochs_without_a_figure_leave_a_gap(rows, missing):
+    rows[4]["val/accuracy"] = rows[5]["ebops"] = missing
+    del rows[6]["sparsity"]
+    assert [plot.title for plot in curves(rows)] == ["Accuracy", "Loss", "Sparsity", "EBOPs"]
+
+
+def test_one_epoch_no_epoch_and_a_regression():
+    assert curves([]) == []
+    row = {"stage": "train", "epoch": 1, "val/rmse": 0.5, "train/loss": 1.0, "sparsity": 0.0, "custom": object()}
+    assert [plot.title for plot in curves([row])] == ["Rmse", "Loss"]
+
+
+def test_layer_bars_show_the_layers_that_have_the_figure(layers):
+    plots = layer_bars(layers)
+    assert [plot.title for plot in plots] == ["Sparsity", "Weight bits"]
+    assert sorted(texts(plots[0].svg)) == ["75.00 %", "75.00 %", "first", "last"]
+    assert sorted(texts(plots[1].svg)) == ["6.5", "first"]
+    assert layer_bars([]) == []
+
+
+def test_layer_names_are_text_not_markup_nor_formulas():
+    names = ["<script>x</script>", "$a^{", "a--b&c", "very.long.name.of.a.layer.deep.inside.conv1"]
+    shown = texts(layer_bars([{"name": name, "sparsity": 0.5} for name in names])[0].svg)
+    assert shown[:3] == names[:3] and shown[3] == "…layer.deep.inside.conv1"[-24:]
+
+
+def test_a_figure_of_all_zeros_still_has_an_axis():
+    assert len(layer_bars([{"name": "a", "sparsity": 0.0, "weight_bits": 0.0}])) == 2
