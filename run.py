@@ -2,12 +2,11 @@
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from pquant.config import CONFIGURATION_ERRORS, allowed_targets, build_experiment, explain, output_folder
+from pquant.config import CONFIGURATION_ERRORS, allowed_targets, build_experiment, explain, run_folder
 from pquant.experiment import Run
 
 
@@ -15,9 +14,7 @@ from pquant.experiment import Run
 def job(config: DictConfig) -> float | None:
     """Run one job and return the figure that a sweep optimizes."""
     resume = config.resume is not None
-    folder = Path(config.resume) if resume else output_folder()
-    if resume:
-        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    folder, config = run_folder(config)
     experiment = build_experiment(config)
     plain = OmegaConf.to_container(config, resolve=True)
     return experiment.objective(experiment.run(Run(folder, plain, " ".join(["python", *sys.argv]), resume)))

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import Container, DictConfig, OmegaConf
@@ -36,6 +39,10 @@ def build_experiment(config: DictConfig) -> Experiment:
         ConfigError: a value that a method object refuses, or a ``_target_`` that may not be built.
     """
     try:
+        sections = [field.name for field in fields(Experiment)]
+        for key in config:
+            if key not in sections:
+                raise ConfigError(unknown("section", str(key), sections))
         values = instantiate(config, _convert_="all", _execution_whitelist_=allowed_targets())
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
@@ -55,10 +62,12 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, MissingConfigException) and cause.options:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return unknown(f"choice for {group}", name, cause.options)
-    last = causes[-1]
-    if "whitelist" in str(error):
-        return f"{_first_line(last)} (to allow a package of your own, list it in ${ALLOW}, e.g. {ALLOW}=my_package)"
-    return _first_line(last)
+        if isinstance(cause, AttributeError) and isinstance(cause.obj, ModuleType):
+            return unknown(f"name in {cause.obj.__name__}", str(cause.name), getattr(cause.obj, "__all__", dir(cause.obj)))
+    refused = next((line for cause in causes for line in [_one_line(cause)] if "whitelist" in line), None)
+    if refused:
+        return f"{refused} (to allow a package of your own, list it in ${ALLOW}: {ALLOW}=my_package)"
+    return _one_line(causes[-1])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -67,8 +76,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
@@ -82,8 +91,16 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
 
 
-def output_folder() -> Path:
-    """Return the folder that Hydra made for this job."""
-    from hydra.core.hydra_config import HydraConfig
+def run_folder(config: DictConfig) -> tuple[Path, DictConfig]:
+    """Return the folder of a job and its configuration: what Hydra made, or those of the run that ``resume`` names.
 
-    return Path(HydraConfig.get().runtime.output_dir)
+    Raises:
+        ConfigError: ``resume`` names no run's folder.
+    """
+    if config.resume is None:
+        return Path(HydraConfig.get().runtime.output_dir), config
+    folder = Path(config.resume)
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"resume must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
+    return folder, OmegaConf.load(saved)

@@ -129,12 +129,7 @@ class Experiment:
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
         """Return a trainer for ``model``, with the run's seed set."""
         torch.manual_seed(self.seed)
-        return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self._device(), self.seed)
-
-    def _device(self) -> torch.device:
-        if self.training.device != "auto":
-            return torch.device(self.training.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed)
 
     def _limit_threads(self) -> None:
         if self.training.threads:

@@ -121,10 +121,20 @@ def schema(group: str, name: str, *, open_to_extra_keys: bool = False) -> Callab
     def register(cls: T) -> T:
         target = ("_target_", str, dataclasses.field(default=f"{cls.__module__}.{cls.__name__}"))
         node = OmegaConf.structured(dataclasses.make_dataclass(cls.__name__, [target], bases=(cls,), frozen=True))
-        OmegaConf.set_readonly(node, None)
+        _unlock(node)
         if open_to_extra_keys:
             node = DictConfig({key: node._get_node(key) for key in node})
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=node)
         return cls
 
     return register
+
+
+def _unlock(node: DictConfig) -> None:
+    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        if isinstance(node[key], DictConfig):
+            _unlock(node[key])
+            if OmegaConf.get_type(node, key) is dict:
+                OmegaConf.set_struct(node[key], False)

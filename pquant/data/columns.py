@@ -59,6 +59,7 @@ def _read_npz(path: str | Path, target: str) -> Columns:
         if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(arrays[1::2])
+    _require_some(path, x.shape)
     names = [f"x[:, {index}]" for index in range(x.shape[1])]
     return Columns(_finite(path, x, names), y, test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
@@ -70,6 +71,7 @@ def _read_frame(path: str | Path, target: str) -> Columns:
     if target not in frame.columns:
         raise ConfigError(f"data.target: {unknown(f'column of {path}', target, frame.columns)}")
     features, y = frame.drop(columns=target), frame[target]
+    _require_some(path, features.shape)
     if y.isna().any():
         raise ConfigError(f"{path}: target '{target}' has {y.isna().sum()} missing values")
     for name, column in features.items():
@@ -79,10 +81,13 @@ def _read_frame(path: str | Path, target: str) -> Columns:
     return Columns(_finite(path, x, [str(name) for name in features.columns]), y.to_numpy())
 
 
+def _require_some(path: str | Path, shape: tuple[int, ...]) -> None:
+    if not all(shape):
+        raise ConfigError(f"{path}: expected at least one row and one feature column, got {shape[0]} and {shape[1]}")
+
+
 def _finite(path: str | Path, x: Array, names: list[str]) -> Array:
-    """Return ``x`` if it has rows and columns, all of finite values."""
-    if not x.size:
-        raise ConfigError(f"{path}: expected at least one row and one feature column, got {x.shape[0]} and {x.shape[1]}")
+    """Return ``x`` if all its values are finite."""
     bad = (~np.isfinite(x)).sum(0)
     for name, count in zip(names, bad, strict=True):
         if count:

@@ -88,5 +88,5 @@ def no_download(what: str, error: Exception, root: str, expected: str) -> Config
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """Return an error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

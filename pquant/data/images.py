@@ -22,9 +22,9 @@ LOCAL_COPY = f"npz with keys {', '.join(GIVEN_SPLIT)}"
 class Images(Settings):
     """Images with a test set of their own; the validation set is drawn from the training images, the classes in proportion.
 
-    ``path`` is an npz file with uint8 images ``x_train``, ``x_test`` (N, height, width[, channels]) and labels ``y_train``, ``y_test`` (N,);
-    without it torchvision fetches them into ``root``, once. Inputs are (channels, height, width), or one axis with ``flatten``; each channel
-    is standardised. ``limit`` keeps at most that many training images.
+    ``path`` is an npz file with uint8 images ``x_train``, ``x_test`` (N, height, width[, channels]) and labels ``y_train``, ``y_test``;
+    without it torchvision fetches them into ``root``, once. ``limit`` keeps at most that many training images. Channels are standardised;
+    inputs are (channels, height, width), or one axis with ``flatten``.
     """
 
     torchvision_name: ClassVar[str]

@@ -23,8 +23,8 @@ class Jets(Fractions):
     """830,000 simulated jets, 16 high-level features, 5 classes: g, q, t, w, z.
 
     J. Duarte et al., "Fast inference of deep neural networks in FPGAs for particle physics", 2018, arXiv 1804.06913. Fetched once from
-    OpenML (``hls4ml_lhc_jets_hlf``, id 42468) and kept in ``root``; or ``path``, a csv or parquet file with a column "class", or an npz file
-    with ``x`` and ``y``.
+    OpenML (``hls4ml_lhc_jets_hlf``, id 42468) and kept in ``root``; or ``path``: a csv or parquet file with a column "class", or an npz
+    file with ``x`` and ``y``.
     """
 
     path: str | None = None
@@ -52,7 +52,7 @@ class Jets(Fractions):
             from sklearn.datasets import fetch_openml
 
             try:
-                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, parser="auto", return_X_y=True)
+                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=0, parser="auto", return_X_y=True)
                 save_npz(path, x=x.astype(np.float32), y=y.astype(str))
             except (*DOWNLOAD_ERRORS, ImportError) as error:
                 raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error

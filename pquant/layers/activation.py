@@ -35,9 +35,9 @@ class _ShiftedReLU(torch.autograd.Function):
 class PQActivation(QuantizedLayer):
     """ReLU or tanh with quantizers around it.
 
-    A saturating input quantizer without negatives is a ReLU already: relu(q(x)) has the same values, so a quantized ReLU has such a quantizer and nothing
-    else. With ``use_relu_multiplier`` a quantized ReLU has a trained ``multiplier`` m: it gives relu(x * 2^round(m)), a shift of bits in hardware. Without
-    ``use_real_tanh`` a quantized tanh is the hard one, clamp(x, -1, 1).
+    A saturating input quantizer without negatives is a ReLU already: relu(q(x)) has the same values, so a quantized ReLU has such a quantizer
+    and nothing else. With ``use_relu_multiplier`` it has a trained ``multiplier`` m instead and gives relu(x * 2^round(m)), a shift of bits in
+    hardware. Without ``use_real_tanh`` a quantized tanh is the hard one, clamp(x, -1, 1).
 
     Args:
         kind: "relu" or "tanh".

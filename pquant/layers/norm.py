@@ -39,8 +39,8 @@ def _baked(quantizer: Quantizer, values: Tensor) -> Quantizer:
 class _BatchNorm(QuantizedLayer):
     """Batch norm whose scale gamma / sigma and shift beta - mu * scale are quantized with the weight's and the bias's number of bits.
 
-    Each channel has its own binary point, as gamma / sigma has no range known beforehand. In training the batch's own statistics normalize, and gamma and
-    beta are moved so that the running statistics would give the quantized scale and shift; in evaluation those are used themselves.
+    Each channel has its own binary point, as gamma / sigma has no range known beforehand. In training the batch's own statistics normalize,
+    and gamma and beta are moved so that the running statistics would give the quantized scale and shift; in evaluation those are used themselves.
     """
 
     weight_quantizer: Quantizer

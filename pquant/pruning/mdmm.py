@@ -63,7 +63,19 @@ class MDMMPruner(Pruner):
 
     def share(self, weight):
         s = self.sizes(weight)
-        soft = self.kernel(s).mean()
+        if self.method.l0_mode == "smooth":
+            return torch.exp(-(s / (C * s.detach().square().mean().sqrt()))**2).mean()
+        if KERNEL == "trim":
+            k = max(1, round(self.target * s.numel()))
+            d = s.detach()
+            out = d > d.flatten().kthvalue(k).values
+            soft = -s.square().masked_fill(out, 0).sum() / d.square().sum()
+        elif KERNEL == "trim1":
+            k = max(1, round(self.target * s.numel()))
+            d = s.detach()
+            out = d > d.flatten().kthvalue(k).values
+            soft = -s.masked_fill(out, 0).sum() / d.sum()
+        else: soft = self.kernel(s).mean()
         if self.method.l0_mode == "smooth":
             return soft
         hard = (s <= self.method.epsilon).float().mean()

@@ -1,7 +1,7 @@
 """Effective bit operations: C. Sun et al., "HGQ: High Granularity Quantization for Real-time Neural Networks on FPGAs", arXiv 2405.00645, section 3.
 
-EBOPs add up, over all multiplications of one inference, the bits of the weight times the bits of the data, and the bits of each bias added. Padding zeros
-cost nothing, nor do pruned weights; pools, ReLU and tanh multiply nothing. Float values count as 32 bits.
+EBOPs add up, over all multiplications of one inference, the bits of the weight times the bits of the data, and the bits of each bias added.
+Padding zeros cost nothing, nor do pruned weights; pools, ReLU and tanh multiply nothing. Float values count as 32 bits.
 """
 
 import math

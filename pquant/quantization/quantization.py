@@ -34,12 +34,12 @@ class Quantization(Settings):
     specification give every tensor zero bits: set them, or use the presets ``quantization=fixed`` and ``quantization=hgq``. ``i`` may be "auto":
     chosen from the data (or the weights) when training starts.
 
-    ``granularity`` says what shares a bit width in weights, ``data_granularity`` in data. ``pruning_first`` quantizes the pruned weight; otherwise the
-    quantized weight is pruned.
+    ``granularity`` says what shares a bit width in weights, ``data_granularity`` in data. ``pruning_first`` quantizes the pruned weight;
+    otherwise the quantized weight is pruned.
 
     With ``use_hgq`` the bits are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs
-    plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs with the
-    epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs.
+    plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs
+    with the epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs.
 
     ``layer_specific`` maps a layer's exact dotted name or a glob to what differs there; the first rule that fits a layer wins::
 

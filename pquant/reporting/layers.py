@@ -11,14 +11,15 @@ def print_layers(rows: Sequence[Mapping[str, Any]], unconverted: Sequence[str], 
 
     table = Table(title="What will be compressed")
     for column in ("layer", "type", "shape"):
-        table.add_column(column)
-    for column in ("weights", "pruned by", "weight bits", "input bits", "output bits"):
-        table.add_column(column, justify="right")
+        table.add_column(column, no_wrap=True)
+    table.add_column("pruned by")
+    for column in ("weight", "input", "output"):
+        table.add_column(f"{column}\nbits", justify="right")
     for row in rows:
         shape = " x ".join(map(str, row.get("shape", [])))
         pruned = method if row.get("prunable") else "-"
         bits = [_bits(row[key]) if key in row else "" for key in ("weight_bits", "input_bits", "output_bits")]
-        table.add_row(row["name"], row["type"], shape, str(row.get("params", "")), pruned if "params" in row else "", *bits)
+        table.add_row(row["name"], row["type"], shape, pruned if "params" in row else "", *bits)
     console = Console()
     console.print(table)
     for left in unconverted:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+import torch
+
 from pquant.settings import Settings, schema, setting
 from pquant.training.stage import Horizon
 
@@ -40,6 +42,8 @@ class Training(Settings):
         super().__post_init__()
         if self.rewind != "never" and self.save_weights_epoch < 0:
             raise self.error("save_weights_epoch", f"an epoch of round 0 when rewind is '{self.rewind}'")
+        if self.rewind == "post-training-stage" and not self.fine_tuning_epochs:
+            raise self.error("rewind", "'never' or 'every-round' without fine-tuning epochs, which are what follows 'post-training-stage'")
         if self.save_weights_epoch >= max(self.epochs, 1):
             raise self.error("save_weights_epoch", f"below epochs = {self.epochs}")
 
@@ -49,6 +53,20 @@ class Training(Settings):
         names = {field.name for field in fields(cls)}
         extra = {key: value for key, value in settings.items() if key not in names} | settings.get("extra", {})
         return cls(**{key: value for key, value in settings.items() if key in names} | {"extra": extra})
+
+    def torch_device(self) -> torch.device:
+        """Return the device to train on.
+
+        Raises:
+            ConfigError: torch knows no such device, or there is none here.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=self.device)
+            return torch.device(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise self.error("device", "'auto' or a device that torch has here, such as 'cpu' or 'cuda:0'") from error
 
     @property
     def total_epochs(self) -> int:

@@ -1,0 +1,142 @@
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from pquant.data import Cifar10, Mnist
+from pquant.errors import ConfigError
+
+Arrays = dict[str, np.ndarray]
+
+
+def images(shape: tuple[int, ...], train: int = 40, test: int = 20) -> Arrays:
+    random = np.random.default_rng(0)
+    parts = {"train": train, "test": test}
+    x = {f"x_{part}": random.integers(0, 256, (count, *shape), dtype=np.uint8) for part, count in parts.items()}
+    return x | {f"y_{part}": (np.arange(count) % 10).astype(np.uint8) for part, count in parts.items()}
+
+
+def saved(tmp_path: Path, arrays: Arrays) -> str:
+    np.savez(tmp_path / "images.npz", **arrays)
+    return str(tmp_path / "images.npz")
+
+
+def test_mnist_is_flat_by_default_with_exact_parts(tmp_path: Path) -> None:
+    splits = Mnist(path=saved(tmp_path, images((28, 28))), validation_fraction=0.25).load(0)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [30, 10, 20]
+    assert splits.input_shape == (784,)
+    assert splits.num_classes == 10
+    assert splits.train.tensors[0].dtype == torch.float32
+    assert splits.train.tensors[1].dtype == torch.int64
+    assert torch.bincount(splits.validation.tensors[1]).tolist() == [1] * 10
+
+
+def test_images_are_scaled_channels_first_and_standardised_by_the_training_part(tmp_path: Path) -> None:
+    arrays = images((32, 32, 3))
+    arrays["x_train"][..., 2] = 7
+    splits = Cifar10(path=saved(tmp_path, arrays), validation_fraction=0.25).load(0)
+    train, test = splits.train.tensors[0], splits.test.tensors[0]
+    assert splits.input_shape == (3, 32, 32)
+    assert train.is_contiguous()
+    assert torch.allclose(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(train.std((0, 2, 3), correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-5)
+    raw = torch.from_numpy(arrays["x_test"][..., 0] / 255).float()
+    slope = (test[0, 0].max() - test[0, 0].min()) / (raw[0].max() - raw[0].min())
+    shift = (test[:, 0] - slope * raw).flatten()
+    assert torch.allclose(shift, shift[0].expand_as(shift), atol=1e-4)
+    assert torch.allclose(test[:, 2], torch.from_numpy(arrays["x_test"][..., 2] / 255 - 7 / 255).float(), atol=1e-6)
+
+
+def test_validation_images_are_no_training_images_and_the_seed_decides(tmp_path: Path) -> None:
+    source = Mnist(path=saved(tmp_path, images((28, 28))), validation_fraction=0.25)
+    first, again, other = source.load(0), source.load(0), source.load(1)
+    together = torch.cat([first.train.tensors[0], first.validation.tensors[0]])
+    assert len(together.unique(dim=0)) == 40
+    assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+    assert not torch.equal(first.train.tensors[1], other.train.tensors[1])
+
+
+def test_limit_keeps_that_many_training_images_and_all_others(tmp_path: Path) -> None:
+    path = saved(tmp_path, images((28, 28)))
+    splits = Mnist(path=path, validation_fraction=0.25, limit=7).load(0)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [7, 10, 20]
+    assert len(Mnist(path=path, validation_fraction=0.25, limit=1000).load(0).train) == 30
+
+
+def test_flatten_gives_the_same_values_and_a_channel_axis_of_one_is_accepted(tmp_path: Path) -> None:
+    arrays = images((28, 28))
+    flat = Mnist(path=saved(tmp_path, arrays), validation_fraction=0.25).load(0)
+    arrays |= {"x_train": arrays["x_train"][..., None], "y_train": arrays["y_train"][:, None]}
+    image = Mnist(path=saved(tmp_path, arrays), validation_fraction=0.25, flatten=False).load(0)
+    assert image.input_shape == (1, 28, 28)
+    assert torch.equal(image.train.tensors[0].flatten(1), flat.train.tensors[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((40, 14, 14), np.uint8)}, r"x_train must be uint8 \(N, 28, 28\) for MNIST, got uint8 \(40, 14, 14\)"),
+        ({"x_test": np.zeros((20, 28, 28), np.float32)}, r"x_test must be uint8 \(N, 28, 28\) for MNIST, got float32"),
+        ({"x_test": np.zeros((0, 28, 28), np.uint8)}, r"x_test must be uint8"),
+        ({"y_train": np.zeros(39, np.uint8)}, r"y_train must be integers \(40,\), one an image for MNIST, got uint8 \(39,\)"),
+        ({"y_test": np.zeros(20, np.float32)}, r"y_test must be integers"),
+        ({"y_test": np.full(20, 10)}, r"y_test must have labels 0 to 9, got 10 to 10"),
+        ({"y_test": np.full(20, -1)}, r"y_test must have labels 0 to 9, got -1 to -1"),
+    ],
+)
+def test_other_arrays_are_refused_by_path_and_name(tmp_path: Path, change: Arrays, message: str) -> None:
+    path = saved(tmp_path, images((28, 28)) | change)
+    with pytest.raises(ConfigError, match=f"images.npz: {message}"):
+        Mnist(path=path).load(0)
+
+
+def test_missing_file_and_missing_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file 'nowhere.npz'"):
+        Mnist(path="nowhere.npz").load(0)
+    with pytest.raises(ConfigError, match="images.npz: expected the arrays x_train, y_train, x_test, y_test; found x, y"):
+        Mnist(path=saved(tmp_path, {"x": np.zeros(1), "y": np.zeros(1)})).load(0)
+
+
+def test_without_torchvision_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ConfigError, match=r"pip install 'pquant\[vision\]', or give a local copy: data.path=<npz with keys x_train,"):
+        Mnist().load(0)
+
+
+def fake_torchvision(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
+    module = ModuleType("torchvision")
+    module.datasets = SimpleNamespace(MNIST=make, CIFAR10=make)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+
+
+def test_without_network_the_error_says_how_to_give_a_local_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(root: Path, train: bool, download: bool) -> None:
+        raise URLError("no route\nto host")
+
+    fake_torchvision(monkeypatch, fail)
+    with pytest.raises(ConfigError) as error:
+        Cifar10(root=str(tmp_path)).load(0)
+    assert str(error.value) == (
+        f"CIFAR10 is not in {tmp_path} and could not be fetched (URLError: <urlopen error no route to host>); "
+        "give a local copy: data.path=<npz with keys x_train, y_train, x_test, y_test>"
+    )
+
+
+def test_what_torchvision_fetches_equals_a_local_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arrays, seen = images((28, 28)), []
+
+    def fetch(root: Path, train: bool, download: bool) -> SimpleNamespace:
+        seen.append((root, download))
+        part = "train" if train else "test"
+        return SimpleNamespace(data=torch.from_numpy(arrays[f"x_{part}"]), targets=arrays[f"y_{part}"].tolist())
+
+    fake_torchvision(monkeypatch, fetch)
+    sources = Mnist(root=str(tmp_path), validation_fraction=0.25), Mnist(path=saved(tmp_path, arrays), validation_fraction=0.25)
+    fetched, local = (source.load(0) for source in sources)
+    assert seen == [(tmp_path, True)] * 2
+    assert torch.equal(fetched.train.tensors[0], local.train.tensors[0])
+    assert torch.equal(fetched.test.tensors[1], local.test.tensors[1])

@@ -1,0 +1,69 @@
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.datasets
+import torch
+
+from pquant.data import Jets
+from pquant.errors import ConfigError
+
+NAMES = np.array(["w", "g", "z", "q", "t"])
+
+
+def jets(count: int = 100, features: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).normal(3, 2, (count, features)), NAMES[np.arange(count) % 5]
+
+
+def test_a_csv_and_an_npz_file_give_the_same_with_classes_in_sorted_order(tmp_path: Path) -> None:
+    x, y = jets()
+    np.savez(tmp_path / "jets.npz", x=x, y=y)
+    pd.DataFrame(x).assign(**{"class": y}).to_csv(tmp_path / "jets.csv", index=False)
+    npz, csv = (Jets(path=str(tmp_path / f"jets.{suffix}")).load(0) for suffix in ("npz", "csv"))
+    assert [len(part) for part in (npz.train, npz.validation, npz.test)] == [70, 10, 20]
+    assert npz.input_shape == (16,)
+    assert npz.num_classes == 5
+    assert torch.bincount(npz.test.tensors[1]).tolist() == [4] * 5
+    assert torch.allclose(npz.train.tensors[0], csv.train.tensors[0])
+    assert torch.equal(npz.train.tensors[1], csv.train.tensors[1])
+    raw = Jets(path=str(tmp_path / "jets.npz"), standardize=False).load(0)
+    label = {tuple(row): "gqtwz".index(name) for row, name in zip(x.astype(np.float32).tolist(), y, strict=True)}
+    assert raw.train.tensors[1].tolist() == [label[tuple(row)] for row in raw.train.tensors[0].tolist()]
+
+
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    x, y = jets(features=3)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    with pytest.raises(ConfigError, match="expected 16 features and 5 classes, got 3 features and the classes g, q, t, w, z"):
+        Jets(path=str(tmp_path / "a.npz")).load(0)
+
+
+def test_fetched_once_then_read_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(**wanted: object) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(wanted["data_id"])
+        x, y = jets()
+        return x, y.astype(object)
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+    first, again = (Jets(root=str(tmp_path / "cache")).load(0) for _ in range(2))
+    assert asked == [42468]
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["hls4ml_lhc_jets_hlf.npz"]
+    assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+
+
+def test_without_network_the_error_says_how_to_give_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**wanted: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fail)
+    with pytest.raises(ConfigError) as error:
+        Jets(root=str(tmp_path / "cache")).load(0)
+    assert str(error.value) == (
+        f"OpenML data set 42468 is not in {tmp_path}/cache and could not be fetched (URLError: <urlopen error no route to host>); "
+        "give a local copy: data.path=<csv or parquet with 16 features and a column 'class', or npz with x (N, 16) and y (N,)>"
+    )
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pquant.data import Splits
+from pquant.data.splitting import Fractions, hold_out, standardize
+from pquant.errors import ConfigError
+
+CLASSES = ["a", "b", "c"]
+
+
+def rows_of(splits: Splits) -> list[list[int]]:
+    """The row numbers in each part, where the first feature is the row number."""
+    return [part.tensors[0][:, 0].int().tolist() for part in (splits.train, splits.validation, splits.test)]
+
+
+def numbered(labels: list[int], seed: int = 0, **fields: object) -> Splits:
+    y = np.array(labels)
+    return Fractions(standardize=False, **fields).split(np.arange(float(len(y)))[:, None], y, seed, CLASSES)
+
+
+@given(
+    counts=st.lists(st.integers(5, 60), min_size=3, max_size=3),
+    validation=st.floats(0.1, 0.3),
+    test=st.floats(0.1, 0.3),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_parts_have_exact_sizes_no_overlap_and_classes_in_proportion(counts: list[int], validation: float, test: float, seed: int) -> None:
+    labels = np.repeat([0, 1, 2], counts).tolist()
+    total = len(labels)
+    try:
+        splits = numbered(labels, seed, validation_fraction=validation, test_fraction=test)
+    except ConfigError:
+        assert min(round(total * validation), round(total * test)) < 3
+        return
+    parts = rows_of(splits)
+    assert [len(part) for part in parts[1:]] == [round(total * validation), round(total * test)]
+    assert sorted(sum(parts, [])) == list(range(total))
+    for part, tensors in zip(parts, (splits.train, splits.validation, splits.test), strict=True):
+        assert tensors.tensors[1].tolist() == [labels[row] for row in part]
+        for label, count in enumerate(counts):
+            assert abs(tensors.tensors[1].tolist().count(label) - len(part) * count / total) <= 1.5
+
+
+def test_same_seed_gives_the_same_parts_and_another_seed_others() -> None:
+    labels = [0, 1, 2] * 30
+    assert rows_of(numbered(labels, 3)) == rows_of(numbered(labels, 3))
+    assert rows_of(numbered(labels, 3)) != rows_of(numbered(labels, 4))
+
+
+def test_given_test_rows_are_the_test_set_in_order() -> None:
+    y = np.array([0, 1, 2] * 10)
+    splits = Fractions(standardize=False, validation_fraction=0.25).split(np.arange(30.0)[:, None], y, 0, CLASSES, test_rows=6)
+    train, validation, test = rows_of(splits)
+    assert test == list(range(24, 30))
+    assert len(validation) == 6
+    assert sorted(train + validation) == list(range(24))
+
+
+@pytest.mark.parametrize("labels", [[0] * 20 + [1] * 20 + [2], [0] * 20 + [1] * 20 + [2] * 2])
+def test_a_class_that_is_too_small_is_named_with_its_count(labels: list[int]) -> None:
+    with pytest.raises(ConfigError, match=f"the smallest of 3 classes, 'c', has only {labels.count(2)}$"):
+        numbered(labels, validation_fraction=0.3, test_fraction=0.3)
+
+
+def test_fewer_rows_held_out_than_classes_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="cannot hold out 2 of 18 examples with the classes in proportion"):
+        numbered([0, 1, 2] * 6, test_fraction=0.1)
+
+
+def test_real_targets_are_split_unstratified_and_become_columns() -> None:
+    x, y = np.arange(20.0)[:, None], np.arange(20.0) / 3
+    splits = Fractions(standardize=False).split(x, y, 0, None)
+    assert splits.num_classes is None
+    assert splits.num_outputs == 1
+    assert [len(part) for part in rows_of(splits)] == [14, 2, 4]
+    inputs, targets = splits.train.tensors
+    assert inputs.dtype == targets.dtype == torch.float32
+    assert targets.shape == (14, 1)
+    assert torch.equal(targets, inputs / 3)
+
+
+def test_too_few_rows_for_a_regression_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="cannot hold out 1 of 1 examples$"):
+        hold_out(np.arange(1), np.zeros(1), 1, 0, None)
+
+
+def test_fractions_must_leave_something_to_train_on() -> None:
+    with pytest.raises(ConfigError, match=r"Fractions.validation_fraction must be below 1 - test_fraction = 0.4, got 0.5"):
+        Fractions(validation_fraction=0.5, test_fraction=0.6)
+    with pytest.raises(ConfigError, match=r"Fractions.test_fraction must be in \(0, 1\), got 0"):
+        Fractions(test_fraction=0.0)
+
+
+def test_standardisation_is_fitted_on_the_first_part_only() -> None:
+    train, other = torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[100.0, 6.0]])
+    standardize([train, other], 0)
+    assert train.tolist() == [[-1, 0], [1, 0]]
+    assert other.tolist() == [[98, 1]]
+
+
+def test_the_training_part_of_a_split_has_mean_zero_and_deviation_one() -> None:
+    x = np.random.default_rng(0).normal(50, 7, (90, 4))
+    splits = Fractions().split(x, np.array([0, 1, 2] * 30), 0, CLASSES)
+    train, test = splits.train.tensors[0], splits.test.tensors[0]
+    assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-6)
+    assert torch.allclose(train.std(0, correction=0), torch.ones(4), atol=1e-5)
+    assert not torch.allclose(test.mean(0), torch.zeros(4), atol=1e-2)
+
+
+@given(
+    x=arrays(np.float64, st.tuples(st.integers(1, 8), st.integers(1, 3)), elements=st.floats(-1e12, 1e12)),
+    constant=st.floats(-1e12, 1e12),
+)
+@settings(deadline=None)
+def test_standardised_values_are_finite_and_bounded_also_for_constant_columns(x: np.ndarray, constant: float) -> None:
+    train = torch.from_numpy(np.column_stack([x, np.full(len(x), constant)]))
+    standardize([train], 0)
+    assert torch.isfinite(train).all()
+    assert (train[:, -1] == 0).all()
+    assert train.abs().max() <= len(x) ** 0.5 * 1.001 or train.abs().max() < 1e-3

@@ -1,0 +1,155 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pquant.data import Table
+from pquant.errors import ConfigError
+
+
+def frame(rows: int = 60) -> pd.DataFrame:
+    number = np.arange(rows)
+    return pd.DataFrame({"width": number * 1.0, "height": number % 7, "kind": np.array(["b", "c", "a"])[number % 3], "price": number / 3})
+
+
+def written(tmp_path: Path, table: pd.DataFrame, suffix: str = "csv") -> str:
+    path = tmp_path / f"table.{suffix}"
+    table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_classes_are_numbered_by_sorted_name(tmp_path: Path, suffix: str) -> None:
+    table = frame().drop(columns="price")
+    splits = Table(path=written(tmp_path, table, suffix), target="kind", standardize=False).load(0)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [42, 6, 12]
+    assert splits.num_classes == 3
+    x, y = splits.train.tensors
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+    assert splits.input_shape == (2,)
+    assert y.tolist() == [[1, 2, 0][int(row) % 3] for row in x[:, 0]]
+    assert x[:, 1].tolist() == [row % 7 for row in x[:, 0].tolist()]
+
+
+def test_real_targets_are_a_regression(tmp_path: Path) -> None:
+    splits = Table(path=written(tmp_path, frame().drop(columns="kind")), target="price", standardize=False).load(0)
+    assert splits.num_classes is None
+    x, y = splits.train.tensors
+    assert y.shape == (42, 1)
+    assert torch.allclose(y[:, 0], x[:, 0] / 3)
+
+
+def test_features_are_standardised_and_real_targets_are_not(tmp_path: Path) -> None:
+    splits = Table(path=written(tmp_path, frame().drop(columns="kind").assign(same=5)), target="price").load(0)
+    x, y = splits.train.tensors
+    assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(x.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6)
+    assert y.max() > 15
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "classes"),
+    [
+        (np.arange(1010) % 100, "auto", 100),
+        (np.arange(1010) % 101, "auto", None),
+        (np.arange(1010) % 101, "classification", 101),
+        (np.arange(1010) % 3, "regression", None),
+        (np.arange(1010) % 3 * 0.5, "auto", None),
+        (np.arange(1010) % 3 * 0.5, "classification", 3),
+        (np.arange(1010) % 2 == 0, "auto", 2),
+    ],
+)
+def test_task(tmp_path: Path, target: np.ndarray, task: str, classes: int | None) -> None:
+    table = pd.DataFrame({"x": np.arange(1010.0), "y": target})
+    splits = Table(path=written(tmp_path, table), task=task, validation_fraction=0.3, test_fraction=0.3).load(0)
+    assert splits.num_classes == classes
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    source = Table(path=written(tmp_path, frame().drop(columns="price")), target="kind")
+    first, again, other = (source.load(seed).train.tensors[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_npz_with_x_and_a_named_target(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(60).reshape(30, 2), energy=np.arange(30) / 2, y=np.arange(30) % 2)
+    classes = Table(path=str(tmp_path / "a.npz")).load(0)
+    energies = Table(path=str(tmp_path / "a.npz"), target="energy", standardize=False).load(0)
+    assert classes.num_classes == 2
+    x, y = energies.test.tensors
+    assert torch.equal(y[:, 0], x[:, 0] / 4)
+
+
+def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
+    x = np.arange(50.0)[:, None]
+    np.savez(tmp_path / "a.npz", x_train=x[:40], y_train=np.arange(40) % 2, x_test=x[40:], y_test=np.arange(10) % 2)
+    splits = Table(path=str(tmp_path / "a.npz"), standardize=False).load(0)
+    assert splits.test.tensors[0][:, 0].tolist() == list(range(40, 50))
+    assert [len(splits.train), len(splits.validation)] == [36, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": None}, r"column 'width' has 60 missing or infinite values"),
+        ({"height": [np.inf, np.nan, *[1.0] * 58]}, r"column 'height' has 2 missing or infinite values"),
+        ({"name": "x"}, r"column 'name' holds \w+, not numbers: encode it or leave it out"),
+        ({"kind": ["a"] * 30 + ["b"] * 29 + [None]}, r"target 'kind' has 1 missing values"),
+        ({"kind": "a"}, r"target 'kind' must have at least 2 classes, got 1"),
+        ({"kind": ["a"] * 30 + ["b"] * 29 + ["c"]}, r"the smallest of 3 classes, 'c', has only 1"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = written(tmp_path, frame().drop(columns="price").assign(**change))
+    with pytest.raises(ConfigError, match=message):
+        Table(path=path, target="kind").load(0)
+
+
+def test_unknown_target_names_the_nearest_column(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown column of .*table.csv 'prize': did you mean 'price'\? valid: width, height, kind, price"
+    ) as error:
+        Table(path=written(tmp_path, frame()), target="prize").load(0)
+    assert str(error.value).startswith("data.target: ")
+
+
+def test_regression_of_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="target 'kind' must hold numbers for data.task=regression, got 'b'"):
+        Table(path=written(tmp_path, frame()), target="kind", task="regression").load(0)
+
+
+def test_a_table_needs_a_path_rows_and_features(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Table.path must be the path of a .csv, .parquet or .npz file, got ''"):
+        Table().load(0)
+    with pytest.raises(ConfigError, match="at least one row and one feature column, got 60 and 0"):
+        Table(path=written(tmp_path, frame()[["price"]]), target="price").load(0)
+    with pytest.raises(ConfigError, match="at least one row and one feature column, got 0 and 2"):
+        Table(path=written(tmp_path, frame()[:0][["width", "height", "price"]]), target="price").load(0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((4, 2)), np.zeros(3), r"expected numbers x \(N, F\) and y \(N,\), got x float64 \(4, 2\) and y float64 \(3,\)"),
+        (np.zeros((4, 2, 2)), np.zeros(4), r"expected numbers x \(N, F\)"),
+        (np.array([["a"]]), np.zeros(1), r"expected numbers x \(N, F\)"),
+        (np.array([[1.0, np.nan]]), np.zeros(1), r"column 'x\[:, 1\]' has 1 missing or infinite values"),
+        (np.zeros((2, 1)), np.array([1, np.nan]), r"target 'y' has 1 missing or infinite values"),
+    ],
+)
+def test_npz_arrays_that_cannot_be_used_are_refused(tmp_path: Path, x: np.ndarray, y: np.ndarray, message: str) -> None:
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    with pytest.raises(ConfigError, match=message):
+        Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+def test_without_pandas_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, frame())
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"a .csv file needs pip install 'pquant\[tables\]'; an .npz file needs nothing"):
+        Table(path=path).load(0)

@@ -1,0 +1,104 @@
+"""Every file under conf/ composes and builds; what is wrong gets one clear line."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from pquant.config import CONFIGURATION_ERRORS, TARGETS, allowed_targets, build_experiment, explain
+from pquant.errors import NotAvailableError
+from pquant.experiment import Experiment
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+LATER = {"fitcompress=on"}
+NEEDED = {"data=table": ["data.path=x.csv"]}
+
+
+def build(*overrides: str) -> Experiment:
+    with initialize_config_dir(config_dir=str(CONF)):
+        return build_experiment(compose("config", overrides=["tracker=none", *overrides]))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(CONFIGURATION_ERRORS) as caught:
+        build(*overrides)
+    return explain(caught.value)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in LATER])
+def test_every_option_of_every_group_builds(option: str) -> None:
+    group = option.split("=")[0]
+    built = getattr(build(option, *NEEDED.get(option, [])), group)
+    assert built is not None
+
+
+@pytest.mark.parametrize("option", sorted(LATER))
+def test_what_is_not_there_yet_says_so(option: str) -> None:
+    assert "not available yet" in refusal(option)
+
+
+def test_studies_say_that_they_are_not_there_yet() -> None:
+    assert "not available yet" in refusal("finetuning.num_trials=3")
+    assert issubclass(NotAvailableError, CONFIGURATION_ERRORS)
+
+
+def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None:
+    for file in CONF.glob("*/*.yaml"):
+        own = OmegaConf.load(file)
+        assert "_target_" in own or "fixed" in own.defaults, file
+    assert "schema" in ConfigStore.instance().repo
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("pruning=wnda", ["'wnda'", "did you mean 'wanda'"]),
+        ("prunning=dst", ["'prunning'", "did you mean 'pruning'"]),
+        ("pruning.alhpa=1", ["'alhpa'", "'pruning'", "did you mean 'alpha'"]),
+        ("training.epocs=3", ["'epocs'", "did you mean 'epochs'"]),
+        ("+foo=1", ["'foo'", "valid: data"]),
+        ("pruning.alpha=abc", ["pruning.alpha", "abc"]),
+        ("pruning.alpha=nan", ["DST.alpha", "nan"]),
+        ("pruning.max_pruning_pct=1.7", ["DST.max_pruning_pct must be in (0, 1], got 1.7"]),
+        ("pruning.threshold_type=chanelwise", ["chanelwise", "channelwise"]),
+        ("quantization.use_hgq=maybe", ["quantization.use_hgq", "maybe"]),
+        ("quantization.layer_specific={a: {wieght: {f: 3}}}", ["'wieght'", "did you mean 'weight'"]),
+        ("training.epochs=-1", ["Training.epochs", "-1"]),
+        ("training.rewind=every-round", ["Training.save_weights_epoch"]),
+        ("model._target_=my_net.Net", ["my_net.Net", "PQUANT_ALLOW"]),
+        ("model._target_=os.system", ["os.system"]),
+        ("pruning._target_=pquant.pruning.DTS", ["did you mean 'DST'"]),
+        ("fitcompress.pruning_schedule.start=-4", ["PruningSchedule.start", "above end"]),
+    ],
+)
+def test_wrong_settings_get_one_line_that_names_them(override: str, parts: list[str]) -> None:
+    line = refusal(override)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_extra_training_keys_reach_the_user() -> None:
+    training = build("+training.warmup=3", "training.epochs=2").training
+    assert training.extra == {"warmup": 3}
+    assert training.epochs == 2
+
+
+def test_layer_rules_may_use_dotted_names() -> None:
+    rules = build("quantization.layer_specific={layers.0: {weight: {f: 3}}}").quantization.layer_specific
+    assert rules == {"layers.0": {"weight": {"f": 3}}}
+
+
+def test_scheduler_spans_the_whole_run() -> None:
+    scheduler = build("training.pretraining_epochs=1", "training.epochs=5", "training.rounds=2", "training.fine_tuning_epochs=3").scheduler
+    assert scheduler.keywords["T_max"] == 1 + 2 * 5 + 3
+
+
+def test_users_packages_are_allowed_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PQUANT_ALLOW", raising=False)
+    assert allowed_targets() == TARGETS
+    monkeypatch.setenv("PQUANT_ALLOW", "my_net, other.*")
+    assert allowed_targets() == (*TARGETS, "my_net.*", "other.*")

@@ -1,0 +1,158 @@
+"""The plan of epochs, rewinding, and going on from a checkpoint."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pquant
+from pquant.data import Splits
+from pquant.errors import ConfigError
+from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
+from pquant.quantization import Quantization
+from pquant.training import Stage, Training
+from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.trainer import DivergedError, Trainer, plan
+
+FIXED = Quantization(
+    default_weight_keep_negatives=True,
+    default_weight_fractional_bits=7,
+    default_data_keep_negatives=True,
+    default_data_integer_bits=3,
+    default_data_fractional_bits=4,
+    quantize_output=False,
+)
+TRAINED = Quantization(
+    default_weight_keep_negatives=True,
+    default_weight_fractional_bits=7,
+    default_data_keep_negatives=True,
+    default_data_integer_bits=3,
+    default_data_fractional_bits=4,
+    quantize_output=False,
+    use_hgq=True,
+    hgq_beta_schedule=[[0, 1e-6], [4, 1e-3]],
+    hgq_gamma=1e-6,
+    granularity="per_weight",
+    data_granularity="per_channel",
+)
+TRAINING = Training(pretraining_epochs=1, epochs=3, rounds=2, fine_tuning_epochs=2, batch_size=16)
+
+
+def blobs(seed: int = 0) -> Splits:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (96,), generator=generator)
+    x = torch.randn(96, 6, generator=generator) + 2 * torch.eye(3, 6)[y]
+    parts = [TensorDataset(x[part], y[part]) for part in (slice(0, 64), slice(64, 80), slice(80, 96))]
+    return Splits(*parts, num_classes=3)
+
+
+def trainer(pruning: PruningMethod, quantization: Quantization, training: Training = TRAINING, lr: float = 1e-2) -> Trainer:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
+    model = pquant.compress(net, pruning, quantization, torch.zeros(2, 6))
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=training.total_epochs)
+    return Trainer(model, blobs(), training, partial(torch.optim.Adam, lr=lr), cosine, torch.device("cpu"), seed=0)
+
+
+def test_the_plan_counts_every_epoch_once() -> None:
+    epochs = plan(TRAINING)
+    assert len(epochs) == TRAINING.total_epochs == 9
+    assert [epoch.number for epoch in epochs] == list(range(1, 10))
+    assert [epoch.stage for epoch in epochs] == [Stage.PRETRAIN] + [Stage.TRAIN] * 6 + [Stage.FINETUNE] * 2
+    assert [epoch.number for epoch in epochs if epoch.ends_round] == [1, 4, 7, 9]
+
+
+def test_stages_are_entered_in_order_and_rows_tell_them() -> None:
+    run = trainer(DST(alpha=1e-2), FIXED)
+    stages: list[Stage] = []
+    run.fit(lambda row: stages.append(run.model[0].pruner.stage))
+    assert stages == [epoch.stage for epoch in run.plan]
+    assert [row["stage"] for row in run.rows] == [stage.value for stage in stages]
+    assert all({"train/loss", "train/penalty", "val/loss", "val/accuracy", "sparsity", "ebops", "lr", "seconds"} <= row.keys() for row in run.rows)
+    assert [row["train/penalty"] > 0 for row in run.rows] == [stage is Stage.TRAIN for stage in stages]
+
+
+METHODS = [NoPruning(), DST(alpha=1e-2), Wanda(sparsity=0.5, t_start_collecting_batch=3, t_delta=5)]
+
+
+@pytest.mark.parametrize("quantization", [FIXED, TRAINED], ids=["fixed", "hgq"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_run_resumed_at_any_epoch_ends_bit_identical(method: PruningMethod, quantization: Quantization, tmp_path: Path) -> None:
+    saved: list[Path] = []
+    whole = trainer(method, quantization)
+
+    def keep(row: dict) -> None:
+        saved.append(tmp_path / f"{row['epoch']}.pt")
+        save_checkpoint(saved[-1], whole.state_dict())
+
+    whole.fit(keep)
+    for path in saved[:-1]:
+        resumed = trainer(method, quantization)
+        resumed.load_state_dict(load_checkpoint(path))
+        resumed.fit(lambda row: None)
+        for name, value in whole.model.state_dict().items():
+            other = resumed.model.state_dict()[name]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, (path.stem, name)
+        timeless = [[{**row, "seconds": 0} for row in run.rows] for run in (whole, resumed)]
+        assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(("rewind", "expected"), [("never", 0), ("every-round", 2), ("post-training-stage", 1)])
+def test_rewinding_puts_the_saved_weights_back_and_keeps_the_mask(rewind: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(pretraining_epochs=0, epochs=3, rounds=2, fine_tuning_epochs=1, batch_size=16, rewind=rewind, save_weights_epoch=1)
+    run = trainer(Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=2), FIXED, training)
+    seen: list[tuple] = []
+    original = Trainer._rewind
+
+    def watched(self: Trainer) -> None:
+        mask = self.model[0].pruner.mask.clone()
+        original(self)
+        weights = {name: value.clone() for name, value in self._rewindable().items()}
+        seen.append((weights, torch.equal(mask, self.model[0].pruner.mask), len(self.optimizer.state)))
+
+    monkeypatch.setattr(Trainer, "_rewind", watched)
+    run.fit(lambda row: None)
+    assert len(seen) == expected
+    for weights, mask_kept, momenta in seen:
+        assert mask_kept and momenta == 0
+        assert weights.keys() == run.snapshot.keys()
+        assert all(torch.equal(weights[name], run.snapshot[name]) for name in weights)
+        assert {"0.bias", "1.running_mean", "4.weight"} <= weights.keys()
+
+
+def test_snapshot_is_taken_at_the_start_of_the_named_epoch() -> None:
+    training = Training(pretraining_epochs=0, epochs=3, fine_tuning_epochs=1, batch_size=16, rewind="post-training-stage", save_weights_epoch=0)
+    run = trainer(NoPruning(), FIXED, training)
+    initial = run.model[0].weight.detach().clone()
+    run.fit(lambda row: None)
+    assert torch.equal(run.snapshot["0.weight"], initial)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_epoch() -> None:
+    run = trainer(NoPruning(), FIXED)
+    run.splits.train.tensors[0][3] = torch.nan
+    with pytest.raises(DivergedError, match="epoch 1"):
+        run.fit(lambda row: None)
+
+
+def test_a_plain_model_trains_too() -> None:
+    torch.manual_seed(0)
+    constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    run = Trainer(nn.Linear(6, 3), blobs(), Training(pretraining_epochs=20, epochs=0, batch_size=16), optimizer, constant, torch.device("cpu"), 0)
+    run.fit(lambda row: None)
+    assert run.evaluate("test", "test")["test/accuracy"] > 0.7
+
+
+def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ConfigError, match=r"bad\.pt"):
+        load_checkpoint(tmp_path / "bad.pt")
+    torch.save({"code": Trainer}, tmp_path / "code.pt")
+    with pytest.raises(ConfigError, match=r"code\.pt"):
+        load_checkpoint(tmp_path / "code.pt")
