@@ -60,7 +60,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
     """Return a training step as a user of plain PyTorch writes it."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -73,7 +73,7 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[
 def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
     """Return the training step of a compressed model, as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
-    optimizer = torch.optim.Adam(parameter_groups(model), 1e-3)
+    optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
     layers, priced = list(pruned_layers(model).values()), priced_layers(model)
 
     def step() -> None:

@@ -4,6 +4,7 @@ from pquant.layers.convert import calibrate, compress, finalize, unconverted
 from pquant.measures import figures, layer_table, penalty, sparsity
 from pquant.quantization.ebops import ebops
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
+from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "on_batch_end",
     "on_epoch_end",
     "on_round_end",
+    "parameter_groups",
     "penalty",
     "set_stage",
     "sparsity",

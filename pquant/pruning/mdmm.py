@@ -64,7 +64,7 @@ class MDMMPruner(Pruner):
     def share(self, weight):
         s = self.sizes(weight)
         if self.method.l0_mode == "smooth":
-            return torch.exp(-(s / (C * s.detach().square().mean().sqrt()))**2).mean()
+            return torch.exp(-((s / (C * s.detach().square().mean().sqrt())) ** 2)).mean()
         if KERNEL == "trim":
             k = max(1, round(self.target * s.numel()))
             d = s.detach()
@@ -75,7 +75,8 @@ class MDMMPruner(Pruner):
             d = s.detach()
             out = d > d.flatten().kthvalue(k).values
             soft = -s.masked_fill(out, 0).sum() / d.sum()
-        else: soft = self.kernel(s).mean()
+        else:
+            soft = self.kernel(s).mean()
         if self.method.l0_mode == "smooth":
             return soft
         hard = (s <= self.method.epsilon).float().mean()

@@ -92,10 +92,12 @@ def priced_layers(model: nn.Module) -> list[QuantizedLayer]:
 
 def price(layer: QuantizedLayer) -> Tensor:
     """Return beta times the layer's EBOPs plus gamma times its bits, as training sees them: by bit width, pruned weights free."""
-    trained = [child for child in layer.children() if isinstance(child, HGQQuantizer)]
-    total = layer.price[1] * sum(quantizer.bits().sum() for quantizer in trained)
+    total = layer.price.new_zeros(())
+    if layer.quantization.hgq_gamma:
+        trained = (child for child in layer.children() if isinstance(child, HGQQuantizer))
+        total = total + layer.price[1] * torch.stack([quantizer.bits().sum() for quantizer in trained]).sum()
     if isinstance(layer, CompressedLayer):
-        weight = layer.weight_quantizer.bits() * layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
+        weight = layer.weight_quantizer.bits().to(layer.weight) * layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
         bias = None if layer.bias is None else layer.bias_quantizer.bits().expand_as(layer.bias)
         total = total + layer.price[0] * operations(layer, weight, bias, layer.operand().bits())
     return total

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pquant.errors import unknown
+
 RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
 OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
 Bits = int | Tensor
@@ -30,6 +32,7 @@ ROUND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 SATURATING = ("SAT", "SAT_SYM")
+WRAPPING = ("WRAP", "WRAP_SM")
 
 
 def pow2(exponent: Any) -> Any:
@@ -80,6 +83,8 @@ def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
 
 
 def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+    if overflow_mode not in WRAPPING:
+        raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))
     n = ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED)))
     count = pow2(k + i + f)
     lowest = -k * pow2(i + f)
@@ -92,7 +97,9 @@ def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mod
 
 @cache
 def _open_bounds(k: int, i: int, f: int, overflow_mode: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the nearest values outside the range of a format, so that a strict comparison includes both its ends."""
+    """Return the nearest values outside the range of a format, so that a strict comparison includes both its ends; without bits, nothing."""
+    if k + i + f <= 0:
+        return 0.0, 0.0
     low, high = (abs(bound) for bound in bounds(k, i, f, overflow_mode))
     limits = torch.finfo(dtype)
     step_low, step_high = (limits.eps * 2.0 ** (math.frexp(size)[1] - 1) if size else limits.tiny for size in (low, high))
@@ -105,7 +112,7 @@ def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflo
         return grad * (k + i + f > 0)
     if isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor):
         low, high = bounds(k, i, f, overflow_mode)
-        return grad * ((x >= low) & (x <= high))
+        return grad * ((x >= low) & (x <= high) & (k + i + f > 0))
     return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, bounds, pow2, quantized, rounded
+from pquant.quantization.fixed_point import SATURATING, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
 
 LN2 = math.log(2)
@@ -25,26 +25,46 @@ class _Trained(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, k: Tensor, i: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:
-        i, f = torch.round(i), torch.round(f)
-        live = k + i + f > 0
-        low, high = bounds(k, i, f, overflow_mode)
-        clipped = torch.clamp(x, torch.where(live, low, -torch.inf), torch.where(live, high, torch.inf))
-        q = rounded(clipped, f, round_mode).mul_(live)
-        ctx.save_for_backward(x, clipped, q, k, i, f)
-        ctx.symmetric = overflow_mode == "SAT_SYM"
+    def forward(ctx: Any, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, overflow_mode: str) -> Tensor:
+        f = torch.round(f)
+        top, step = torch.exp2(torch.round(i)), torch.exp2(-f)
+        high = top - step
+        low = (-high if overflow_mode == "SAT_SYM" else -top) if k else torch.zeros_like(high)
+        without_bits = high < 0 if k else high <= 0
+        clipped = torch.clamp(x, low.masked_fill_(without_bits, -torch.inf), high.masked_fill_(without_bits, torch.inf))
+        q = rounded(clipped, f, round_mode).masked_fill_(without_bits, 0)
+        ctx.save_for_backward(x, clipped, q, top, step)
+        ctx.k, ctx.symmetric = k, overflow_mode == "SAT_SYM"
         return q
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0]
-        x, clipped, q, k, i, f = ctx.saved_tensors
+        x, clipped, q, top, step = ctx.saved_tensors
         dx = g * (x == clipped)
-        above = (g * (x > clipped)).sum_to_size(f.shape)
-        below = k * (g - dx).sum_to_size(f.shape).sub_(above)
-        edge = above - below if ctx.symmetric else above
-        df = LN2 * ((clipped - q).mul_(g).sum_to_size(f.shape) + edge * pow2(-f))
-        return dx, None, LN2 * pow2(i) * (above - below), df, None, None
+        df = (clipped - q).mul_(g).sum_to_size(step.shape)
+        at_top = (g * (x > clipped)).sum_to_size(top.shape)
+        edge, di = at_top, at_top
+        if ctx.k:
+            at_bottom = (g - dx).sum_to_size(top.shape) - at_top
+            di = at_top - at_bottom
+            edge = di if ctx.symmetric else at_top
+        return dx, top * di * LN2, (edge * step).add_(df).mul_(LN2), None, None, None
+
+
+class _Bits(torch.autograd.Function):
+    """relu(round(i) + round(f) + sign), straight through the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, i: Tensor, f: Tensor, sign: int) -> Tensor:
+        bits = torch.round(i).add_(torch.round(f)).add_(sign).relu_()
+        ctx.save_for_backward(bits)
+        return bits
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        g = grads[0] * (ctx.saved_tensors[0] > 0)
+        return g, g, None
 
 
 class HGQQuantizer(Quantizer):
@@ -66,6 +86,7 @@ class HGQQuantizer(Quantizer):
     def __init__(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> None:
         super().__init__()
         self.round_mode, self.overflow_mode, self.forget = settings.round_mode, settings.overflow_mode, forget
+        self.keeps_negatives = settings.k
         self.auto = settings.i == "auto"
         self.observing = False
         start = 0.0 if settings.i == "auto" else float(settings.i)
@@ -87,35 +108,35 @@ class HGQQuantizer(Quantizer):
             self.observe(x)
             return x
         if not self.tracks:
-            return _Trained.apply(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode)
+            return _Trained.apply(x, self.i, self.f, self.keeps_negatives, self.round_mode, self.overflow_mode)
         if self.training or math.isinf(self.forget):
             self.track(x)
         if not self.training:
             return quantized(x, *self.format(), self.round_mode, self.overflow_mode)
-        return _Trained.apply(x, self.k, self.i, self.f, self.round_mode, "SAT")
+        return _Trained.apply(x, self.i, self.f, self.keeps_negatives, self.round_mode, "SAT")
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
         """Let ``i`` follow the range of ``x``."""
-        needed = integer_bits(*value_range(x, self.i.shape, self.k), torch.round(self.f))
-        self.i.copy_(torch.maximum(self.i - self.forget, needed))
+        self.i.copy_(torch.maximum(self.i - self.forget, self._needed(x)))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widen ``i`` to hold ``x``; for calibration, and for the last pass before deployment."""
-        needed = integer_bits(*value_range(x, self.i.shape, self.k), torch.round(self.f))
-        self.i.copy_(torch.maximum(self.i, needed))
+        self.i.copy_(torch.maximum(self.i, self._needed(x)))
+
+    def _needed(self, x: Tensor) -> Tensor:
+        return integer_bits(*value_range(x, self.i.shape, self.k), torch.round(self.f), self.round_mode, self.overflow_mode)
 
     def twin_of(self, source: Quantizer) -> bool:
-        """Return whether ``source`` is trained too, with bits for the same values in the same modes."""
-        if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape:
+        """Return whether ``source`` is trained too, with bits and signs for the same values in the same modes."""
+        if not isinstance(source, HGQQuantizer) or not torch.equal(source.k, self.k):
             return False
         return (source.round_mode, source.overflow_mode) == (self.round_mode, self.overflow_mode)
 
     def bits(self) -> Tensor:
         """Return the bits that an operation pays for, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        i, f = (bits + (torch.round(bits) - bits).detach() for bits in (self.i, self.f))
-        return torch.relu(i + f + (self.k if self.overflow_mode in SATURATING else 0))
+        return _Bits.apply(self.i, self.f, int(self.keeps_negatives and not self.tracks))
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rounded bits in force."""

@@ -77,16 +77,16 @@ class Quantization(Settings):
     def __post_init__(self) -> None:
         """Check the fields and every rule of ``layer_specific``."""
         super().__post_init__()
-        for point in self.hgq_beta_schedule:
-            if len(point) != 2 or min(point) < 0:
-                raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative")
+        epochs = [point[0] for point in self.hgq_beta_schedule if len(point) == 2 and all(0 <= value < math.inf for value in point)]
+        if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted(epochs):
+            raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs in the order of epochs, none negative")
         for pattern in self.layer_specific:
-            self._overridden(pattern, self._default_formats())
+            self._overridden(pattern)
 
     def formats(self, name: str) -> LayerFormats:
         """Return the formats of the layer called ``name``."""
         pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
-        return self._default_formats() if pattern is None else self._overridden(pattern, self._default_formats())
+        return self._default_formats(self.enable_quantization) if pattern is None else self._overridden(pattern)
 
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
@@ -121,7 +121,7 @@ class Quantization(Settings):
         """Return (beta, gamma) at an epoch of the train stage, from 0."""
         return scheduled(self.hgq_beta, self.hgq_beta_schedule, epoch), self.hgq_gamma
 
-    def _default_formats(self) -> LayerFormats:
+    def _default_formats(self, enable: bool) -> LayerFormats:
         weight = TensorFormat(
             k=self.default_weight_keep_negatives,
             i=self.default_weight_integer_bits,
@@ -129,7 +129,7 @@ class Quantization(Settings):
             round_mode=self.round_mode,
             overflow_mode=self.overflow_mode_parameters,
             granularity=self.granularity,
-            enable=self.enable_quantization,
+            enable=enable,
         )
         data = TensorFormat(
             k=self.default_data_keep_negatives,
@@ -142,28 +142,35 @@ class Quantization(Settings):
         return LayerFormats(
             weight=weight,
             bias=weight,
-            input=replace(data, enable=self.enable_quantization and self.quantize_input),
-            output=replace(data, enable=self.enable_quantization and self.quantize_output),
+            input=replace(data, enable=enable and self.quantize_input),
+            output=replace(data, enable=enable and self.quantize_output),
         )
 
-    def _overridden(self, pattern: str, defaults: LayerFormats) -> LayerFormats:
-        """Return the formats with one rule applied; ``enable_quantization: false`` switches the whole layer off."""
+    def _overridden(self, pattern: str) -> LayerFormats:
+        """Return the formats with one rule applied; ``enable_quantization`` there stands for the section's own."""
         rule, where = self.layer_specific[pattern], f"Quantization.layer_specific['{pattern}']"
         tensors = [field.name for field in fields(LayerFormats)]
         if not isinstance(rule, dict):
             raise ConfigError(f"{where} must be a dictionary, got {rule!r}")
-        formats = {tensor: getattr(defaults, tensor) for tensor in tensors}
-        for key, changes in rule.items():
-            if key == "enable_quantization" and isinstance(changes, bool):
-                formats = {tensor: replace(one, enable=one.enable and changes) for tensor, one in formats.items()}
-            elif key in tensors and isinstance(changes, dict):
-                options = [field.name for field in fields(TensorFormat)]
-                for option in changes:
-                    if option not in options:
-                        raise ConfigError(f"{where}.{key}: {unknown('setting', option, options)}")
-                formats[key] = replace(formats[key], **changes)
-            elif key in tensors or key == "enable_quantization":
-                raise ConfigError(f"{where}.{key} must be {'a dictionary' if key in tensors else 'true or false'}, got {changes!r}")
-            else:
+        for key in rule:
+            if key not in (*tensors, "enable_quantization"):
                 raise ConfigError(f"{where}: {unknown('setting', key, [*tensors, 'enable_quantization'])}")
-        return LayerFormats(**formats)
+        enable = rule.get("enable_quantization", self.enable_quantization)
+        if not isinstance(enable, bool):
+            raise ConfigError(f"{where}.enable_quantization must be true or false, got {enable!r}")
+        defaults = self._default_formats(enable)
+        return LayerFormats(**{tensor: _changed(getattr(defaults, tensor), rule.get(tensor, {}), f"{where}.{tensor}") for tensor in tensors})
+
+
+def _changed(tensor: TensorFormat, changes: Any, where: str) -> TensorFormat:
+    """Return the format of a tensor with what a rule changes; errors say ``where``."""
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{where} must be a dictionary, got {changes!r}")
+    options = [field.name for field in fields(TensorFormat)]
+    for option in changes:
+        if option not in options:
+            raise ConfigError(f"{where}: {unknown('setting', option, options)}")
+    try:
+        return replace(tensor, **changes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

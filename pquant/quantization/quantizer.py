@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import OverflowMode, RoundMode, fixed_point
+from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -35,15 +35,22 @@ def bits_shape(granularity: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of the bit widths of a tensor of ``shape`` (without a batch axis): one, one a channel, or one a value."""
     if granularity == "per_tensor":
         return ()
-    return tuple(shape) if granularity == "per_weight" else (shape[0],) + (1,) * (len(shape) - 1)
+    return tuple(shape) if granularity == "per_weight" else tuple(shape[:1]) + (1,) * (len(shape) - 1)
 
 
-def integer_bits(low: Tensor, high: Tensor, f: Tensor) -> Tensor:
-    """Return the fewest integer bits that hold [low, high] at ``f`` fractional bits after rounding; 0 where both are 0."""
-    step = torch.exp2(-f)
-    above = torch.ceil(torch.log2((torch.round(high.clamp(min=0) / step) + 1) * step))
-    below = torch.ceil(torch.log2(torch.round(low.neg().clamp(min=0) / step) * step))
-    return torch.where((low == 0) & (high == 0), torch.zeros_like(above), torch.maximum(above, below))
+def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:
+    """Return the fewest integer bits that hold [low, high] once rounded to ``f`` fractional bits, low <= 0 <= high; 0 where both are 0."""
+    step = pow2(-f)
+    above = _log2_ceil(rounded(high, f, round_mode) + step)
+    below = rounded(low, f, round_mode).neg()
+    below = torch.where(below > 0, _log2_ceil(below + step if overflow_mode == "SAT_SYM" else below), above)
+    return torch.where((low == 0) & (high == 0), 0, torch.maximum(above, below))
+
+
+def _log2_ceil(x: Tensor) -> Tensor:
+    """Return the least whole n with x <= 2^n, exactly, for x > 0."""
+    mantissa, exponent = torch.frexp(x)
+    return (exponent - (mantissa == 0.5).int()).to(x.dtype)
 
 
 def value_range(x: Tensor, shape: torch.Size, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +126,10 @@ class NoQuantizer(Quantizer):
 class BakedQuantizer(Quantizer):
     """The format of values that were quantized for good."""
 
+    k: Tensor
+    i: Tensor
+    f: Tensor
+
     def __init__(self, k: Tensor, i: Tensor, f: Tensor) -> None:
         super().__init__()
         for name, bits in zip("kif", (k, i, f), strict=True):
@@ -173,7 +184,8 @@ class FixedPointQuantizer(Quantizer):
 
     def _read_bits(self) -> None:
         self.calibrated = not bool(self.i.isnan().any())
-        self._numbers = tuple(int(bits) for bits in (self.k, self.i, self.f)) if self.calibrated and self.i.ndim == 0 else None
+        shared = self.calibrated and self.i.ndim == 0
+        self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -186,7 +198,8 @@ class FixedPointQuantizer(Quantizer):
             return x
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
-        return fixed_point(x, *(self._numbers or (self.k, self.i, self.f)), self.round_mode, self.overflow_mode)  # type: ignore[arg-type]
+        k, i, f = self._numbers or (self.k, self.i, self.f)
+        return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -194,7 +207,7 @@ class FixedPointQuantizer(Quantizer):
         low, high = value_range(x, self.i.shape, self.k)
         torch.minimum(self.low, low, out=self.low)
         torch.maximum(self.high, high, out=self.high)
-        self.i.copy_(integer_bits(self.low, self.high, self.f))
+        self.i.copy_(integer_bits(self.low, self.high, self.f, self.round_mode, self.overflow_mode))
         self._read_bits()
 
     def keeps(self, source: Quantizer) -> bool:
@@ -224,17 +237,18 @@ class MantissaQuantizer(Quantizer):
     def __init__(self, settings: TensorFormat) -> None:
         super().__init__()
         self.k = int(settings.k)
-        self.bits = settings.f + (settings.i if isinstance(settings.i, int) else 0)
-        self.round_mode, self.overflow_mode = settings.round_mode, settings.overflow_mode
+        self.significant = settings.f + (settings.i if isinstance(settings.i, int) else 0)
+        self.round_mode = settings.round_mode
+        self.overflow_mode: OverflowMode = settings.overflow_mode if settings.overflow_mode in SATURATING else "SAT"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` with ``bits`` significant bits."""
+        """Return ``x`` with ``significant`` bits, saturated where rounding would carry it to the next power of two."""
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i."""
         i = torch.frexp(x.detach()).exponent.to(x.dtype)
-        return torch.full_like(i, self.k), i, self.bits - i
+        return torch.full_like(i, self.k), i, self.significant - i
 
     def format(self) -> None:
         """Return None: the format goes with the values."""

@@ -209,4 +209,4 @@ class Trainer:
 
 
 def _on(device: torch.device, data: Dataset[tuple[Tensor, ...]]) -> Dataset[tuple[Tensor, ...]]:
-    return TensorDataset(*(tensor.to(device) for tensor in data.tensors)) if isinstance(data, TensorDataset) else data
+    return TensorDataset(*(tensor.to(device) for tensor in data.tensors)) if type(data) is TensorDataset else data

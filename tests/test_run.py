@@ -1,0 +1,108 @@
+"""``run.py`` as a user runs it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import pquant
+from pquant.config import build_experiment
+from pquant.export import load_weights
+from pquant.layers import finalize
+from pquant.models import MLP
+from pquant.pruning import DST
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["training.pretraining_epochs=1", "training.epochs=2", "training.fine_tuning_epochs=1", "progress=plain"]
+FILES = ["summary.json", "metrics.csv", "checkpoint.pt", "model.safetensors", "model.json", "report.html", ".hydra/config.yaml"]
+FIGURES = """test/accuracy test/loss sparsity params nonzero_params ebops weight_bits size_bytes epochs wall_seconds seed config_hash
+git_commit version/torch""".split()
+
+
+WITHOUT_WANDB = "import runpy, sys; runpy.run_path('run.py', run_name='__main__'); assert 'wandb' not in sys.modules"
+
+
+def run(*overrides: str, check: bool = True, script: tuple[str, ...] = ("run.py",), **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PQUANT", "HYDRA"))}
+    command = [sys.executable, *script, *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables | environment, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a short default run with offline W&B and a float baseline."""
+    path = tmp_path_factory.mktemp("run") / "first"
+    run(*SHORT, "training.baseline=true", f"hydra.run.dir={path}")
+    return path
+
+
+def test_a_run_leaves_every_file_and_figure(folder: Path) -> None:
+    assert [name for name in FILES if not (folder / name).is_file()] == []
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [name for name in [*FIGURES, "float/accuracy"] if name not in summary] == []
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["stage"] for row in rows] == ["pretrain", "train", "train", "finetune"]
+    layers = json.loads((folder / "model.json").read_text())["layers"]
+    assert layers[0]["shape"] == [64, 64] and layers[0]["quantizers"]["weight_quantizer"]["f"] == 7
+    assert list((folder / "wandb").glob("offline-run-*"))
+
+
+def test_the_saved_weights_are_the_finalized_model(folder: Path) -> None:
+    experiment = build_experiment(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    splits = experiment.data.load(experiment.seed)
+    net = MLP([None, 64, 32, 32, None], input_shape=(64,), num_outputs=10)
+    x, y = splits.test.tensors
+    model = finalize(pquant.compress(net, DST(), experiment.quantization, x[:4]))
+    load_weights(model, folder / "model.safetensors")
+    accuracy = (model(x).argmax(1) == y).float().mean().item()
+    assert accuracy == pytest.approx(json.loads((folder / "summary.json").read_text())["test/accuracy"], abs=1e-6)
+    steps = model.layers[0].weight * 2**7
+    assert torch.equal(steps, steps.round())
+
+
+def test_one_seed_gives_the_same_figures_twice_with_or_without_wandb(folder: Path, tmp_path: Path) -> None:
+    overrides = [*SHORT, "training.baseline=true", "tracker=none", f"hydra.run.dir={tmp_path / 'second'}"]
+    printed = run(*overrides, script=("-c", WITHOUT_WANDB)).stdout
+    both = [json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "second")]
+    for summary in both:
+        del summary["wall_seconds"], summary["config_hash"]
+    assert both[0] == both[1]
+    for word in ("Accuracy", "Sparsity", "EBOPs", "Time", "Files"):
+        assert word in "\n".join(printed.splitlines()[-10:])
+
+
+def test_a_killed_run_resumes_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "killed"
+    lines = ["import os", "class Killer:", "    def start(self, folder, config): pass", "    def log(self, row): row['epoch'] != 2 or os._exit(9)"]
+    (tmp_path / "tests_killer.py").write_text("\n".join(lines))
+    environment = {"PQUANT_ALLOW": "tests_killer", "PYTHONPATH": str(tmp_path)}
+    killed = run(*SHORT, f"hydra.run.dir={path}", "~tracker", "+tracker._target_=tests_killer.Killer", check=False, **environment)
+    assert killed.returncode == 9
+    config = (path / ".hydra" / "config.yaml").read_text()
+    (path / ".hydra" / "config.yaml").write_text(config.replace("tests_killer.Killer", "pquant.tracking.NoTracker"))
+    run(f"resume={path}", f"hydra.run.dir={tmp_path / 'log'}")
+    ended, whole = (json.loads((one / "summary.json").read_text()) for one in (path, folder))
+    same = ["test/accuracy", "test/loss", "val/loss", "sparsity", "ebops", "nonzero_params", "epochs"]
+    assert {name: ended[name] for name in same} == {name: whole[name] for name in same}
+
+
+def test_dry_run_lists_the_layers_and_trains_nothing(tmp_path: Path) -> None:
+    printed = run("dry_run=true", "pruning.disable_pruning_for_layers=[layers.6]", f"hydra.run.dir={tmp_path}").stdout
+    assert all(name in printed for name in ("layers.0", "layers.6", "PQDense", "DST"))
+    assert next(line for line in printed.splitlines() if "layers.6" in line).count("DST") == 0
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_errors_are_one_line_and_come_before_training(tmp_path: Path) -> None:
+    done = run("pruning.disable_pruning_for_layers=[layers.9]", f"hydra.run.dir={tmp_path}", check=False)
+    assert done.returncode == 1
+    assert "did you mean 'layers.6'" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "metrics.csv").exists()
