@@ -103,4 +103,4 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig]:
     saved = folder / ".hydra" / "config.yaml"
     if not saved.is_file():
         raise ConfigError(f"resume must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
-    return folder, OmegaConf.load(saved)
+    return folder, DictConfig(OmegaConf.load(saved))

@@ -20,6 +20,5 @@ def did_you_mean(name: str, options: Iterable[object]) -> str:
 
 def unknown(what: str, name: str, options: Iterable[object]) -> str:
     """Return the message for a ``name`` that is none of the ``options``: the nearest one, then all of them."""
-    options = [str(option) for option in options]
-    listed = ", ".join(options) if options else "none"
-    return f"unknown {what} '{name}'{did_you_mean(name, options) or ';'} valid: {listed}"
+    names = [str(option) for option in options]
+    return f"unknown {what} '{name}'{did_you_mean(name, names) or ';'} valid: {', '.join(names) or 'none'}"

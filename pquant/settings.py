@@ -7,7 +7,6 @@ its type, default and range; :func:`schema` registers the class so that a YAML f
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +35,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field; an ``int`` given for a ``float`` and 0/1 given for a ``bool`` are converted."""
-        hints = _type_hints(type(self))
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = self._typed(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
@@ -68,11 +67,6 @@ class Settings:
         right = "]" if "le" in bounds else ")"
         expected = f"in {left}{low:g}, {high:g}{right}" if bounds else "finite"
         raise ConfigError(f"{type(self).__name__}.{name} must be {expected}, got {value!r}")
-
-
-@cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
@@ -136,5 +130,5 @@ def _unlock(node: DictConfig) -> None:
     for key in node:
         if isinstance(node[key], DictConfig):
             _unlock(node[key])
-            if OmegaConf.get_type(node, key) is dict:
+            if OmegaConf.get_type(node, str(key)) is dict:
                 OmegaConf.set_struct(node[key], False)

@@ -114,8 +114,8 @@ class CompressedLayer(QuantizedLayer):
     ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any
     pruner: Pruner
     weight_quantizer: Quantizer
     bias_quantizer: Quantizer

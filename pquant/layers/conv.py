@@ -1,11 +1,15 @@
 """Convolutions: any groups, stride, padding and dilation that torch has."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer
 
 
 class _Convolution(CompressedLayer):
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of ``x`` with the given parameters."""
         return self._conv_forward(x, weight, bias)

@@ -185,9 +185,10 @@ def finalize(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
-    final = {layer: layer.finalized() for layer in layers}
+    final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
     after = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     became = {id(old): new for olds, news in zip(before, after, strict=True) for old, new in zip(olds, news, strict=True)}
     for layer in final.values():
-        layer.source = tuple(became.get(id(source), source) for source in layer.source)  # type: ignore[attr-defined]
+        if isinstance(layer, QuantizedLayer):
+            layer.source = tuple(became.get(id(source), source) for source in layer.source)
     return _replace(model, final).eval()

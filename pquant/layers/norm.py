@@ -1,5 +1,7 @@
 """Batch norm, as the multiplication and addition by channel that hardware does."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +47,13 @@ class _BatchNorm(QuantizedLayer):
 
     weight_quantizer: Quantizer
     bias_quantizer: Quantizer
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+    momentum: float | None
+    eps: float
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
         super()._equip(name, pruning, quantization, calls)

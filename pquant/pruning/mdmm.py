@@ -1,156 +1,185 @@
-"""MDMM proto"""
+"""MDMM, the modified differential method of multipliers: J. Platt, A. Barr, "Constrained Differential Optimization", NIPS 1987.
+
+The constraint is a share of zeros, of weights or of groups as in B. Ramhorst, V. Loncar, G. Constantinides, arXiv 2308.05170. Its gradient is that
+of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527.
+"""
 
 import logging
-import math
-import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pquant.pruning.masks import global_budget, keep_largest, uniform_budget
-from pquant.pruning.method import Pruner, PruningMethod
+from pquant.pruning.masks import global_budget, keep_largest
+from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
 from pquant.settings import schema, setting
 from pquant.training.stage import Stage
 
+PROJECTION_GAP = 0.05
 log = logging.getLogger(__name__)
-KERNEL = os.environ.get("KERNEL", "gauss")
-WIDTH = os.environ.get("WIDTH", "rms")
-BUDGET = os.environ.get("BUDGET", "uniform")
-C = float(os.environ.get("C", "1"))
+
+
+class _ShareOfZeros(torch.autograd.Function):
+    """The given share of zeros among k + ... groups of these sizes s; its derivative, straight through, is that of -T_k(s) / sum(s).
+
+    T_k is the sum of the k smallest sizes: 0 exactly when k groups are 0. So what has to go for the target to be met is pulled, all of it with
+    the same force, and what stays is not shrunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sizes: Tensor, share: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(sizes)
+        ctx.k = k
+        return share
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (sizes,) = ctx.saved_tensors
+        if not ctx.k:
+            return torch.zeros_like(sizes), None, None
+        smallest = sizes <= sizes.flatten().kthvalue(ctx.k).values
+        return smallest * (-grads[0] / sizes.sum().clamp(min=1e-12)), None, None
 
 
 class MDMMPruner(Pruner):
-    state = ("target",)
+    """The constraint on one weight, that ``count`` of its ``groups`` are zero, and its Lagrange ``multiplier``."""
+
+    state: ClassVar[tuple[str, ...]] = ("name", "count")
     multiplier: Tensor
 
-    def __init__(self, method, weight):
+    def __init__(self, method: "MDMM", weight: Tensor) -> None:
         super().__init__(method, weight)
-        self.method = method
-        self.target = method.target
-        self.register_buffer("multiplier", weight.new_zeros(()))
-
-    def sizes(self, weight):
-        return weight.abs()
-
-    def width(self, s):
-        if WIDTH == "rms":
-            return C * s.square().mean().sqrt()
-        if WIDTH == "mean":
-            return C * s.mean()
-        if WIDTH == "quant":
-            k = max(1, min(s.numel(), round(self.target * s.numel()) + 1))
-            return (C * s.flatten().kthvalue(k).values).clamp(min=2 * self.method.epsilon)
-        return torch.tensor(C)
-
-    def kernel(self, s):
-        x = s / self.width(s.detach())
-        if KERNEL == "gauss":
-            return torch.exp(-x * x)
-        if KERNEL == "exp":
-            return torch.exp(-x)
-        if KERNEL == "cauchy":
-            return 1 / (1 + x * x)
-        if KERNEL == "tukey":
-            return (1 - x * x).clamp(min=0) ** 2
-        if KERNEL == "epan":
-            return (1 - x * x).clamp(min=0)
-        if KERNEL == "tri":
-            return (1 - x).clamp(min=0)
-        if KERNEL == "l1":
-            return 1 - x
-
-    def share(self, weight):
-        s = self.sizes(weight)
-        if self.method.l0_mode == "smooth":
-            return torch.exp(-((s / (C * s.detach().square().mean().sqrt())) ** 2)).mean()
-        if KERNEL == "trim":
-            k = max(1, round(self.target * s.numel()))
-            d = s.detach()
-            out = d > d.flatten().kthvalue(k).values
-            soft = -s.square().masked_fill(out, 0).sum() / d.square().sum()
-        elif KERNEL == "trim1":
-            k = max(1, round(self.target * s.numel()))
-            d = s.detach()
-            out = d > d.flatten().kthvalue(k).values
-            soft = -s.masked_fill(out, 0).sum() / d.sum()
+        self.method: MDMM = method
+        self.groups = self.sizes(weight.detach()).numel()
+        self.name, self.count = "", round(method.target * self.groups)
+        if method.use_grad:
+            self.multiplier = nn.Parameter(weight.new_zeros(()))
+            self.optimizer_options = {"weight_decay": 0.0, "lr": method.constraint_lr, "maximize": True}
         else:
-            soft = self.kernel(s).mean()
-        if self.method.l0_mode == "smooth":
-            return soft
-        hard = (s <= self.method.epsilon).float().mean()
-        return soft + (hard - soft).detach()
+            self.register_buffer("multiplier", weight.new_zeros(()))
 
-    def loss(self, weight):
-        h = self.share(weight) - self.target
-        m = self.method
-        n = weight.numel() if m.scale_mode == "sum" else 1
-        return m.scale * n * (self.multiplier * h + m.damping * h * h / 2)
+    def sizes(self, weight: Tensor) -> Tensor:
+        """Return |W|; for StructuredSparsity the L2 norms (out, groups) of every ``rf`` consecutive weights of a row, the last filled up with 0."""
+        if self.method.metric_type == "UnstructuredSparsity":
+            return weight.abs()
+        rows = weight.flatten(1)
+        return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
+
+    def share(self, sizes: Tensor) -> Tensor:
+        """Return the share of zeros, sizes up to epsilon; l0_mode "smooth" counts a size s as 2^-(s / epsilon)^2."""
+        if self.method.l0_mode == "coarse":
+            return (sizes <= self.method.epsilon).to(sizes.dtype).mean()
+        return torch.exp2(-(sizes / self.method.epsilon).square()).mean()
+
+    def excess(self, share: Tensor) -> Tensor:
+        """Return the signed violation: share - target, or target - share for GreaterThanOrEqual; an inequality is met where it is not positive."""
+        excess = share - self.count / self.groups
+        return -excess if self.method.constraint_type == "GreaterThanOrEqual" else excess
+
+    def infeasibility(self, excess: Tensor) -> Tensor:
+        """Return h: the excess; for an inequality at least -lambda / damping, as the slack z^2 in h = excess + z^2 takes up the rest."""
+        if self.method.constraint_type == "Equality" or not self.method.damping:
+            return excess
+        return torch.maximum(excess, -self.multiplier / self.method.damping)
+
+    def loss(self, weight: Tensor) -> Tensor:
+        """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum"."""
+        sizes = self.sizes(weight)
+        h = self.infeasibility(self.excess(_ShareOfZeros.apply(sizes, self.share(sizes.detach()), self.count)))
+        scale = self.method.scale * (self.groups if self.method.scale_mode == "sum" else 1)
+        return scale * h * (self.multiplier + self.method.damping / 2 * h)
 
     @torch.no_grad()
-    def on_batch_end(self, weight):
-        if self.stage is Stage.TRAIN:
-            self.multiplier += self.method.constraint_lr * self.method.scale * (self.share(weight) - self.target)
+    def on_batch_end(self, weight: Tensor) -> None:
+        """Raise the multiplier by constraint_lr * scale * h, where the optimizer does not; keep that of an inequality non-negative."""
+        if self.stage is not Stage.TRAIN:
+            return
+        if not self.method.use_grad:
+            h = self.infeasibility(self.excess(self.share(self.sizes(weight))))
+            self.multiplier.add_(h, alpha=self.method.constraint_lr * self.method.scale)
+        if self.method.constraint_type != "Equality":
+            self.multiplier.clamp_(min=0)
 
-    def soft_weight(self, weight):
+    def soft_weight(self, weight: Tensor) -> Tensor:
+        """Return ``weight``: training is dense."""
         return weight
 
-    def select(self, weight):
-        s = self.sizes(weight)
-        live = s > self.method.epsilon
-        if not self.method.project:
-            return live
-        gap = (1 - live.float().mean() - self.target).abs()
-        return torch.where(gap < 0.05, keep_largest(s, round(self.target * s.numel())), live)
+    def select(self, weight: Tensor) -> Tensor:
+        """Return what is larger than epsilon; where that misses the target by less than 5 points, exactly the target's number of largest."""
+        sizes = self.sizes(weight)
+        keep = sizes > self.method.epsilon
+        if self.method.project:
+            gap = self.gap(sizes)
+            keep = torch.where((gap > 0) & (gap < PROJECTION_GAP), keep_largest(sizes, self.count), keep)
+        if self.method.metric_type == "UnstructuredSparsity":
+            return keep
+        return keep.repeat_interleave(self.method.rf, 1)[:, : weight[0].numel()].reshape(weight.shape)
 
-    def freeze(self, weight):
+    def gap(self, sizes: Tensor) -> Tensor:
+        """Return by how much the sizes above epsilon miss the constraint, a share; 0 when they meet it."""
+        excess = self.excess((sizes <= self.method.epsilon).float().mean())
+        return excess.abs() if self.method.constraint_type == "Equality" else excess.clamp(min=0)
+
+    def freeze(self, weight: Tensor) -> Tensor:
+        """Freeze the mask, and log how it met the target."""
         if self.stage is Stage.TRAIN:
-            hard = 1 - (self.sizes(weight) > self.method.epsilon).float().mean()
-            self.rep = (float(hard), self.target, float(self.multiplier))
+            sizes = self.sizes(weight.detach())
+            projected = self.method.project and self.gap(sizes) < PROJECTION_GAP
+            reached = f"MDMM: layer '{self.name}' reached a sparsity of {float((sizes <= self.method.epsilon).float().mean()):.4f}"
+            target = f"its target {self.count / self.groups:.4f}"
+            if projected:
+                log.info("%s, projected to %s", reached, target)
+            else:
+                log.warning("%s, not projected to %s; ...", reached, target)
         return super().freeze(weight)
 
 
 @schema("pruning", "mdmm")
 @dataclass(frozen=True)
 class MDMM(PruningMethod):
+    """Gradient descent on the weights, ascent on a multiplier, until the share of zeros is what was asked.
+
+    Pretraining: off. Training: dense weights with the loss scale * (lambda h + ``damping`` h^2 / 2) for each layer, h the violation of its constraint;
+    after each step lambda += ``constraint_lr`` * ``scale`` * h. Fine-tuning: the mask |W| > ``epsilon``, frozen; with ``project`` a mask that is less
+    than 5 points off takes exactly the target's number of weights, and the log says so.
+
+    The metric is the share of zeros among weights, or (StructuredSparsity) among groups of ``rf`` consecutive weights of a row whose L2 norm counts.
+    The target is ``target_value``, or ``target_sparsity`` where that is 0; as training begins, one magnitude threshold over all layers shares it out.
+    With Equality lambda has both signs, so that a layer pruned too far comes back; with the inequalities lambda >= 0.
+
+    ``l0_mode`` counts zeros hard ("coarse") or smoothly. ``scale_mode`` "sum" takes the loss times the number of weights or groups, so that the pull on
+    each does not depend on the size of the layer. With ``use_grad`` lambda is a parameter that the user's optimizer maximizes over, at the learning
+    rate ``constraint_lr``.
+    """
+
     pruning_method: Literal["mdmm"] = "mdmm"
     constraint_type: Literal["Equality", "LessThanOrEqual", "GreaterThanOrEqual"] = "Equality"
     target_value: float = setting(0.0, ge=0, le=1)
     metric_type: Literal["UnstructuredSparsity", "StructuredSparsity"] = "UnstructuredSparsity"
     target_sparsity: float = setting(0.9, ge=0, le=1)
     rf: int = setting(1, ge=1)
-    epsilon: float = setting(1e-3, ge=0)
+    epsilon: float = setting(1.0e-03, gt=0)
     scale: float = setting(10.0, ge=0)
     damping: float = setting(1.0, ge=0)
     use_grad: bool = False
     l0_mode: Literal["coarse", "smooth"] = "coarse"
     scale_mode: Literal["mean", "sum"] = "mean"
-    constraint_lr: float = setting(1e-3, ge=0)
+    constraint_lr: float = setting(1.0e-03, ge=0)
     project: bool = True
 
     @property
-    def target(self):
+    def target(self) -> float:
+        """The share of zeros that the constraint compares with."""
         return self.target_value or self.target_sparsity
 
-    def pruner(self, weight, layer_type):
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MDMMPruner:
+        """Return the constraint on ``weight``."""
         return MDMMPruner(self, weight)
 
-    def prepare(self, layers):
-        if BUDGET == "global":
-            counts = global_budget(layers, self.target)
-        elif BUDGET == "lamp":
-            sc = {}
-            for name, (p, w) in layers.items():
-                s, idx = w.detach().abs().flatten().sort()
-                c = s.square().flip(0).cumsum(0).flip(0)
-                sc[name] = (p, s.square() / c)
-            counts = global_budget(sc, self.target)
-        elif BUDGET == "fan":
-            counts = global_budget({n: (p, w.detach() * math.sqrt(w[0].numel())) for n, (p, w) in layers.items()}, self.target)
-        elif BUDGET == "rms":
-            counts = global_budget({n: (p, w.detach() / w.detach().std()) for n, (p, w) in layers.items()}, self.target)
-        else:
-            counts = uniform_budget(layers, self.target)
-        for name, (p, w) in layers.items():
-            p.target = counts[name] / w.numel()
+    def prepare(self, layers: PrunedWeights) -> None:
+        """Give each layer its share of the target."""
+        counts = global_budget({name: (pruner, pruner.sizes(weight)) for name, (pruner, weight) in layers.items()}, self.target)  # type: ignore[operator]
+        for name, (pruner, _) in layers.items():
+            pruner.name, pruner.count = name, counts[name]  # type: ignore[assignment]

@@ -82,7 +82,7 @@ class Trainer:
     ) -> None:
         self.model, self.training, self.device = model.to(device), training, device
         self.task = task_for(splits.num_classes)
-        self.splits = Splits(*(_on(device, part) for part in (splits.train, splits.validation, splits.test)), splits.num_classes)
+        self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         self.optimizer = optimizer(parameter_groups(self.model))
         self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
