@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops, layer_ebops, price, priced_layers
 
 
@@ -17,8 +18,11 @@ def penalty(model: nn.Module) -> Tensor:
 
 def total_penalty(pruned: Iterable[CompressedLayer], priced: Iterable[QuantizedLayer]) -> Tensor:
     """Return the sum of the pruners' auxiliary losses and of the price of trained bits."""
-    terms = [layer.pruner.penalty(layer.weight) for layer in pruned] + [price(layer) for layer in priced]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    groups: dict[int, list[tuple[Pruner, Tensor]]] = {}
+    for layer in pruned:
+        groups.setdefault(id(layer.pruner.method), []).append((layer.pruner, layer.weight))
+    terms = [group[0][0].method.penalty(group) for group in groups.values()] + [price(layer) for layer in priced]
+    return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
 
 
 def sparsity(model: nn.Module) -> float:

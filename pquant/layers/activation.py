@@ -72,7 +72,7 @@ class PQActivation(QuantizedLayer):
         self.multiplier = nn.Parameter(torch.zeros(())) if shifts else None
         self.rectifies = self.kind == "relu" and not shifts and formats.input.enable and formats.input.overflow_mode in SATURATING
         if self.rectifies:
-            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), calls[0][0] if calls else None)
+            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), [inputs for inputs, _ in calls])
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""

@@ -52,10 +52,9 @@ class QuantizedLayer(nn.Module):
             self.register_buffer("price", torch.zeros(2))
             self.register_buffer("train_epochs", torch.tensor(-1))
         formats = quantization.formats(name)
-        input_shape, output_shape = calls[0] if calls else (None, None)
         try:
-            self.input_quantizer = quantization.data_quantizer(formats.input, input_shape)
-            self.output_quantizer = quantization.data_quantizer(formats.output, output_shape)
+            self.input_quantizer = quantization.data_quantizer(formats.input, [inputs for inputs, _ in calls])
+            self.output_quantizer = quantization.data_quantizer(formats.output, [outputs for _, outputs in calls])
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
 
@@ -86,7 +85,7 @@ class QuantizedLayer(nn.Module):
         """Return the layer's output for a quantized input."""
         raise NotImplementedError
 
-    def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
+    def on_stage_start(self, stage: Stage) -> None:
         """Follow the change to another stage: bits have a price from the train stage on."""
         if stage is Stage.TRAIN and self.quantization.prices_bits:
             self._set_price(0)
@@ -136,15 +135,13 @@ class CompressedLayer(QuantizedLayer):
 
     def share(self, other: "CompressedLayer") -> None:
         """Use the pruner and weight quantizer of a layer whose weight is the same parameter."""
-        self.pruner, self.weight_quantizer = other.pruner, other.weight_quantizer
+        self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) that the layer computes with."""
-        if self.pruning_first:
-            weight = self.weight_quantizer(self.pruner(self.weight))
-        else:
-            weight = self.pruner(self.weight_quantizer(self.weight))
-        return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias))
+        seen = self.weight if self.pruning_first else self.weight_quantizer(self.weight)
+        weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
+        return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
 
     @torch.no_grad()
     def deployed(self) -> tuple[Tensor, Tensor | None]:
@@ -169,11 +166,10 @@ class CompressedLayer(QuantizedLayer):
         return y
 
     @torch.no_grad()
-    def on_stage_start(self, stage: Stage, horizon: Horizon | None) -> None:
-        """Tell the pruner; at fine-tuning its mask is frozen and what it bakes is written into the weight."""
-        super().on_stage_start(stage, horizon)
+    def start_pruner(self, stage: Stage, horizon: Horizon | None) -> None:
+        """Bring the pruner into a stage; at fine-tuning its mask is frozen and what it bakes is written into the weight."""
         if stage is Stage.FINETUNE:
-            self.weight.copy_(self.pruner.freeze(self.weight))
+            self.weight.copy_(self.pruner.freeze(self.weight if self.pruning_first else self.weight_quantizer(self.weight)))
         else:
             self.pruner.on_stage_start(stage, horizon)
 
@@ -181,7 +177,6 @@ class CompressedLayer(QuantizedLayer):
     def finalized(self) -> nn.Module:
         """Write mask and quantized values into the parameters."""
         super().finalized()
-        self.weight.copy_(self.pruner.freeze(self.weight))
         weight, bias = self.deployed()
         self.weight.copy_(weight).requires_grad_(False)
         if self.bias is not None and bias is not None:

@@ -37,7 +37,7 @@ REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Tanh: PQActivation,
 }
 # Modules that only move or pick values, and those that do in evaluation.
-KEEPING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+KEEPING = (nn.Identity, nn.Sequential, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 PASSING = (*KEEPING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -73,6 +73,12 @@ def compress(
         original = model.get_submodule(name)
         replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
     model = _replace(model, replaced)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) == 1:
+        model.to(devices.pop())
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # no fused kernel, which would read the float weights and pass the layers by
     _share_weights(model)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     if trace:
@@ -86,7 +92,7 @@ def compress(
 def _plain(module: nn.Module, calls: dict[nn.Module, Calls]) -> nn.Module:
     """Return the module to convert: an adaptive pool as the plain one it is for the example input, any other as it is."""
     if type(module) in POOLS and module in calls:
-        return fixed_pool(module, *calls[module][0]) or module
+        return fixed_pool(module, calls[module]) or module
     return module
 
 
@@ -135,7 +141,8 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
     left = [
         f"{type(module).__name__} '{name}'"
         for name, module in model.named_modules()
-        if not isinstance(module, (QuantizedLayer, *PASSING))
+        if not isinstance(module, QuantizedLayer)
+        and type(module) not in PASSING
         and not name.startswith(inside)
         and (next(module.children(), None) is None or module._parameters)
     ]
@@ -149,7 +156,8 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
         quantizer.observing = True
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         for quantizer in quantizers:
             quantizer.observing = False
@@ -184,6 +192,7 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    _untie(model, layers)
     before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
     after = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
@@ -192,3 +201,12 @@ def finalize(model: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLayer):
             layer.source = tuple(became.get(id(source), source) for source in layer.source)
     return _replace(model, final).eval()
+
+
+def _untie(model: nn.Module, layers: list[QuantizedLayer]) -> None:
+    """Give layers a weight of their own where something that stays float, such as an embedding, uses the same one."""
+    used = {id(weight) for module in model.modules() if not isinstance(module, QuantizedLayer) for weight in module._parameters.values()}
+    own: dict[int, nn.Parameter] = {}
+    for layer in layers:
+        if isinstance(layer, CompressedLayer) and id(layer.weight) in used:
+            layer.weight = own.setdefault(id(layer.weight), nn.Parameter(layer.weight.detach().clone()))

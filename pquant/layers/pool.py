@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pquant.layers.compressed import QuantizedLayer
+from pquant.layers.compressed import QuantizedLayer, Shape
 
 
 class PQAvgPool1d(QuantizedLayer, nn.AvgPool1d):
@@ -38,13 +38,13 @@ POOLS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def fixed_pool(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Module | None:
-    """Return the plain average pool that an adaptive one is for this input, or None where its windows differ in size.
+def fixed_pool(layer: nn.Module, calls: tuple[tuple[Shape, Shape], ...]) -> nn.Module | None:
+    """Return the plain average pool that an adaptive one is in all its calls, or None where its windows differ in size.
 
-    The shapes are (channels, *positions), without the batch axis.
+    ``calls`` are pairs of (input, output) shapes, (channels, *positions) without the batch axis.
     """
-    positions = list(zip(input_shape[1:], output_shape[1:], strict=True))
-    if any(before % after for before, after in positions):
+    windows = [list(zip(inputs[1:], outputs[1:], strict=True)) for inputs, outputs in calls]
+    kernels: Any = {tuple(before // after for before, after in window) for window in windows}
+    if len(kernels) > 1 or any(before % after for window in windows for before, after in window):
         return None
-    kernel: Any = tuple(before // after for before, after in positions)
-    return POOLS[type(layer)](kernel)
+    return POOLS[type(layer)](kernels.pop()).train(layer.training)

@@ -15,10 +15,10 @@ Calls = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 # Functions that move values without changing them, or add them exactly: nothing to quantize.
 EXACT = frozenset(
-    "add __add__ __radd__ __iadd__ add_ cat concat stack view reshape flatten ravel unflatten permute transpose movedim t squeeze unsqueeze expand "
-    "expand_as repeat chunk split narrow select index_select __getitem__ __get__ __set__ size dim numel stride contiguous clone detach to float type "
-    "max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d _max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad "
-    "is_floating_point __len__ __bool__ __repr__ has_names".split()
+    "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ neg __neg__ cat concat stack view reshape flatten ravel unflatten "
+    "permute transpose movedim t squeeze unsqueeze expand expand_as repeat chunk split narrow select index_select __getitem__ __get__ "
+    "__set__ size dim numel stride contiguous clone detach to float type max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d "
+    "_max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad is_floating_point __len__ __bool__ __repr__ has_names".split()
 )
 
 
@@ -44,7 +44,7 @@ class Trace(TorchFunctionMode):
         handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module)]
         modes = {module: module.training for module in model.modules()}
         try:
-            with torch.no_grad(), self:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self:
                 model.eval()(*(example if isinstance(example, tuple) else (example,)))
         finally:
             for handle in handles:

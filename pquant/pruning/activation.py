@@ -58,7 +58,7 @@ class ActivationPruner(WindowPruner):
         keep[self.activity.argmax()] = True
         return keep.view(-1, *(1,) * (weight.ndim - 1))
 
-    def prune_bias(self, bias: Tensor) -> Tensor:
+    def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias (out,) without those of removed channels."""
         return bias * self.mask.flatten(1)[:, 0] if self.pruned and self.stage is not Stage.PRETRAIN else bias
 

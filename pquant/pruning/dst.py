@@ -1,5 +1,6 @@
 """Dynamic Sparse Training: J. Liu, Z. Xu, R. Shi, R. Cheung, H. So, ICLR 2020, arXiv 2005.06870."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,8 @@ from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
 from pquant.training.stage import Stage
 
+ZERO, TWO = torch.tensor(0.0), torch.tensor(2.0)
+
 
 class _StepMask(torch.autograd.Function):
     """W * 1[|W| > t] with the long-tailed estimator of the step's derivative (section 3.2 of the paper).
@@ -19,33 +22,20 @@ class _StepMask(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, threshold)
-        return weight * (weight.abs() > threshold)
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.heaviside(weight.abs() - threshold, ZERO.to(weight))
+        ctx.save_for_backward(weight, threshold, mask)
+        ctx.mark_non_differentiable(mask)
+        return weight * mask, mask
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, threshold = ctx.saved_tensors
+        weight, threshold, mask = ctx.saved_tensors
         magnitude = weight.abs()
-        q = magnitude - threshold
-        distance = q.abs()
-        slope = (2 - 4 * distance).clamp_(min=0.4).mul_(distance <= 1)
-        dt = (grads[0] * weight).mul_(slope).neg_().sum_to_size(threshold.shape)
-        return slope.mul_(magnitude).add_(q > 0).mul_(grads[0]), dt
-
-
-class _Push(torch.autograd.Function):
-    """alpha * sum(exp(-t))."""
-
-    @staticmethod
-    def forward(ctx: Any, threshold: Tensor, alpha: float) -> Tensor:
-        pushed = threshold.neg().exp_().mul_(alpha)
-        ctx.save_for_backward(pushed)
-        return pushed.sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return -grads[0] * ctx.saved_tensors[0], None
+        distance = (magnitude - threshold).abs_()
+        slope = torch.add(TWO, distance, alpha=-4.0).clamp_(min=0.4).masked_fill_(distance > 1, 0)
+        dt = (grads[0] * weight).mul_(slope).sum_to_size(threshold.shape).neg_()
+        return slope.mul_(magnitude).add_(mask).mul_(grads[0]), dt
 
 
 class DSTPruner(Pruner):
@@ -56,11 +46,13 @@ class DSTPruner(Pruner):
         self.alpha, self.max_pruning_pct = method.alpha, method.max_pruning_pct
         self.optimizer_options = {"weight_decay": method.threshold_decay}
         shape = threshold_shape(method.threshold_type, weight)
+        self.last_mask: Tensor | None = None
         self.threshold = nn.Parameter(weight.new_full(shape, method.threshold_init))
 
     def soft_weight(self, weight: Tensor) -> Tensor:
         """Return W * 1[|W| > t]."""
-        return _StepMask.apply(weight, self.threshold)
+        masked, self.last_mask = _StepMask.apply(weight, self.threshold)
+        return masked
 
     def select(self, weight: Tensor) -> Tensor:
         """Return |W| > t."""
@@ -68,13 +60,19 @@ class DSTPruner(Pruner):
 
     def loss(self, weight: Tensor) -> Tensor:
         """Return alpha * sum(exp(-t)), which pushes thresholds up (equation 6)."""
-        return _Push.apply(self.threshold, self.alpha)
+        return push([self.threshold], self.alpha)
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Set all thresholds of the layer back to 0 where too little would be left of it; no host sync."""
-        if self.stage is Stage.TRAIN:
-            self.threshold.mul_(self.select(weight).count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
+        """Set all thresholds of the layer back to 0 where the step just made left too little of it; no host sync."""
+        if self.stage is Stage.TRAIN and self.last_mask is not None:
+            self.threshold.mul_(self.last_mask.count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
+            self.last_mask = None
+
+
+def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
+    """Return alpha * sum(exp(-t)) over all thresholds."""
+    return torch.cat([threshold.flatten() for threshold in thresholds]).neg().exp().sum() * alpha
 
 
 @schema("pruning", "dst")
@@ -99,3 +97,8 @@ class DST(PruningMethod):
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> DSTPruner:
         """Return thresholds for ``weight``."""
         return DSTPruner(self, weight)
+
+    def penalty(self, layers: Sequence[tuple[Pruner, Tensor]]) -> Tensor:
+        """Return the push on the thresholds of all layers, in one pass."""
+        thresholds = [pruner.threshold for pruner, _ in layers if isinstance(pruner, DSTPruner) and pruner.stage is Stage.TRAIN]
+        return push(thresholds, self.alpha) if thresholds else layers[0][1].new_zeros(())

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class _ShareOfZeros(torch.autograd.Function):
-    """The given share of zeros among k + ... groups of these sizes s; its derivative, straight through, is that of -T_k(s) / sum(s).
+    """The given share of zeros among groups of these sizes s; its derivative, straight through, is that of -T_k(s) / sum(s).
 
     T_k is the sum of the k smallest sizes: 0 exactly when k groups are 0. So what has to go for the target to be met is pulled, all of it with
     the same force, and what stays is not shrunk.
@@ -67,27 +67,30 @@ class MDMMPruner(Pruner):
         rows = weight.flatten(1)
         return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
 
-    def share(self, sizes: Tensor) -> Tensor:
+    def metric(self, weight: Tensor) -> Tensor:
         """Return the share of zeros, sizes up to epsilon; l0_mode "smooth" counts a size s as 2^-(s / epsilon)^2."""
+        sizes = self.sizes(weight)
         if self.method.l0_mode == "coarse":
-            return (sizes <= self.method.epsilon).to(sizes.dtype).mean()
-        return torch.exp2(-(sizes / self.method.epsilon).square()).mean()
+            share = (sizes <= self.method.epsilon).to(sizes.dtype).mean()
+        else:
+            share = torch.exp2(-(sizes.detach() / self.method.epsilon).square()).mean()
+        return _ShareOfZeros.apply(sizes, share, self.count)
 
     def excess(self, share: Tensor) -> Tensor:
-        """Return the signed violation: share - target, or target - share for GreaterThanOrEqual; an inequality is met where it is not positive."""
+        """Return share - target, or target - share for GreaterThanOrEqual: an inequality is met where it is not positive."""
         excess = share - self.count / self.groups
         return -excess if self.method.constraint_type == "GreaterThanOrEqual" else excess
 
-    def infeasibility(self, excess: Tensor) -> Tensor:
-        """Return h: the excess; for an inequality at least -lambda / damping, as the slack z^2 in h = excess + z^2 takes up the rest."""
+    def infeasibility(self, weight: Tensor) -> Tensor:
+        """Return h: the excess, of an inequality at least -lambda / damping: in h = excess + z^2 the slack z takes up what is below."""
+        excess = self.excess(self.metric(weight))
         if self.method.constraint_type == "Equality" or not self.method.damping:
             return excess
         return torch.maximum(excess, -self.multiplier / self.method.damping)
 
     def loss(self, weight: Tensor) -> Tensor:
         """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum"."""
-        sizes = self.sizes(weight)
-        h = self.infeasibility(self.excess(_ShareOfZeros.apply(sizes, self.share(sizes.detach()), self.count)))
+        h = self.infeasibility(weight)
         scale = self.method.scale * (self.groups if self.method.scale_mode == "sum" else 1)
         return scale * h * (self.multiplier + self.method.damping / 2 * h)
 
@@ -97,8 +100,7 @@ class MDMMPruner(Pruner):
         if self.stage is not Stage.TRAIN:
             return
         if not self.method.use_grad:
-            h = self.infeasibility(self.excess(self.share(self.sizes(weight))))
-            self.multiplier.add_(h, alpha=self.method.constraint_lr * self.method.scale)
+            self.multiplier.add_(self.infeasibility(weight), alpha=self.method.constraint_lr * self.method.scale)
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
 
@@ -118,21 +120,17 @@ class MDMMPruner(Pruner):
         return keep.repeat_interleave(self.method.rf, 1)[:, : weight[0].numel()].reshape(weight.shape)
 
     def gap(self, sizes: Tensor) -> Tensor:
-        """Return by how much the sizes above epsilon miss the constraint, a share; 0 when they meet it."""
+        """Return by what share the sizes above epsilon miss the constraint, 0 where they meet it."""
         excess = self.excess((sizes <= self.method.epsilon).float().mean())
         return excess.abs() if self.method.constraint_type == "Equality" else excess.clamp(min=0)
 
     def freeze(self, weight: Tensor) -> Tensor:
-        """Freeze the mask, and log how it met the target."""
-        if self.stage is Stage.TRAIN:
-            sizes = self.sizes(weight.detach())
-            projected = self.method.project and self.gap(sizes) < PROJECTION_GAP
-            reached = f"MDMM: layer '{self.name}' reached a sparsity of {float((sizes <= self.method.epsilon).float().mean()):.4f}"
-            target = f"its target {self.count / self.groups:.4f}"
-            if projected:
-                log.info("%s, projected to %s", reached, target)
-            else:
-                log.warning("%s, not projected to %s; ...", reached, target)
+        """Freeze the mask, and log how far from its target training ended."""
+        gap = float(self.gap(self.sizes(weight.detach()))) if self.stage is Stage.TRAIN else 0.0
+        if gap:
+            near = gap < PROJECTION_GAP and self.method.project
+            target = f"MDMM: training left layer '{self.name}' {100 * gap:.2f} points from its target sparsity of {self.count / self.groups:.4f}"
+            log.log(logging.INFO if near else logging.WARNING, "%s; %s", target, "projected to it" if near else "not projected to it")
         return super().freeze(weight)
 
 
@@ -141,17 +139,19 @@ class MDMMPruner(Pruner):
 class MDMM(PruningMethod):
     """Gradient descent on the weights, ascent on a multiplier, until the share of zeros is what was asked.
 
-    Pretraining: off. Training: dense weights with the loss scale * (lambda h + ``damping`` h^2 / 2) for each layer, h the violation of its constraint;
-    after each step lambda += ``constraint_lr`` * ``scale`` * h. Fine-tuning: the mask |W| > ``epsilon``, frozen; with ``project`` a mask that is less
-    than 5 points off takes exactly the target's number of weights, and the log says so.
+    Pretraining: off. Training: dense weights; each layer adds the loss scale * (lambda h + damping h^2 / 2), h the violation of its constraint, and
+    after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon``, frozen. With ``project`` a mask less than 5
+    points off its target takes exactly the target's number of weights; the log says so.
 
-    The metric is the share of zeros among weights, or (StructuredSparsity) among groups of ``rf`` consecutive weights of a row whose L2 norm counts.
-    The target is ``target_value``, or ``target_sparsity`` where that is 0; as training begins, one magnitude threshold over all layers shares it out.
-    With Equality lambda has both signs, so that a layer pruned too far comes back; with the inequalities lambda >= 0.
+    The metric is the share of zeros among weights or, for StructuredSparsity, among groups of ``rf`` consecutive weights of a row, whose L2 norm
+    is compared with ``epsilon``. The target is ``target_value``, or ``target_sparsity`` where that is 0. As training begins, one magnitude
+    threshold over all layers shares it out. With Equality lambda takes both signs, with the inequalities it stays non-negative.
 
-    ``l0_mode`` counts zeros hard ("coarse") or smoothly. ``scale_mode`` "sum" takes the loss times the number of weights or groups, so that the pull on
-    each does not depend on the size of the layer. With ``use_grad`` lambda is a parameter that the user's optimizer maximizes over, at the learning
+    ``l0_mode`` counts zeros hard ("coarse") or smoothly. ``scale_mode`` "sum" multiplies a layer's loss by its number of weights or groups, so that
+    each is pulled alike whatever the size of the layer. With ``use_grad`` lambda is a parameter which the user's optimizer maximizes over, at the
     rate ``constraint_lr``.
+
+    SGD follows the loss's scale, Adam does not: with SGD, weights that swing about 0 by more than ``epsilon`` ask for a smaller ``scale``.
     """
 
     pruning_method: Literal["mdmm"] = "mdmm"

@@ -1,6 +1,6 @@
 """What a pruning method is: a frozen description (the method object) and the state it gives each layer (the pruner)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,8 +85,8 @@ class Pruner(nn.Module):
         """Return the auxiliary loss of the train stage."""
         return weight.new_zeros(())
 
-    def prune_bias(self, bias: Tensor) -> Tensor:
-        """Return the bias as the layer computes with it; methods that remove whole channels remove their bias too."""
+    def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
+        """Return the bias as the layer computes with it beside ``weight``; methods that remove whole channels remove their bias too."""
         return bias
 
     @property
@@ -114,8 +114,8 @@ class Pruner(nn.Module):
     def on_batch_end(self, weight: Tensor) -> None:
         """Follow one optimizer step."""
 
-    def on_epoch_end(self, weight: Tensor) -> None:
-        """Follow one epoch."""
+    def on_epoch_end(self, weight: Tensor, loss: float | None = None) -> None:
+        """Follow one epoch; ``loss`` is its mean training loss without auxiliary terms, where the loop tells it."""
 
     def on_round_end(self, weight: Tensor) -> None:
         """Follow one round of the train stage that is not the last."""
@@ -203,6 +203,10 @@ class PruningMethod(Settings):
 
     def prepare(self, layers: PrunedWeights) -> None:
         """Take model-wide decisions, once, as the train stage begins (global budgets)."""
+
+    def penalty(self, layers: Sequence[tuple[Pruner, Tensor]]) -> Tensor:
+        """Return the auxiliary loss of the (pruner, weight) of all layers together, a scalar."""
+        return torch.stack([pruner.penalty(weight) for pruner, weight in layers]).sum()
 
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when ``disable_pruning_for_layers`` names no layer of the model."""

@@ -52,16 +52,6 @@ def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
     return (float(low), float(high)) if width > 0 else (0.0, 0.0)
 
 
-@cache
-def _constant(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def _factor(value: Any) -> Tensor:
-    """Return a factor as a tensor: a number as a 0-dim one made once, which multiplies faster than a Python number does."""
-    return value if isinstance(value, Tensor) else _constant(value)
-
-
 # For v >= 0 up to 2^23, floor(v + this) is half-up exactly, in one pass less than floor(2v) takes; for negative v it is not.
 BELOW_HALF = 0.5 - 2.0**-25
 
@@ -70,16 +60,30 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
     if overflow_mode not in SATURATING:
         return _wrapped(x, k, i, f, round_mode, overflow_mode)
-    low, high = bounds(k, i, f, overflow_mode)
+    if isinstance(i, Tensor) or isinstance(f, Tensor) or isinstance(k, Tensor):
+        low, high = bounds(k, i, f, overflow_mode)
+        return rounded(torch.clamp(x, low, high), f, round_mode)
+    low, high, scale, step, half = _constants(k, i, f, round_mode, overflow_mode)
     clipped = torch.clamp(x, low, high)
-    if round_mode == "RND" and x.dtype == torch.float32 and isinstance(low, float) and low == 0.0 and k + i + f <= 23:
-        return torch.add(_constant(BELOW_HALF), clipped, alpha=pow2(f)).floor_().mul_(_factor(pow2(-f)))
-    return rounded(clipped, f, round_mode)
+    if half is not None and x.dtype == torch.float32:
+        return torch.add(half, clipped, alpha=2.0**f).floor_().mul_(step)
+    return ROUND[round_mode](clipped.mul_(scale)).mul_(step)
+
+
+@cache
+def _constants(k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> tuple[float, float, Tensor, Tensor, Tensor | None]:
+    """Return (low, high, scale, step, half); factors as 0-dim tensors, which multiply faster than Python numbers do.
+
+    ``half`` is there where one addition rounds half up: float32 values without negatives.
+    """
+    low, high = bounds(k, i, f, overflow_mode)
+    half = torch.tensor(BELOW_HALF) if round_mode == "RND" and low == 0.0 and k + i + f <= 23 else None
+    return low, high, torch.tensor(2.0 ** (f + (round_mode in DOUBLED))), torch.tensor(2.0**-f), half
 
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     """Return ``x`` rounded to ``f`` fractional bits, however large."""
-    return ROUND[round_mode](x * _factor(pow2(f + (round_mode in DOUBLED)))).mul_(_factor(pow2(-f)))
+    return ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED))).mul_(pow2(-f))
 
 
 def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:

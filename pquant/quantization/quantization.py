@@ -1,6 +1,7 @@
 """The quantization section: which format each tensor of each layer has."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -96,15 +97,16 @@ class Quantization(Settings):
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""
         return self._quantizer(settings, shape, forget=math.inf)
 
-    def data_quantizer(self, settings: TensorFormat, shape: tuple[int, ...] | None) -> Quantizer:
-        """Return the quantizer of a layer's input or output of ``shape``, without the batch axis; None when it is not known.
+    def data_quantizer(self, settings: TensorFormat, shapes: Sequence[tuple[int, ...]]) -> Quantizer:
+        """Return the quantizer of a layer's input or output, given its shape without the batch axis in each call; none when not known.
 
         Raises:
-            ConfigError: bits by channel or value for data of unknown shape.
+            ConfigError: bits by channel or value for data of unknown shape, or of several.
         """
-        if shape is None and settings.enable and settings.granularity != "per_tensor":
-            raise ConfigError(f"data quantized {settings.granularity} needs its shape: give compress an example_input")
-        return self._quantizer(settings, shape or (), forget=DATA_FORGET)
+        if settings.enable and settings.granularity != "per_tensor" and len({bits_shape(settings.granularity, shape) for shape in shapes}) != 1:
+            advice = f"is called with {', '.join(map(str, shapes))}: use one layer for each" if shapes else "give compress an example_input"
+            raise ConfigError(f"data quantized {settings.granularity} needs one shape: {advice}")
+        return self._quantizer(settings, next(iter(shapes), ()), forget=DATA_FORGET)
 
     def _quantizer(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> Quantizer:
         if not settings.enable:

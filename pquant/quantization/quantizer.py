@@ -246,8 +246,8 @@ class MantissaQuantizer(Quantizer):
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i."""
-        i = torch.frexp(x.detach()).exponent.to(x.dtype)
+        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, but at least -32."""
+        i = torch.frexp(x.detach()).exponent.clamp(min=-32).to(x.dtype)
         return torch.full_like(i, self.k), i, self.significant - i
 
     def format(self) -> None:

@@ -18,16 +18,19 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
         horizon: how long the train stage will last. Methods with a schedule (CS, PDP, AutoSparse...) need it to enter TRAIN.
     """
     stage = Stage(stage)
+    pruned = pruned_layers(model)
+    for layer in pruned.values():
+        layer.start_pruner(stage, horizon)
     if stage is Stage.TRAIN:
         groups: dict[int, tuple[PruningMethod, dict[str, tuple[Pruner, Tensor]]]] = {}
-        for name, layer in pruned_layers(model).items():
+        for name, layer in pruned.items():
             method = layer.pruner.method
             groups.setdefault(id(method), (method, {}))[1][name] = (layer.pruner, layer.weight)
         for method, layers in groups.values():
             method.prepare(layers)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.on_stage_start(stage, horizon)
+            module.on_stage_start(stage)
 
 
 def on_batch_end(model: nn.Module) -> None:
@@ -36,10 +39,10 @@ def on_batch_end(model: nn.Module) -> None:
         layer.pruner.on_batch_end(layer.weight)
 
 
-def on_epoch_end(model: nn.Module) -> None:
-    """Follow one epoch: schedules."""
+def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
+    """Follow one epoch: schedules. ``loss`` is its mean training loss without :func:`pquant.penalty`; AutoSparse tunes itself by it."""
     for layer in pruned_layers(model).values():
-        layer.pruner.on_epoch_end(layer.weight)
+        layer.pruner.on_epoch_end(layer.weight, loss)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()

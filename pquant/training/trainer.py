@@ -102,7 +102,7 @@ class Trainer:
             start = time.perf_counter()
             self._enter(epoch)
             losses = self._train_epoch(epoch)
-            self._leave(epoch)
+            self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step()
             self.position += 1
@@ -124,8 +124,8 @@ class Trainer:
         if epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch:
             self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
 
-    def _leave(self, epoch: Epoch) -> None:
-        on_epoch_end(self.model)
+    def _leave(self, epoch: Epoch, loss: float) -> None:
+        on_epoch_end(self.model, loss)
         if epoch.stage is not Stage.TRAIN or not epoch.ends_round:
             return
         if epoch.round < self.training.rounds - 1:

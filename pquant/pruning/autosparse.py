@@ -1,0 +1,157 @@
+"""AutoSparse: A. Kundu, N. Mellempudi, D. Vooturi, B. Kaul, P. Dubey, "AutoSparse: Towards Automated Sparse Training", 2023, arXiv 2304.06941.
+
+The soft threshold is that of STR: A. Kusupati et al., ICML 2020, arXiv 2002.03231.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import linear_regression
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
+from pquant.pruning.method import PruningMethod
+from pquant.pruning.schedule import ScheduledPruner, train_epochs
+from pquant.settings import schema, setting
+from pquant.training.stage import Horizon, Stage
+
+AUTOTUNE_STEP = 0.05
+"""By how much an epoch of autotuning moves alpha0."""
+
+
+def shrunk(weight: Tensor, threshold: Tensor) -> Tensor:
+    """Return sign(W) relu(|W| - t) for t >= 0."""
+    return weight - torch.clamp(weight, -threshold, threshold)
+
+
+class _SoftThreshold(torch.autograd.Function):
+    """sign(W) relu(u) at u = |W| - t, whose derivative by u is taken as a = 1 where u > 0 and alpha elsewhere.
+
+    So W gets g a and t gets -sum(g a sign(W)). With ``sparse`` a is 0 for the half of the weights with the lowest u.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor, alpha: Tensor, sparse: bool) -> Tensor:
+        ctx.save_for_backward(weight, threshold, alpha)
+        ctx.sparse = sparse
+        return shrunk(weight, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, threshold, alpha = ctx.saved_tensors
+        u = weight.abs() - threshold
+        dw = torch.where(u > 0, grads[0], grads[0] * alpha)
+        if ctx.sparse:
+            dw = dw * keep_largest(u, u.numel() // 2)
+        return dw, (dw * weight.sign()).sum_to_size(threshold.shape).neg(), None, None
+
+
+class AutoSparsePruner(ScheduledPruner):
+    """Trainable threshold logits s of one weight, one a channel, a layer or a weight, and the gradient's scale ``alpha`` in this epoch.
+
+    ``alpha0`` is where alpha starts from; autotuning moves it. ``losses`` are those of the pretraining epochs, to compare with.
+    """
+
+    state: ClassVar[tuple[str, ...]] = (*ScheduledPruner.state, "alpha0", "losses")
+    alpha: Tensor
+
+    def __init__(self, method: "AutoSparse", weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.method: AutoSparse = method
+        self.optimizer_options = {"weight_decay": method.threshold_decay}
+        self.threshold = nn.Parameter(weight.new_full(threshold_shape(method.threshold_type, weight), method.threshold_init))
+        self.register_buffer("alpha", weight.new_full((), method.alpha))
+        self.alpha0 = method.alpha
+        self.losses: tuple[float, ...] = ()
+
+    def soft_weight(self, weight: Tensor) -> Tensor:
+        """Return sign(W) relu(|W| - sigmoid(s))."""
+        return _SoftThreshold.apply(weight, self.threshold.sigmoid(), self.alpha, self.method.backward_sparsity)
+
+    def select(self, weight: Tensor) -> Tensor:
+        """Return |W| > sigmoid(s)."""
+        return weight.abs() > self.threshold.sigmoid()
+
+    def bake(self, weight: Tensor) -> Tensor:
+        """Return sign(W) relu(|W| - sigmoid(s)): the survivors stay as small as they were trained."""
+        return shrunk(weight, self.threshold.sigmoid())
+
+    def follow(self, epoch: int, horizon: Horizon) -> None:
+        """Set alpha = alpha0 * max((1 + cos(pi x)) / 2, sigmoid(6 - 12 x)) at x = e / T; 0 from ``alpha_reset_epoch`` on."""
+        x = min(epoch / max(train_epochs(horizon), 1), 1.0)
+        decay = max((1 + math.cos(math.pi * x)) / 2, 1 / (1 + math.exp(12 * x - 6)))
+        self.alpha.fill_(self.alpha0 * decay if epoch < self.method.alpha_reset_epoch else 0.0)
+
+    def on_epoch_end(self, weight: Tensor, loss: float | None = None) -> None:
+        """Note the loss of a pretraining epoch; in the first training epochs move alpha0 by it."""
+        if self.stage is Stage.PRETRAIN and loss is not None:
+            self.losses = (*self.losses, loss)
+        if self.stage is Stage.TRAIN and self.epoch < self.method.autotune_epochs:
+            self._tune(loss)
+        super().on_epoch_end(weight)
+
+    def _tune(self, loss: float | None) -> None:
+        if loss is None:
+            warnings.warn("AutoSparse.autotune_epochs does nothing without the training loss: pquant.on_epoch_end(model, loss)", stacklevel=2)
+            return
+        self.losses = self.losses or (loss,)
+        step = AUTOTUNE_STEP if loss > expected(self.losses, self.epoch + 1) else -AUTOTUNE_STEP
+        self.alpha0 = min(max(self.alpha0 + step, 0.0), 1.0)
+
+
+def expected(losses: Sequence[float], ahead: int) -> float:
+    """Return the loss ``ahead`` epochs after ``losses`` if it goes on as the power of the epoch's number that fits them best.
+
+    It is the last loss where no power fits: one loss only, or one that is not positive.
+    """
+    if len(losses) < 2 or min(losses) <= 0:
+        return losses[-1]
+    slope, offset = linear_regression([math.log(n + 1) for n in range(len(losses))], [math.log(loss) for loss in losses])
+    return math.exp(offset + slope * math.log(len(losses) + ahead))
+
+
+@schema("pruning", "autosparse")
+@dataclass(frozen=True)
+class AutoSparse(PruningMethod):
+    """Trained soft thresholds; pruned weights get a share of their gradient that is annealed to 0.
+
+    Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is scaled by alpha, which falls from ``alpha``
+    to 0 over the epochs of the stage, all rounds together, and is 0 from ``alpha_reset_epoch`` on. Fine-tuning: the shrunk weights, baked, with
+    their mask. There is no auxiliary loss and no target: smaller ``alpha``, larger ``threshold_init`` (a logit) and more ``threshold_decay`` (the
+    weight decay of s, which pulls sigmoid(s) towards 1/2) give more zeros. As sigmoid(s) < 1, a weight beyond 1 is never pruned.
+
+    ``autotune_epochs``: after each of the first training epochs alpha's start moves by 0.05 within [0, 1], up where the training loss is worse than
+    that of pretraining, extrapolated as a power of the epoch's number, and down otherwise; without pretraining, the first training epoch stands for
+    it. It needs the loss: ``pquant.on_epoch_end(model, loss)``; the trainer gives it. ``backward_sparsity`` gives no gradient to the half of a layer's
+    weights with the lowest |W| - sigmoid(s), survivors among them where less than half is pruned.
+    """
+
+    decays_thresholds: ClassVar[bool] = True
+
+    pruning_method: Literal["autosparse"] = "autosparse"
+    alpha: float = setting(0.5, ge=0, le=1)
+    alpha_reset_epoch: int = setting(90, ge=0)
+    autotune_epochs: int = setting(10, ge=0)
+    backward_sparsity: bool = False
+    threshold_init: float = -5.0
+    threshold_type: ThresholdType = "channelwise"
+
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> AutoSparsePruner:
+        """Return thresholds for ``weight``."""
+        return AutoSparsePruner(self, weight)
+
+    def warnings(self, horizon: Horizon) -> list[str]:
+        """Warn where alpha is never reset, or tuned to the end."""
+        epochs, found = train_epochs(horizon), []
+        if self.alpha_reset_epoch >= epochs:
+            found.append(
+                f"AutoSparse.alpha_reset_epoch = {self.alpha_reset_epoch} is beyond the {epochs} training epochs: pruned weights get gradient to the"
+                f" end, and the mask never settles; {max(epochs * 9 // 10, 1)} leaves the last tenth to settle"
+            )
+        if self.autotune_epochs >= epochs:
+            found.append(f"AutoSparse.autotune_epochs = {self.autotune_epochs} covers all {epochs} training epochs; {epochs // 5} would do")
+        return found
