@@ -2,6 +2,7 @@
 
 from pquant.layers.convert import calibrate, compress, finalize, unconverted
 from pquant.measures import figures, layer_table, penalty, sparsity
+from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
@@ -23,6 +24,7 @@ __all__ = [
     "on_round_end",
     "parameter_groups",
     "penalty",
+    "prune_one_shot",
     "set_stage",
     "sparsity",
     "unconverted",

@@ -37,7 +37,9 @@ class Settings:
         """Check every field; an ``int`` given for a ``float`` and 0/1 given for a ``bool`` are converted."""
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = self._typed(field.name, getattr(self, field.name), hints[field.name])
+            given = getattr(self, field.name)
+            plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+            value = self._typed(field.name, plain, hints[field.name])
             object.__setattr__(self, field.name, value)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._in_range(field.name, value, dict(field.metadata))

@@ -70,7 +70,7 @@ class _BatchNorm(QuantizedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the normalized ``x``."""
-        if isinstance(self.weight_quantizer, NoQuantizer) and isinstance(self.bias_quantizer, NoQuantizer):
+        if self._stays_float():
             return super(QuantizedLayer, self).forward(x)
         scale, shift = self.scale_and_shift()
         if not self.training:
@@ -81,11 +81,14 @@ class _BatchNorm(QuantizedLayer):
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         return F.batch_norm(x, self.running_mean, self.running_var, gamma, beta, True, momentum, self.eps)
 
+    def _stays_float(self) -> bool:
+        return self.weight_quantizer.is_float and self.bias_quantizer.is_float
+
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Return the scale and shift by channel that this batch norm has become."""
+        """Return the scale and shift by channel that this batch norm has become; itself where neither is quantized."""
         super().finalized()
-        return ChannelAffine(self)
+        return self.requires_grad_(False) if self._stays_float() else ChannelAffine(self)
 
 
 class PQBatchNorm1d(_BatchNorm, nn.BatchNorm1d):

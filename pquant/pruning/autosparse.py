@@ -126,8 +126,8 @@ class AutoSparse(PruningMethod):
 
     ``autotune_epochs``: after each of the first training epochs alpha's start moves by 0.05 within [0, 1], up where the training loss is worse than
     that of pretraining, extrapolated as a power of the epoch's number, and down otherwise; without pretraining, the first training epoch stands for
-    it. It needs the loss: ``pquant.on_epoch_end(model, loss)``; the trainer gives it. ``backward_sparsity`` gives no gradient to the half of a layer's
-    weights with the lowest |W| - sigmoid(s), survivors among them where less than half is pruned.
+    it. It needs the loss: ``pquant.on_epoch_end(model, loss)``; the trainer gives it. ``backward_sparsity`` gives no gradient to the half of a
+    layer's weights with the lowest |W| - sigmoid(s), survivors among them where less than half is pruned.
     """
 
     decays_thresholds: ClassVar[bool] = True

@@ -1,4 +1,7 @@
-"""Continuous Sparsification: P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, arXiv 1912.04427."""
+"""Continuous Sparsification.
+
+P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, arXiv 1912.04427.
+"""
 
 import math
 from dataclasses import dataclass

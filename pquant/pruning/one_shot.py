@@ -1,0 +1,105 @@
+"""Pruning in one shot: a mask from a few batches of data, without training."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pquant.errors import ConfigError
+from pquant.layers.compressed import CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.convert import calibrate, compress
+from pquant.layers.trace import Example
+from pquant.pruning.magnitude import Magnitude
+from pquant.pruning.method import NoPruner, PruningMethod
+from pquant.pruning.window import WindowMethod
+from pquant.quantization.quantization import Quantization
+from pquant.training.lifecycle import on_batch_end, set_stage
+from pquant.training.stage import Horizon, Stage
+
+
+def prune_one_shot(
+    model: nn.Module, method: PruningMethod, calibration_batches: Iterable[Example], quantization: Quantization | None = None
+) -> nn.Module:
+    """Return a compressed, pruned copy of a trained ``model`` in the fine-tuning stage, ready for :func:`pquant.finalize` or more training.
+
+    The batches are shown to the model in evaluation mode, as a train stage of a single step: the method's window is all of them, whatever its
+    ``t_start_collecting_batch`` and ``t_delta``. Weights, batch norm statistics and ``model`` itself stay as they are.
+
+    Args:
+        model: a float model; or a compressed one, which keeps its quantizers and deploys its present mask before it gets the new one.
+        method: Wanda, ActivationPruning, Magnitude, or another that looks at activations through a window.
+        calibration_batches: inputs as the model takes them, tensors or tuples of tensors; a few hundred examples do.
+        quantization: method object for a float model, or None for float values.
+
+    Raises:
+        ConfigError: a method that must train, no batch, or ``quantization`` for a model that has its own.
+    """
+    if not isinstance(method, (WindowMethod, Magnitude)):
+        raise ConfigError(_why_not(method))
+    batches = list(calibration_batches)
+    if not batches:
+        raise ConfigError("prune_one_shot needs at least one calibration batch")
+    if any(isinstance(module, QuantizedLayer) for module in model.modules()):
+        if quantization is not None:
+            raise ConfigError("the model given to prune_one_shot is compressed already and keeps its quantization; leave quantization out")
+        model = _with_pruning(model, method)
+    else:
+        model = compress(model, method, quantization, batches[0])
+        calibrate(model, batches)
+    set_stage(model, Stage.TRAIN, Horizon(epochs=1, steps_per_epoch=1))
+    with _watching(model), torch.no_grad():
+        for batch in batches:
+            model(*(batch if isinstance(batch, tuple) else (batch,)))
+    on_batch_end(model)
+    set_stage(model, Stage.FINETUNE)
+    return model
+
+
+def _why_not(method: PruningMethod) -> str:
+    """Return why ``method`` cannot prune without training."""
+    trained = [parameter for parameter, _ in method.pruner(torch.ones(4, 4), nn.Linear).named_parameters()]
+    why = f"trains a {' and a '.join(trained)} for each layer" if trained else "lets its mask follow the weights through training"
+    advice = "train with it, or take Wanda, ActivationPruning or Magnitude"
+    return f"{type(method).__name__} cannot prune in one shot: it {why}, so batches alone would prune nothing; {advice}"
+
+
+@torch.no_grad()
+def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
+    """Return a copy of a compressed model that ``method`` prunes, with what was pruned before written into its weights."""
+    model = copy.deepcopy(model)
+    set_stage(model, Stage.FINETUNE)
+    method.check_names([name for name, module in model.named_modules() if isinstance(module, CompressedLayer)])
+    owners = weight_layers(model)
+    for name, layer in owners.items():
+        old = layer.pruner
+        layer.weight.mul_(old.hard_mask(layer.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(old.prune_bias(layer.bias, layer.weight))
+        layer.prunable = method.prunes(name)
+        try:
+            layer.pruner = method.pruner(layer.weight, type(layer)) if layer.prunable else NoPruner()
+        except ConfigError as error:
+            raise ConfigError(f"layer '{name}': {error}") from error
+        layer.pruner.makes_output = old.makes_output
+    by_weight = {id(layer.weight): layer for layer in owners.values()}
+    for module in model.modules():
+        if isinstance(module, CompressedLayer):
+            module.share(by_weight[id(module.weight)])
+    return model
+
+
+@contextmanager
+def _watching(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, but let its layers show their pruners what they see."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, CompressedLayer):
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
