@@ -69,11 +69,11 @@ def compress(
     pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
+    devices = {parameter.device for parameter in model.parameters()}
     for name, layer in convertible.items():
         original = model.get_submodule(name)
         replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
     model = _replace(model, replaced)
-    devices = {parameter.device for parameter in model.parameters()}
     if len(devices) == 1:
         model.to(devices.pop())
     for module in model.modules():

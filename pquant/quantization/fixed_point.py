@@ -91,12 +91,13 @@ def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mod
         raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))
     n = ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED)))
     count = pow2(k + i + f)
-    lowest = -k * pow2(i + f)
+    low = -k * pow2(i + f)
     period = count if overflow_mode == "WRAP" else 2 * count
-    u = n.remainder_(period).sub_(lowest).remainder_(period)
+    n = torch.fmod(n, period)
+    n = n + period * (n < low) - period * (n >= low + period)
     if overflow_mode == "WRAP_SM":
-        u = torch.minimum(u, 2 * count - 1 - u)
-    return u.add_(lowest).mul_(pow2(-f)).mul_(k + i + f > 0)
+        n = torch.where(n >= low + count, 2 * (low + count) - 1 - n, n)
+    return n.mul_(pow2(-f)).mul_(k + i + f > 0)
 
 
 @cache

@@ -129,8 +129,8 @@ class HGQQuantizer(Quantizer):
         return integer_bits(*value_range(x, self.i.shape, self.k), torch.round(self.f), self.round_mode, self.overflow_mode)
 
     def twin_of(self, source: Quantizer) -> bool:
-        """Return whether ``source`` is trained too, with bits and signs for the same values in the same modes."""
-        if not isinstance(source, HGQQuantizer) or not torch.equal(source.k, self.k):
+        """Return whether ``source`` is trained too, with bits for the same values in the same modes, and gives no sign that this one drops."""
+        if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape or source.keeps_negatives > self.keeps_negatives:
             return False
         return (source.round_mode, source.overflow_mode) == (self.round_mode, self.overflow_mode)
 

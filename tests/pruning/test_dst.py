@@ -1,6 +1,7 @@
 """DST against the formulas of its paper."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -126,6 +127,15 @@ def test_the_guard_sleeps_outside_training() -> None:
         pruner.stage = other
         step(pruner, weight)
         assert (pruner.threshold == 9.5).all()
+
+
+def test_a_step_does_not_wait_for_the_device(no_host_sync: Callable) -> None:
+    weight = nn.Parameter(torch.arange(1.0, 11.0).view(2, 5))
+    pruner = in_training(DST(max_pruning_pct=0.5), weight.detach(), 9.5)
+    with no_host_sync():
+        (pruner(weight).sum() + pruner.penalty(weight)).backward()
+        pruner.on_batch_end(weight)
+    assert (pruner.threshold == 0).all()
 
 
 def test_more_alpha_prunes_more() -> None:
