@@ -12,7 +12,8 @@ from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
 from pquant.training.stage import Stage
 
-ZERO, TWO = torch.tensor(0.0), torch.tensor(2.0)
+ZERO, MINUS_TWO = torch.tensor(0.0), torch.tensor(-2.0)
+BEYOND_ONE = 1.0 + torch.finfo(torch.float32).eps
 
 
 class _StepMask(torch.autograd.Function):
@@ -22,20 +23,21 @@ class _StepMask(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        mask = torch.heaviside(weight.abs() - threshold, ZERO.to(weight))
-        ctx.save_for_backward(weight, threshold, mask)
-        ctx.mark_non_differentiable(mask)
-        return weight * mask, mask
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
+        magnitude = weight.abs()
+        distance = magnitude - threshold
+        mask = torch.heaviside(distance, ZERO.to(weight))
+        ctx.save_for_backward(weight, magnitude, distance, mask)
+        ctx.shape = threshold.shape
+        return weight * mask
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, threshold, mask = ctx.saved_tensors
-        magnitude = weight.abs()
-        distance = (magnitude - threshold).abs_()
-        slope = torch.add(TWO, distance, alpha=-4.0).clamp_(min=0.4).masked_fill_(distance > 1, 0)
-        dt = (grads[0] * weight).mul_(slope).sum_to_size(threshold.shape).neg_()
-        return slope.mul_(magnitude).add_(mask).mul_(grads[0]), dt
+        weight, magnitude, distance, mask = ctx.saved_tensors
+        falling = torch.add(MINUS_TWO, distance.abs(), alpha=4.0).clamp_(max=-0.4)
+        falling = torch.ops.aten.hardtanh_backward(falling, distance, -BEYOND_ONE, BEYOND_ONE)
+        dw = torch.addcmul(mask, falling, magnitude, value=-1.0).mul_(grads[0])
+        return dw, falling.mul_(grads[0]).mul_(weight).sum_to_size(ctx.shape)
 
 
 class DSTPruner(Pruner):
@@ -46,13 +48,11 @@ class DSTPruner(Pruner):
         self.alpha, self.max_pruning_pct = method.alpha, method.max_pruning_pct
         self.optimizer_options = {"weight_decay": method.threshold_decay}
         shape = threshold_shape(method.threshold_type, weight)
-        self.last_mask: Tensor | None = None
         self.threshold = nn.Parameter(weight.new_full(shape, method.threshold_init))
 
     def soft_weight(self, weight: Tensor) -> Tensor:
         """Return W * 1[|W| > t]."""
-        masked, self.last_mask = _StepMask.apply(weight, self.threshold)
-        return masked
+        return _StepMask.apply(weight, self.threshold)
 
     def select(self, weight: Tensor) -> Tensor:
         """Return |W| > t."""
@@ -65,9 +65,8 @@ class DSTPruner(Pruner):
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
         """Set all thresholds of the layer back to 0 where the step just made left too little of it; no host sync."""
-        if self.stage is Stage.TRAIN and self.last_mask is not None:
-            self.threshold.mul_(self.last_mask.count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
-            self.last_mask = None
+        if self.stage is Stage.TRAIN:
+            self.threshold.mul_(self.select(weight).count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
 
 
 def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:

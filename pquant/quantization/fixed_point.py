@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pquant.errors import unknown
 
@@ -19,15 +20,15 @@ OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
 Bits = int | Tensor
 
 
-# Each rounds v = x * 2^f in place where it can, given as 2v for the modes in DOUBLED: floor(v + 0.5) would round 0.49999997 to 1 in float32,
+# Each rounds v = x * 2^f in place, given as 2v for the modes in DOUBLED: floor(v + 0.5) would round 0.49999997 to 1 in float32,
 # while floor(2v) and its half are exact.
 ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "TRN": torch.Tensor.floor_,
     "TRN_ZERO": torch.Tensor.trunc_,
     "RND": lambda v: v.floor_().mul_(0.5).ceil_(),
     "RND_CONV": torch.Tensor.round_,
-    "RND_ZERO": lambda v: torch.copysign(v.abs().ceil_().mul_(0.5).floor_(), v),
-    "RND_INF": lambda v: torch.copysign(v.abs().floor_().mul_(0.5).ceil_(), v),
+    "RND_ZERO": lambda v: torch.copysign(v.abs().ceil_().mul_(0.5).floor_(), v, out=v),
+    "RND_INF": lambda v: torch.copysign(v.abs().floor_().mul_(0.5).ceil_(), v, out=v),
     "RND_MIN_INF": lambda v: v.ceil_().mul_(0.5).floor_(),
 }
 DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
@@ -56,6 +57,7 @@ def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
 BELOW_HALF = 0.5 - 2.0**-25
 
 
+@torch.no_grad()
 def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
     """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
     if overflow_mode not in SATURATING:
@@ -63,24 +65,29 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     if isinstance(i, Tensor) or isinstance(f, Tensor) or isinstance(k, Tensor):
         low, high = bounds(k, i, f, overflow_mode)
         return rounded(torch.clamp(x, low, high), f, round_mode)
-    low, high, scale, step, half = _constants(k, i, f, round_mode, overflow_mode)
-    clipped = torch.clamp(x, low, high)
-    if half is not None and x.dtype == torch.float32:
-        return torch.add(half, clipped, alpha=2.0**f).floor_().mul_(step)
+    return _round_(torch.clamp(x, *bounds(k, i, f, overflow_mode)), k, i, f, round_mode, overflow_mode)
+
+
+def _round_(clipped: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
+    """Round values inside the range of a format in place."""
+    scale, step, half = _factors(k, i, f, round_mode, overflow_mode)
+    if half is not None and clipped.dtype == torch.float32:
+        return torch.add(half, clipped, alpha=2.0**f, out=clipped).floor_().mul_(step)
     return ROUND[round_mode](clipped.mul_(scale)).mul_(step)
 
 
 @cache
-def _constants(k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> tuple[float, float, Tensor, Tensor, Tensor | None]:
-    """Return (low, high, scale, step, half); factors as 0-dim tensors, which multiply faster than Python numbers do.
+def _factors(k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (scale, step, half) as 0-dim tensors, which multiply faster than Python numbers do.
 
     ``half`` is there where one addition rounds half up: float32 values without negatives.
     """
-    low, high = bounds(k, i, f, overflow_mode)
-    half = torch.tensor(BELOW_HALF) if round_mode == "RND" and low == 0.0 and k + i + f <= 23 else None
-    return low, high, torch.tensor(2.0 ** (f + (round_mode in DOUBLED))), torch.tensor(2.0**-f), half
+    unsigned = bounds(k, i, f, overflow_mode)[0] == 0.0
+    half = torch.tensor(BELOW_HALF) if round_mode == "RND" and unsigned and k + i + f <= 23 else None
+    return torch.tensor(2.0 ** (f + (round_mode in DOUBLED))), torch.tensor(2.0**-f), half
 
 
+@torch.no_grad()
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     """Return ``x`` rounded to ``f`` fractional bits, however large."""
     return ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED))).mul_(pow2(-f))
@@ -152,4 +159,24 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
+    fixed = not (isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor))
+    if fixed and overflow_mode in SATURATING and not torch.compiler.is_compiling():
+        return _clipped_and_rounded(x, k, i, f, round_mode, overflow_mode)  # type: ignore[arg-type]
     return _FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
+
+
+def _clipped_and_rounded(x: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
+    """Clip with a gradient, then round in place behind autograd's back: what :class:`_FixedPoint` does, without a Python call in backward."""
+    y = F.hardtanh(x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
+    with torch.no_grad():
+        values = y.detach()
+        if not _nearest_is_inside(k, i, f, round_mode, x.dtype):
+            values.clamp_(*bounds(k, i, f, overflow_mode))
+        _round_(values, k, i, f, round_mode, overflow_mode)
+    return y
+
+
+@cache
+def _nearest_is_inside(k: int, i: int, f: int, round_mode: str, dtype: torch.dtype) -> bool:
+    """Return whether the nearest values outside a format round to its ends."""
+    return round_mode != "TRN" and 2.0 ** -(k + i + f) > 2 * torch.finfo(dtype).eps
