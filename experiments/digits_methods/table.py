@@ -15,17 +15,20 @@ from omegaconf import OmegaConf
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 BEGIN, END = "<!-- table: python experiments/digits_methods/table.py -->", "<!-- end -->"
+ORDER = ["none", "dst", "pdp", "wanda", "mdmm", "cs", "autosparse", "activation_pruning"]
 FIGURES = ["test/accuracy", "sparsity", "ebops", "wall_seconds"]
 
 
 def read(sweep: Path) -> dict[str, list[dict]]:
-    """Return the runs of each method."""
+    """Return the runs of each method and target."""
     runs: dict[str, list[dict]] = {}
-    for file in sorted(sweep.glob("*/summary.json")):
+    for file in sorted(sweep.rglob("summary.json")):
         config = OmegaConf.load(file.parent / ".hydra" / "config.yaml")
         method = config.pruning.get("pruning_method", "none")
         target = config.pruning.get("target_sparsity", config.pruning.get("sparsity"))
-        runs.setdefault(method, []).append({"seed": config.seed, "target": target, **json.loads(file.read_text())})
+        runs.setdefault(method if target is None else f"{method} {100 * target:.0f} %", []).append(
+            {"seed": config.seed, **json.loads(file.read_text())}
+        )
     return runs
 
 
@@ -42,12 +45,11 @@ def main(sweep: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seed", *FIGURES])
         writer.writerows([method, run["seed"], *(run[name] for name in FIGURES)] for method, each in runs.items() for run in each)
-    lines = ["| method | accuracy % | sparsity % | asked | EBOPs | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for method, each in runs.items():
+    lines = ["| method | accuracy % | sparsity % | EBOPs | seconds | seeds |", "|---|---:|---:|---:|---:|---:|"]
+    for method, each in sorted(runs.items(), key=lambda item: ORDER.index(item[0].split()[0])):
         accuracy, sparsity = ([100 * run[name] for run in each] for name in FIGURES[:2])
         ebops, seconds = ([run[name] for run in each] for name in FIGURES[2:])
-        asked = "" if each[0]["target"] is None else f"{100 * each[0]['target']:.0f}"
-        figures = [spread(accuracy, ".1f"), spread(sparsity, ".1f"), asked, spread(ebops, ",.0f"), spread(seconds, ".1f"), str(len(each))]
+        figures = [spread(accuracy, ".1f"), spread(sparsity, ".1f"), spread(ebops, ",.0f"), spread(seconds, ".1f"), str(len(each))]
         lines.append(f"| {method} | {' | '.join(figures)} |")
     table = "\n".join(lines) + "\n"
     (HERE / "results" / "table.md").write_text(table)

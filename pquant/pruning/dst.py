@@ -1,5 +1,6 @@
 """Dynamic Sparse Training: J. Liu, Z. Xu, R. Shi, R. Cheung, H. So, ICLR 2020, arXiv 2005.06870."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -45,7 +46,7 @@ class DSTPruner(Pruner):
 
     def __init__(self, method: "DST", weight: Tensor) -> None:
         super().__init__(method, weight)
-        self.alpha, self.max_pruning_pct = method.alpha, method.max_pruning_pct
+        self.method: DST = method
         self.optimizer_options = {"weight_decay": method.threshold_decay}
         shape = threshold_shape(method.threshold_type, weight)
         self.threshold = nn.Parameter(weight.new_full(shape, method.threshold_init))
@@ -60,13 +61,20 @@ class DSTPruner(Pruner):
 
     def loss(self, weight: Tensor) -> Tensor:
         """Return alpha * sum(exp(-t)), which pushes thresholds up (equation 6)."""
-        return push([self.threshold], self.alpha)
+        return push([self.threshold], self.method.alpha)
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Set all thresholds of the layer back to 0 where the step just made left too little of it; no host sync."""
-        if self.stage is Stage.TRAIN:
-            self.threshold.mul_(self.select(weight).count_nonzero() > (1 - self.max_pruning_pct) * weight.numel())
+        """Pull all thresholds of the layer down where the step just made left too little of it; no host sync."""
+        if self.stage is not Stage.TRAIN:
+            return
+        kept, least = self.select(weight).count_nonzero(), (1 - self.method.max_pruning_pct) * weight.numel()
+        if self.method.beyond_max == "reset":
+            self.threshold.mul_(kept > least)
+        else:
+            pruned = max(math.ceil(self.method.max_pruning_pct * weight.numel()) - 1, 1)
+            highest = weight.abs().flatten().kthvalue(pruned).values
+            self.threshold.copy_(torch.where(kept > least, self.threshold, self.threshold.clamp(max=highest)))
 
 
 def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
@@ -82,7 +90,8 @@ class DST(PruningMethod):
     Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask, frozen.
 
     ``alpha`` weighs the loss, a sum over thresholds, so that weightwise thresholds feel it fan-in times more often. ``max_pruning_pct`` is the share
-    of a layer that, when pruned, resets its thresholds to 0, as the authors' code does. ``threshold_decay`` is the thresholds' weight decay.
+    of a layer that, when pruned, makes its thresholds start again from 0, as in the authors' code; with ``beyond_max`` "clamp" they are only
+    lowered to where less than that is pruned. ``threshold_decay`` is the thresholds' weight decay.
     """
 
     decays_thresholds: ClassVar[bool] = True
@@ -92,6 +101,7 @@ class DST(PruningMethod):
     max_pruning_pct: float = setting(0.99, gt=0, le=1)
     threshold_init: float = 0.0
     threshold_type: ThresholdType = "channelwise"
+    beyond_max: Literal["reset", "clamp"] = "reset"
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> DSTPruner:
         """Return thresholds for ``weight``."""

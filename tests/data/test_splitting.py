@@ -28,7 +28,7 @@ def numbered(labels: list[int], seed: int = 0, **fields: object) -> Splits:
     test=st.floats(0.1, 0.3),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_parts_have_exact_sizes_no_overlap_and_classes_in_proportion(counts: list[int], validation: float, test: float, seed: int) -> None:
     labels = np.repeat([0, 1, 2], counts).tolist()
     total = len(labels)

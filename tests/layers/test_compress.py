@@ -538,7 +538,7 @@ sections = st.builds(
 methods = st.sampled_from([NoPruning(), DST(threshold_init=0.1), Wanda(sparsity=0.4, t_delta=2, t_start_collecting_batch=0)])
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), sections, methods)
 def test_random_models_are_finalized_and_reloaded_bit_for_bit(model: tuple[nn.Module, Tensor], section: Quantization, pruning: PruningMethod) -> None:
     float_model, x = model

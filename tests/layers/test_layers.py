@@ -331,7 +331,7 @@ def test_a_relu_that_does_not_saturate_is_still_a_relu() -> None:
     assert off(torch.tensor([-1.0, 1.3])).tolist() == [0, pytest.approx(1.3)] and off.multiplier is None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(-3, 3, width=32), st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=12))
 def test_the_relu_multiplier_is_a_shift_with_this_gradient(exponent: float, values: list[float]) -> None:
     model = pquant.compress(nn.ReLU(), None, Quantization(**BITS, layer_specific={"*": {"output": {"enable": False}}}))

@@ -73,7 +73,7 @@ def test_the_bias_of_a_removed_channel_gets_no_gradient() -> None:
     assert model.bias.grad.tolist() == [0, 4] and not model.weight.grad[0].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_channels_stay_whose_activity_is_above_the_threshold(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 2**30)))

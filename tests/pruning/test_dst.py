@@ -116,6 +116,19 @@ def test_the_guard_counts_without_rounding_errors(size: int, percent: int) -> No
         assert (pruner.threshold.item() == 0) is (100 * pruned >= percent * size)
 
 
+@given(st.integers(2, 40), st.integers(2, 100), st.sampled_from(["channelwise", "layerwise", "weightwise"]))
+def test_clamped_thresholds_leave_as_much_as_the_bound_asks(size: int, percent: int, kind: str) -> None:
+    weight = torch.arange(1.0, 2 * size + 1).view(2, size)
+    pruner = in_training(DST(max_pruning_pct=percent / 100, beyond_max="clamp", threshold_type=kind), weight, 1000.0)
+    step(pruner, weight)
+    pruned = int((~pruner.hard_mask(weight)).sum())
+    assert pruned < percent / 100 * weight.numel() or pruned == 1
+    assert pruned + 1 >= percent / 100 * weight.numel()
+    before = pruner.threshold.detach().clone()
+    step(pruner, weight)
+    assert torch.equal(pruner.threshold, before)
+
+
 def test_the_guard_sleeps_outside_training() -> None:
     weight = torch.arange(1.0, 11.0).view(2, 5)
     pruner = in_training(DST(max_pruning_pct=0.5), weight, 9.5)

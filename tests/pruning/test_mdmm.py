@@ -169,7 +169,7 @@ def test_loss_and_gradients_in_closed_form(kind: str, damping: float, multiplier
     torch.testing.assert_close(weight.grad, -pull * smallest * weight.sign() / weight.abs().sum())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_the_pull_is_the_finite_difference_of_the_trimmed_lasso(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 2**30)))

@@ -71,7 +71,7 @@ def mask_of(layer: nn.Module) -> list[list[bool]]:
     return layer.pruner.mask.flatten(1).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_masks_are_those_of_the_oracle(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 2**30)))

@@ -187,7 +187,7 @@ some_bits = st.tuples(st.integers(0, 1), st.integers(-8, 12), st.integers(-8, 12
 numbers = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(numbers, some_bits, st.sampled_from(MODES))
 def test_any_float32_equals_exact_arithmetic(values: list[float], bits: tuple[int, int, int], modes: tuple[RoundMode, OverflowMode]) -> None:
     k, i, f = bits
@@ -196,7 +196,7 @@ def test_any_float32_equals_exact_arithmetic(values: list[float], bits: tuple[in
     assert fixed_point(torch.tensor(values), k, i, f, *modes).tolist() == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(numbers, some_bits, st.sampled_from(MODES))
 def test_quantizing_twice_changes_nothing_and_errors_stay_below_a_step(
     values: list[float], bits: tuple[int, int, int], modes: tuple[RoundMode, OverflowMode]

@@ -44,7 +44,7 @@ def test_ranges_are_taken_over_all_that_shares_a_bit_width() -> None:
     assert [value.tolist() for value in value_range(torch.tensor(-3.0), torch.Size(()), one)] == [-3, 0]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.floats(-200, 0, width=32),
     st.floats(0, 200, width=32),
@@ -212,7 +212,7 @@ def test_a_quantizer_that_keeps_another_changes_none_of_its_values(modes: tuple[
 mantissas = st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=10)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(mantissas, st.integers(1, 12), st.sampled_from(get_args(RoundMode)), st.sampled_from(get_args(OverflowMode)))
 def test_significant_bits_bound_the_relative_error(values: list[float], bits: int, round_mode: RoundMode, overflow_mode: OverflowMode) -> None:
     quantizer = MantissaQuantizer(TensorFormat(k=True, i=1, f=bits - 1, round_mode=round_mode, overflow_mode=overflow_mode))
