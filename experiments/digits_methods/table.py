@@ -46,7 +46,7 @@ def main(sweep: Path) -> None:
         writer.writerow(["method", "seed", *FIGURES])
         writer.writerows([method, run["seed"], *(run[name] for name in FIGURES)] for method, each in runs.items() for run in each)
     lines = ["| method | accuracy % | sparsity % | EBOPs | seconds | seeds |", "|---|---:|---:|---:|---:|---:|"]
-    for method, each in sorted(runs.items(), key=lambda item: ORDER.index(item[0].split()[0])):
+    for method, each in sorted(runs.items(), key=lambda item: (ORDER.index(item[0].split()[0]), item[0])):
         accuracy, sparsity = ([100 * run[name] for run in each] for name in FIGURES[:2])
         ebops, seconds = ([run[name] for run in each] for name in FIGURES[2:])
         figures = [spread(accuracy, ".1f"), spread(sparsity, ".1f"), spread(ebops, ",.0f"), spread(seconds, ".1f"), str(len(each))]
