@@ -24,7 +24,7 @@ from pquant.measures import total_penalty
 from pquant.models import MLP, ResNet20
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
-from pquant.quantization.ebops import priced_layers
+from pquant.quantization.price import prices
 from pquant.training.optimizer import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +74,7 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Calla
     """Return the training step of a compressed model, as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
-    layers, priced = list(pruned_layers(model).values()), priced_layers(model)
+    layers, priced = list(pruned_layers(model).values()), prices(model)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import ebops, layer_ebops, price, priced_layers
+from pquant.quantization.ebops import ebops, layer_ebops
+from pquant.quantization.price import Price, prices
 
 
 def penalty(model: nn.Module) -> Tensor:
     """Return the auxiliary losses as a scalar to add to the task's loss: pruning's in the train stage, the price of bits from it on."""
-    return total_penalty(pruned_layers(model).values(), priced_layers(model))
+    return total_penalty(pruned_layers(model).values(), prices(model))
 
 
-def total_penalty(pruned: Iterable[CompressedLayer], priced: Iterable[QuantizedLayer]) -> Tensor:
+def total_penalty(pruned: Iterable[CompressedLayer], priced: Iterable[Price]) -> Tensor:
     """Return the sum of the pruners' auxiliary losses and of the price of trained bits."""
     groups: dict[int, list[tuple[Pruner, Tensor]]] = {}
     for layer in pruned:
         groups.setdefault(id(layer.pruner.method), []).append((layer.pruner, layer.weight))
-    terms = [group[0][0].method.penalty(group) for group in groups.values()] + [price(layer) for layer in priced]
+    terms = [group[0][0].method.penalty(group) for group in groups.values()] + [price() for price in priced]
     return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, QuantizedLayer, Shape
+from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
 from pquant.quantization.quantization import Quantization
@@ -55,15 +55,13 @@ class PQActivation(QuantizedLayer):
         self._equip(name, NO_PRUNING, quantization or NO_QUANTIZATION, ())
 
     @classmethod
-    def from_float(
-        cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...] = ()
-    ) -> Self:
+    def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
         """Return the quantized activation in place of ``nn.ReLU`` or ``nn.Tanh``."""
         new = cls("relu" if isinstance(layer, nn.ReLU) else "tanh", name=name)
         new._equip(name, pruning, quantization, calls)
         return new.train(layer.training)
 
-    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
         quantized = formats.input.enable or formats.output.enable

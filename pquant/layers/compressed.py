@@ -12,6 +12,7 @@ from pquant.quantization.quantizer import NoQuantizer, Quantizer
 from pquant.training.stage import Horizon, Stage
 
 Shape = tuple[int, ...]
+Calls = tuple[tuple[Shape, Shape], ...]
 NO_PRUNING = NoPruning()
 NO_QUANTIZATION = Quantization(enable_quantization=False)
 
@@ -27,7 +28,7 @@ class QuantizedLayer(nn.Module):
     output_quantizer: Quantizer
     name: str
     quantization: Quantization
-    calls: tuple[tuple[Shape, Shape], ...]
+    calls: Calls
     source: tuple[Quantizer, ...] = ()
     price: Tensor
     train_epochs: Tensor
@@ -37,16 +38,14 @@ class QuantizedLayer(nn.Module):
         self._equip(name, pruning or NO_PRUNING, quantization or NO_QUANTIZATION, ())
 
     @classmethod
-    def from_float(
-        cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...] = ()
-    ) -> Self:
+    def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
         """Return the compressed layer that takes over everything ``layer`` has, its parameters included (shared, not copied)."""
         new = cls.__new__(cls)
         new.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in layer.__dict__.items()})
         new._equip(name, pruning, quantization, calls)
         return new
 
-    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         self.name, self.calls, self.quantization = name, calls, quantization
         if quantization.prices_bits:
             self.register_buffer("price", torch.zeros(2))
@@ -110,7 +109,8 @@ class QuantizedLayer(nn.Module):
 class CompressedLayer(QuantizedLayer):
     """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
 
-    ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
+    ``prunable`` says whether the layer takes part in pruning; it still does after finalize. ``ready`` holds the effective parameters while the model
+    computes them for all layers together.
     """
 
     weight: Tensor
@@ -120,8 +120,9 @@ class CompressedLayer(QuantizedLayer):
     bias_quantizer: Quantizer
     pruning_first: bool
     prunable: bool
+    ready: tuple[Tensor, Tensor | None] | None = None
 
-    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
         self.pruning_first = quantization.pruning_first
@@ -158,7 +159,7 @@ class CompressedLayer(QuantizedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input, and show the pruner what it needs to see."""
-        y = self.linear_map(x, *self.effective())
+        y = self.linear_map(x, *(self.ready or self.effective()))
         if self.training and self.pruner.needs and self.pruner.stage is Stage.TRAIN:
             for needed, values in (("input", x), ("output", y)):
                 if needed in self.pruner.needs:

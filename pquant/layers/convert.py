@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
-from pquant.layers.trace import Calls, Example, Trace
+from pquant.layers.together import join, part
+from pquant.layers.trace import Example, Trace
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -81,6 +82,7 @@ def compress(
             module.activation_relu_or_gelu = 0  # no fused kernel, which would read the float weights and pass the layers by
     _share_weights(model)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
+    join(model)
     if trace:
         _connect(trace, replaced)
         calibrate(model, [example_input])  # type: ignore[list-item]
@@ -192,6 +194,7 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    part(model)
     _untie(model, layers)
     before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}

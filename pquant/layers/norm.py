@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.layers.compressed import QuantizedLayer, Shape
+from pquant.layers.compressed import Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import BakedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
@@ -55,7 +55,7 @@ class _BatchNorm(QuantizedLayer):
     momentum: float | None
     eps: float
 
-    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: tuple[tuple[Shape, Shape], ...]) -> None:
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
         self.weight_quantizer = MantissaQuantizer(formats.weight) if formats.weight.enable else NoQuantizer()

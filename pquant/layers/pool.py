@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pquant.layers.compressed import QuantizedLayer, Shape
+from pquant.layers.compressed import Calls, QuantizedLayer
 
 
 class PQAvgPool1d(QuantizedLayer, nn.AvgPool1d):
@@ -38,7 +38,7 @@ POOLS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def fixed_pool(layer: nn.Module, calls: tuple[tuple[Shape, Shape], ...]) -> nn.Module | None:
+def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
     """Return the plain average pool that an adaptive one is in all its calls, or None where its windows differ in size.
 
     ``calls`` are pairs of (input, output) shapes, (channels, *positions) without the batch axis.

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pquant.layers.compressed import QuantizedLayer
+from pquant.layers.compressed import Calls, QuantizedLayer
 
 Example = Tensor | tuple[Tensor, ...]
-Calls = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 # Functions that move values without changing them, or add them exactly: nothing to quantize.
 EXACT = frozenset(

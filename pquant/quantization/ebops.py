@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.layers.compressed import Calls, CompressedLayer, QuantizedLayer
 from pquant.layers.norm import ChannelAffine, _BatchNorm
-from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24
@@ -32,6 +31,19 @@ def constant_bits(values: Tensor | None, quantizer: Quantizer) -> Tensor | None:
     return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
+def calls_of(layer: QuantizedLayer, weight: Tensor) -> Calls:
+    """Return the (input, output) shapes of the layer's calls in one inference; one call for a dense layer that has seen no example.
+
+    Raises:
+        ConfigError: a convolution or batch norm whose input shape is not known.
+    """
+    if layer.calls:
+        return layer.calls
+    if isinstance(layer, CompressedLayer) and weight.ndim == 2:
+        return (((weight.shape[1],), (weight.shape[0],)),)
+    raise ConfigError(f"the EBOPs of layer '{layer.name}' depend on the size of its input: give compress an example_input")
+
+
 def operations(layer: QuantizedLayer, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
     """Return the EBOPs of one layer in one inference, differentiable in the bits.
 
@@ -44,10 +56,8 @@ def operations(layer: QuantizedLayer, weight: Tensor, bias: Tensor | None, data:
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known.
     """
-    if not layer.calls and not (isinstance(layer, CompressedLayer) and weight.ndim == 2):
-        raise ConfigError(f"the EBOPs of layer '{layer.name}' depend on the size of its input: give compress an example_input")
     total = weight.new_zeros(())
-    for inputs, outputs in layer.calls or (((weight.shape[-1],), (weight.shape[0],)),):
+    for inputs, outputs in calls_of(layer, weight):
         x = data.to(weight).expand(1, *inputs)
         total = total + (layer.linear_map(x, weight, None) if isinstance(layer, CompressedLayer) else _by_channel(x, weight)).sum()
         if bias is not None:
@@ -82,22 +92,3 @@ def ebops(model: nn.Module) -> float:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
     return sum(layer_ebops(layer) for layer in model.modules() if isinstance(layer, QuantizedLayer))
-
-
-def priced_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Return the layers whose bits are trained at a price (``hgq_beta``, ``hgq_gamma``)."""
-    layers = (layer for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.quantization.prices_bits)
-    return [layer for layer in layers if any(isinstance(child, HGQQuantizer) for child in layer.children())]
-
-
-def price(layer: QuantizedLayer) -> Tensor:
-    """Return beta times the layer's EBOPs plus gamma times its bits, as training sees them: by bit width, pruned weights free."""
-    total = layer.price.new_zeros(())
-    if layer.quantization.hgq_gamma:
-        trained = (child for child in layer.children() if isinstance(child, HGQQuantizer))
-        total = total + layer.price[1] * torch.stack([quantizer.bits().sum() for quantizer in trained]).sum()
-    if isinstance(layer, CompressedLayer):
-        weight = layer.weight_quantizer.bits().to(layer.weight) * layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
-        bias = None if layer.bias is None else layer.bias_quantizer.bits().expand_as(layer.bias)
-        total = total + layer.price[0] * operations(layer, weight, bias, layer.operand().bits())
-    return total

@@ -145,7 +145,7 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
     """Return ``x`` rounded to the format (k, i, f), as ``ap_fixed<k+i+f, i+k, round_mode, overflow_mode>`` holds it.
 
     Args:
-        x: float tensor of any shape. Float32 is exact up to 24 bits of width.
+        x: float tensor of any shape. Float32 is exact up to 24 bits of width; subnormal numbers may count as 0.
         k: 1 keeps negatives, 0 does not; a number, or a tensor that broadcasts with ``x``.
         i: integer bits without the sign, as a number or an integer-valued float tensor.
         f: fractional bits, likewise.

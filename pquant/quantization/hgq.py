@@ -4,7 +4,7 @@ Bit widths are trained by gradient, one for a tensor, a channel or a value, agai
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pquant.quantization.fixed_point import SATURATING, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
 
-LN2 = math.log(2)
+LN2 = torch.tensor(math.log(2))
+ZERO = torch.tensor(0.0)
 
 
 class _Trained(torch.autograd.Function):
@@ -29,42 +30,46 @@ class _Trained(torch.autograd.Function):
         f = torch.round(f)
         top, step = torch.exp2(torch.round(i)), torch.exp2(-f)
         high = top - step
+        none = high < 0 if k else high <= 0
         low = (-high if overflow_mode == "SAT_SYM" else -top) if k else torch.zeros_like(high)
-        without_bits = high < 0 if k else high <= 0
-        clipped = torch.clamp(x, low.masked_fill_(without_bits, -torch.inf), high.masked_fill_(without_bits, torch.inf))
-        q = rounded(clipped, f, round_mode).masked_fill_(without_bits, 0)
-        ctx.save_for_backward(x, clipped, q, top, step)
+        clipped = torch.clamp(x, low.masked_fill_(none, -torch.inf), high.masked_fill_(none, torch.inf))
+        q = rounded(clipped, f, round_mode)
+        q = q.masked_fill_(none, 0) if none.ndim else q.mul_(~none)
+        ctx.save_for_backward(x - clipped, clipped.sub_(q), top, step)
         ctx.k, ctx.symmetric = k, overflow_mode == "SAT_SYM"
         return q
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0]
-        x, clipped, q, top, step = ctx.saved_tensors
-        dx = g * (x == clipped)
-        df = (clipped - q).mul_(g).sum_to_size(step.shape)
-        at_top = (g * (x > clipped)).sum_to_size(top.shape)
-        edge, di = at_top, at_top
-        if ctx.k:
-            at_bottom = (g - dx).sum_to_size(top.shape) - at_top
-            di = at_top - at_bottom
-            edge = di if ctx.symmetric else at_top
-        return dx, top * di * LN2, (edge * step).add_(df).mul_(LN2), None, None, None
+        beyond, error, top, step = ctx.saved_tensors
+        dx = torch.where(beyond == 0, g, ZERO.to(g))
+        df = (error * g).sum_to_size(step.shape)
+        above = torch.where(beyond > 0, g, ZERO.to(g)).sum_to_size(top.shape)
+        if not ctx.k:
+            return dx, (above * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
+        di = above.mul(2).sub_((g - dx).sum_to_size(top.shape))
+        return dx, (di * top).mul_(LN2), torch.addcmul(df, di if ctx.symmetric else above, step).mul_(LN2), None, None, None
 
 
 class _Bits(torch.autograd.Function):
     """relu(round(i) + round(f) + sign), straight through the rounding."""
 
     @staticmethod
-    def forward(ctx: Any, i: Tensor, f: Tensor, sign: int) -> Tensor:
+    def forward(ctx: Any, i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:
         bits = torch.round(i).add_(torch.round(f)).add_(sign).relu_()
         ctx.save_for_backward(bits)
         return bits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        g = grads[0] * (ctx.saved_tensors[0] > 0)
+        g = torch.ops.aten.threshold_backward(grads[0], ctx.saved_tensors[0], 0)
         return g, g, None
+
+
+def bits_of(i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:
+    """Return the width max(i + f + sign, 0) of rounded i and f, differentiable in both; all of one shape or broadcasting."""
+    return _Bits.apply(i, f, sign)
 
 
 class HGQQuantizer(Quantizer):
@@ -115,6 +120,17 @@ class HGQQuantizer(Quantizer):
             return quantized(x, *self.format(), self.round_mode, self.overflow_mode)
         return _Trained.apply(x, self.i, self.f, self.keeps_negatives, self.round_mode, "SAT")
 
+    def kind(self) -> Hashable | None:
+        """Return the modes, where bits are trained and nothing is observed."""
+        return None if self.tracks or self.observing else (self.keeps_negatives, self.round_mode, self.overflow_mode)
+
+    @classmethod
+    def together(cls, quantizers: Sequence["HGQQuantizer"], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        """Return ``x`` in the formats of all, each spread over the values it governs."""
+        i, f = (torch.cat([getattr(q, name).expand(shape).reshape(-1) for q, shape in zip(quantizers, shapes, strict=True)]) for name in "if")
+        first = quantizers[0]
+        return _Trained.apply(x, i, f, first.keeps_negatives, first.round_mode, first.overflow_mode)
+
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
         """Let ``i`` follow the range of ``x``."""
@@ -136,7 +152,12 @@ class HGQQuantizer(Quantizer):
 
     def bits(self) -> Tensor:
         """Return the bits that an operation pays for, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        return _Bits.apply(self.i, self.f, int(self.keeps_negatives and not self.tracks))
+        return bits_of(self.i, self.f, self.sign)
+
+    @property
+    def sign(self) -> int:
+        """The sign bit that is paid for."""
+        return int(self.keeps_negatives and not self.tracks)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rounded bits in force."""

@@ -1,6 +1,6 @@
 """Quantizers: modules from tensor to tensor that know their fixed-point format."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +71,15 @@ class Quantizer(nn.Module):
         """Return ``x`` in the format, with a straight-through gradient."""
         raise NotImplementedError
 
+    def kind(self) -> Hashable | None:
+        """Return what quantizers of this class must have in common to work in one call (:meth:`together`); None where each works alone."""
+        return None
+
+    @classmethod
+    def together(cls, quantizers: Sequence[Any], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        """Return the values of several tensors, laid end to end in ``x``, each in the format of its quantizer; all are of one kind."""
+        raise NotImplementedError
+
     def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the deployed (k, i, f), integer-valued tensors that broadcast with the data; None when the values stay float."""
         raise NotImplementedError
@@ -109,6 +118,27 @@ class Quantizer(nn.Module):
     def deployed(self) -> "Quantizer":
         """Return the quantizer that a finalized model keeps for data."""
         return self
+
+
+def quantize_together(quantizers: Sequence[Quantizer], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what each quantizer makes of its tensor, with one call for all of a kind."""
+    results: list[Tensor] = [*tensors]
+    groups: dict[Hashable, list[int]] = {}
+    for index, quantizer in enumerate(quantizers):
+        kind = quantizer.kind()
+        alone = index if kind is None else None
+        groups.setdefault((type(quantizer), kind, alone, tensors[index].device, tensors[index].dtype), []).append(index)
+    for members in groups.values():
+        first = quantizers[members[0]]
+        if len(members) == 1:
+            results[members[0]] = first(tensors[members[0]])
+            continue
+        shapes = [tensors[index].shape for index in members]
+        flat = torch.cat([tensors[index].flatten() for index in members])
+        values = first.together([quantizers[index] for index in members], flat, shapes)
+        for index, part, shape in zip(members, values.split([shape.numel() for shape in shapes]), shapes, strict=True):
+            results[index] = part.view(shape)
+    return results
 
 
 class NoQuantizer(Quantizer):
@@ -200,6 +230,15 @@ class FixedPointQuantizer(Quantizer):
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
         k, i, f = self._numbers or (self.k, self.i, self.f)
         return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
+
+    def kind(self) -> Hashable | None:
+        """Return format and modes where the format is one for the whole tensor."""
+        return None if self._numbers is None or self.observing else (self._numbers, self.round_mode, self.overflow_mode)
+
+    @classmethod
+    def together(cls, quantizers: Sequence[Quantizer], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+        """Return ``x`` in the one format of all."""
+        return quantizers[0](x)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -19,7 +19,8 @@ from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import sparsity, total_penalty
 from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import ebops, priced_layers
+from pquant.quantization.ebops import ebops
+from pquant.quantization.price import prices
 from pquant.quantization.quantizer import Quantizer
 from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
@@ -89,7 +90,7 @@ class Trainer:
         self.loader = batches(self.splits.train, training.batch_size, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
-        self.pruned, self.priced = list(pruned_layers(self.model).values()), priced_layers(self.model)
+        self.pruned, self.priced = list(pruned_layers(self.model).values()), prices(self.model)
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []

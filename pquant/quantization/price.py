@@ -1,0 +1,122 @@
+"""What training pays for bits: beta times the EBOPs plus gamma times all bit widths, of all layers in one pass."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.quantization.ebops import calls_of, operations
+from pquant.quantization.hgq import HGQQuantizer, bits_of
+from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
+
+
+class Price:
+    """The price of the trained bits of layers under one quantization; calling it gives a scalar, differentiable in the bits.
+
+    EBOPs count bit widths here, not set bits; pruned weights are free, the mask taken as constant. Where each weight meets data of one bit width,
+    ``count`` times in an inference, they are the sum over all weights of weight bits * data bits * count; a bias is a weight of data with one
+    bit. Layers whose weights meet several (convolutions over data with a bit width a value) are counted one by one.
+    """
+
+    def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
+        self.layers = layers
+        weighted = [layer for layer in layers if isinstance(layer, CompressedLayer)]
+        met = {layer: _met(layer) for layer in weighted}
+        self.singly = [layer for layer in weighted if met[layer] is None]
+        self.flat = [layer for layer in weighted if met[layer] is not None]
+        self.biased = [layer for layer in self.flat if layer.bias is not None]
+
+        parameters = [layer.weight_quantizer for layer in self.flat] + [layer.bias_quantizer for layer in self.biased]
+        own = _trained([*parameters, *(child for layer in layers for child in layer.children())])
+        self.trained = _trained([*own, *(layer.operand() for layer in weighted)])
+        self.paid = sum(quantizer.f.numel() for quantizer in own)
+
+        sizes = [quantizer.f.numel() for quantizer in self.trained]
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self.starts = dict(zip(map(id, self.trained), ends, strict=False))
+        self.one, self.float = ends[-1], ends[-1] + 1
+        device = layers[0].price.device
+        self.constants = torch.tensor([1.0, FLOAT_BITS], device=device)
+        self.signs = torch.cat([torch.full((size,), float(quantizer.sign)) for quantizer, size in zip(self.trained, sizes, strict=True)]).to(device)
+
+        columns = [self._of_weight(layer, *met[layer]) for layer in self.flat] + [self._of_bias(layer) for layer in self.biased]  # type: ignore[misc]
+        if columns:
+            self.weight_at, self.data_at, self.count = (torch.cat(column).to(device) for column in zip(*columns, strict=True))
+            self.in_order = torch.equal(self.weight_at, torch.arange(len(self.weight_at), device=device))
+
+    def _of_weight(self, layer: CompressedLayer, element: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for each weight, the places of its bits and of its data's in the table, and the number of its multiplications."""
+        data = self._places(layer.operand()).flatten()[element]
+        return self._places(layer.weight_quantizer).expand_as(layer.weight).flatten(), data.flatten(), count.flatten()
+
+    def _of_bias(self, layer: CompressedLayer) -> tuple[Tensor, Tensor, Tensor]:
+        places = self._places(layer.bias_quantizer).expand_as(layer.bias)
+        uses = sum(math.prod(outputs) // len(layer.weight) for _, outputs in calls_of(layer, layer.weight))
+        return places, torch.full_like(places, self.one), torch.full(places.shape, float(uses))
+
+    def __call__(self) -> Tensor:
+        """Return beta * EBOPs + gamma * (sum of all bit widths)."""
+        beta, gamma = self.layers[0].price.unbind()
+        i, f = (torch.cat([getattr(quantizer, name).flatten() for quantizer in self.trained]) for name in "if")
+        bits = bits_of(i, f, self.signs)
+        total = gamma * bits[: self.paid].sum() if self.layers[0].quantization.hgq_gamma else bits.new_zeros(())
+        if self.flat:
+            total = torch.addcmul(total, beta, self._operations(bits))
+        for layer in self.singly:
+            total = total + beta * _counted(layer)
+        return total
+
+    def _operations(self, bits: Tensor) -> Tensor:
+        table = torch.cat((bits, self.constants))
+        weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
+        masks = [_mask(layer).flatten() for layer in self.flat] + [torch.ones_like(layer.bias, dtype=torch.bool) for layer in self.biased]
+        return torch.dot(weight_bits * table.index_select(0, self.data_at), torch.cat(masks) * self.count)
+
+    def _places(self, quantizer: Quantizer) -> Tensor:
+        """Return where the bit widths of a quantizer lie in the table, in their shape."""
+        if not isinstance(quantizer, HGQQuantizer):
+            return torch.tensor(self.float)
+        return self.starts[id(quantizer)] + torch.arange(quantizer.f.numel()).view(quantizer.f.shape)
+
+
+def prices(model: nn.Module) -> list[Price]:
+    """Return the price of all trained bits of a model, one for each quantization that has one (``hgq_beta``, ``hgq_gamma``)."""
+    groups: dict[int, list[QuantizedLayer]] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer) and layer.quantization.prices_bits and _trained(layer.children()):
+            groups.setdefault(id(layer.quantization), []).append(layer)
+    return [Price(layers) for layers in groups.values()]
+
+
+def _trained(modules: Iterable[nn.Module]) -> list[HGQQuantizer]:
+    """Return the quantizers with trained bits, each once."""
+    return list({id(module): module for module in modules if isinstance(module, HGQQuantizer)}.values())
+
+
+@torch.enable_grad()
+def _met(layer: CompressedLayer) -> tuple[Tensor, Tensor] | None:
+    """Return, for each weight, which of the operand's bit widths it meets, by its place among them, and how often; None where it meets several."""
+    shape = layer.operand().bits().shape
+    places = torch.arange(shape.numel(), dtype=torch.float64).view(shape)
+    sums = [torch.zeros(layer.weight.shape, dtype=torch.float64) for _ in range(3)]
+    for inputs, _ in calls_of(layer, layer.weight):
+        weight = torch.zeros(layer.weight.shape, dtype=torch.float64, requires_grad=True)
+        for power, total in enumerate(sums):
+            total += torch.autograd.grad(layer.linear_map(places.pow(power).expand(1, *inputs), weight, None).sum(), weight)[0]
+    count, first, second = sums
+    if not torch.equal(first.square(), second * count):
+        return None
+    return (first / count.clamp(min=1)).long(), count.to(layer.weight.dtype)
+
+
+def _mask(layer: CompressedLayer) -> Tensor:
+    return layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
+
+
+def _counted(layer: CompressedLayer) -> Tensor:
+    """Return the EBOPs of one layer by bit width."""
+    weight = layer.weight_quantizer.bits().to(layer.weight) * _mask(layer)
+    bias = None if layer.bias is None else layer.bias_quantizer.bits().expand_as(layer.bias)
+    return operations(layer, weight, bias, layer.operand().bits())
