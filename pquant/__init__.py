@@ -1,6 +1,6 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
-from pquant.layers.convert import calibrate, compress, finalize, unconverted
+from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
 from pquant.measures import figures, layer_table, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
@@ -27,5 +27,6 @@ __all__ = [
     "prune_one_shot",
     "set_stage",
     "sparsity",
+    "trace_ranges",
     "unconverted",
 ]

@@ -3,9 +3,33 @@
 Hypothesis sets no deadline: the first call of an operation pays for loading it.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
 settings.register_profile("pquant", deadline=None)
 settings.load_profile("pquant")
+
+
+class _NoHostSync(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_host_sync() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which reading a tensor's value from Python (``item``, ``if``, ``float``) fails."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with _NoHostSync():
+            yield
+
+    return context

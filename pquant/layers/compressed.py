@@ -129,6 +129,10 @@ class CompressedLayer(QuantizedLayer):
         self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.weight.shape)
         self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
         self.prunable = pruning.prunes(name)
+        if self.prunable and pruning.rescales and not self.pruning_first and formats.weight.enable:
+            raise ConfigError(
+                f"layer '{name}': Quantization.pruning_first must be true with {type(pruning).__name__}, which rescales the weights it keeps"
+            )
         try:
             self.pruner = pruning.pruner(self.weight, type(self)) if self.prunable else NoPruner()
         except ConfigError as error:

@@ -131,6 +131,7 @@ class AutoSparse(PruningMethod):
     """
 
     decays_thresholds: ClassVar[bool] = True
+    rescales: ClassVar[bool] = True
 
     pruning_method: Literal["autosparse"] = "autosparse"
     alpha: float = setting(0.5, ge=0, le=1)

@@ -80,6 +80,7 @@ class CS(PruningMethod):
     """
 
     decays_thresholds: ClassVar[bool] = True
+    rescales: ClassVar[bool] = True
 
     pruning_method: Literal["cs"] = "cs"
     final_temp: int = setting(200, ge=1)

@@ -177,6 +177,8 @@ class PruningMethod(Settings):
     """
 
     decays_thresholds: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
+    """Whether surviving weights change their values when the mask is frozen, so that they must be quantized after it."""
 
     disable_pruning_for_layers: list[str] = setting([])
     enable_pruning: bool = True

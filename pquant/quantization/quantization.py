@@ -36,7 +36,7 @@ class Quantization(Settings):
     chosen from the data (or the weights) when training starts.
 
     ``granularity`` says what shares a bit width in weights, ``data_granularity`` in data. ``pruning_first`` quantizes the pruned weight;
-    otherwise the quantized weight is pruned.
+    otherwise the quantized weight is pruned, by a method that leaves the survivors as they are.
 
     With ``use_hgq`` the bits are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs
     plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs
