@@ -82,14 +82,16 @@ class HGQQuantizer(Quantizer):
         settings: bits to start from, and modes.
         shape: shape of the bit widths, see :func:`pquant.quantization.quantizer.bits_shape`.
         forget: bits by which a tracked ``i`` may fall in one step; infinite for weights, which are all seen each time.
+        lr: learning rate of the bits, None for that of the optimizer.
     """
 
     k: Tensor
     i: Tensor
     f: Tensor
 
-    def __init__(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> None:
+    def __init__(self, settings: TensorFormat, shape: tuple[int, ...], forget: float, lr: float | None = None) -> None:
         super().__init__()
+        self.optimizer_options = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": lr}
         self.round_mode, self.overflow_mode, self.forget = settings.round_mode, settings.overflow_mode, forget
         self.keeps_negatives = settings.k
         self.auto = settings.i == "auto"

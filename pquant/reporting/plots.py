@@ -19,6 +19,9 @@ SHADES = ("#050505", "#060606", "#070707")
 PAINT = {TEXT: "--muted", GRID: "--line", FIRST: "--accent", SECOND: "--second"} | {shade: f"--shade-{i}" for i, shade in enumerate(SHADES)}
 """Colours that stand for variables of the page's style sheet."""
 
+COLOURS = {"--muted": "#555b66", "--line": "#d5d9e0", "--accent": "#1f6feb", "--second": "#c2410c"}
+"""What those variables are where there is no page."""
+
 WIDTH, HEIGHT, LINE_HEIGHT = 4.6, 2.5, 0.21
 NAME_LENGTH, FONT_SIZE = 24, 10
 
@@ -47,6 +50,36 @@ def layer_bars(layers: Rows) -> list[Plot]:
     """Return the bars of sparsity and of weight bits by layer; layers without the figure are left out."""
     known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits")}
     return [Plot(label(name), _bars(with_it, name)) for name, with_it in known.items() if with_it]
+
+
+def front_plot(rows: Rows, best: Rows, metric: str) -> Plot:
+    """Return the plot of a metric (``val/<name>``) against EBOPs: all epochs as points, those of the Pareto front joined and named by epoch."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    name = metric.partition("/")[2]
+    figure, axes = _axes(HEIGHT)
+    axes.scatter(*_places(rows, metric), s=8, color=GRID, linewidths=0)
+    axes.step(*_places(best, metric), where="post", color=FIRST, linewidth=1.2, marker="o", markersize=3.5)
+    for row in best[:: max(len(best) // 6, 1)]:
+        axes.annotate(str(row["epoch"]), (row["ebops"], row[metric]), xytext=(3, -9), textcoords="offset points", color=TEXT, fontsize=FONT_SIZE - 3)
+    if min((row["ebops"] for row in rows), default=0) > 0:
+        axes.set_xscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name == "accuracy" else f"{value:,.5g}"))
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_xlabel("EBOPs (points of the front by epoch)", color=TEXT, fontsize=FONT_SIZE)
+    return Plot(f"{label(name)} against EBOPs", _svg(figure))
+
+
+def _places(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
+    return [row["ebops"] for row in rows], [row[metric] for row in rows]
+
+
+def standalone(svg: str) -> str:
+    """Return a plot for a file of its own: with colours where the page's variables stood."""
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(f"var({variable})", colour)
+    return svg
 
 
 def _series(rows: Rows, name: str) -> dict[str, list[float]]:

@@ -22,7 +22,8 @@ class Training(Settings):
     the last ("every-round"), or only after the last ("post-training-stage").
 
     ``baseline`` trains a float twin first, so that the results can say what compression cost. ``device`` is "auto" (a GPU if there is one) or what
-    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``extra`` holds all other keys of the section, for the user's own code.
+    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``pareto`` keeps the model after every epoch that no other surpasses in both
+    validation metric and EBOPs; "auto" does where the price of bits has a schedule. ``extra`` holds all other keys of the section, for the user's own code.
     """
 
     epochs: int = setting(200, ge=0)
@@ -35,6 +36,7 @@ class Training(Settings):
     baseline: bool = False
     device: str = "auto"
     threads: int = setting(0, ge=0)
+    pareto: bool | Literal["auto"] = "auto"
     extra: dict[str, Any] = setting({})
 
     def __post_init__(self) -> None:

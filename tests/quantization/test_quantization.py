@@ -37,14 +37,16 @@ def build(**changes: Any) -> nn.Module:
 
 
 def behaviour(**changes: Any) -> list[Tensor]:
-    """Return what a model does: outputs, gradients of data, penalty now and an epoch later, EBOPs."""
+    """Return what a model does: outputs, gradients of data, penalty now and an epoch later, EBOPs, learning rates."""
     model, x = build(**changes), X.clone().requires_grad_()
     y = model(x)
     y.square().sum().backward()
     penalties = [pquant.penalty(model).detach()]
     pquant.on_epoch_end(model)
     penalties.append(pquant.penalty(model).detach())
-    return [y.detach(), model.eval()(X).detach(), x.grad, *penalties, torch.tensor(pquant.ebops(model)), torch.tensor(len(list(model.parameters())))]
+    rates = torch.tensor([group.get("lr", 0.0) for group in pquant.parameter_groups(model)])
+    counts = torch.tensor([pquant.ebops(model), len(list(model.parameters()))])
+    return [y.detach(), model.eval()(X).detach(), x.grad, *penalties, counts, rates]
 
 
 HGQ = {"use_hgq": True}
@@ -61,6 +63,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "hgq_gamma": (HGQ, 1e-3),
     "hgq_beta": (HGQ, 1e-3),
     "hgq_beta_schedule": (HGQ, [[0, 1e-3], [2, 1e-1]]),
+    "hgq_lr": (HGQ, 1e-2),
     "layer_specific": ({}, {"2": {"weight": {"f": 2}}}),
     "use_hgq": ({}, True),
     "use_real_tanh": ({}, True),
