@@ -1,0 +1,125 @@
+"""What a search found: the record in ``fitcompress.json``, and how a model takes it on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pquant.errors import ConfigError
+from pquant.fitcompress.space import Format, SearchedLayer, Tensors, global_masks
+from pquant.fitcompress.waiting import release
+from pquant.layers.compressed import weight_layers
+from pquant.names import check_patterns
+from pquant.quantization.quantizer import FixedPointQuantizer
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer: bits of a weight (32: float), its format (None: the one it has), number of weights, share of zeros, and what it adds to the loss.
+
+    ``fisher_trace`` and ``input_fisher_trace`` are the traces of the weight's and of the layer's input's Fisher information before compression.
+    """
+
+    bits: float
+    format: Format | None
+    weights: int
+    sparsity: float
+    predicted_loss: float
+    fisher_trace: float
+    input_fisher_trace: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the path: what it does, the compression after it, and the length of the path up to it."""
+
+    step: str
+    compression: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The configuration that a search found.
+
+    ``compression`` is its size over float32's; ``reached`` says whether that is at most ``compression_goal``; ``pruning_share`` is the share of all
+    prunable weights that was pruned, ``predicted_loss`` what the loss is expected to rise by, from the weights and from the ``data`` bits, which
+    are not searched; ``shortest`` whether the path was proved to be the shortest; ``expanded`` how many configurations were looked into;
+    ``fisher_iterations`` and ``fisher_error`` how many batches the Fisher information was estimated from, and its relative standard error.
+    ``layer_specific`` holds the bits as the field of the quantization section takes them.
+    """
+
+    compression_goal: float
+    compression: float
+    reached: bool
+    pruning_share: float
+    predicted_loss: float
+    predicted_loss_data: float
+    shortest: bool
+    expanded: int
+    fisher_iterations: int
+    fisher_error: float
+    layers: dict[str, LayerResult]
+    path: list[Step]
+    layer_specific: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as plain dictionaries."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the result that a run saved.
+
+        Raises:
+            ConfigError: no such file, or not what a search writes.
+        """
+        try:
+            saved = json.loads(path.read_text())
+            layers = {name: _layer(entry) for name, entry in saved.pop("layers").items()}
+            return cls(**saved, layers=layers)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"FITCompress.result must be the fitcompress.json of an earlier run, got '{path}' ({error})") from error
+
+    def check_names(self, model: nn.Module) -> None:
+        """Raise a ConfigError when this is the result of another model."""
+        layers = weight_layers(model)
+        check_patterns("FITCompress.result", self.layers, layers)
+        for name, layer in layers.items():
+            known = self.layers.get(name)
+            if known is None or known.weights != layer.weight.numel():
+                has = "no such layer" if known is None else f"{known.weights} weights there"
+                raise ConfigError(f"FITCompress.result is of another model: layer '{name}' has {layer.weight.numel()} weights, and the file {has}")
+
+
+def _layer(entry: Mapping[str, Any]) -> LayerResult:
+    return LayerResult(**{**entry, "format": entry["format"] and Format(**entry["format"])})
+
+
+def layer_rules(layers: Mapping[str, Format | None], old: Mapping[str, dict[str, Any]], rules: dict[str, Any]) -> dict[str, Any]:
+    """Return ``layer_specific`` with the formats of the weights: each layer's own rule, which keeps what its ``old`` one says, then the ``rules``."""
+    new = {name: {**old[name], "weight": {**old[name].get("weight", {}), **asdict(format)}} for name, format in layers.items() if format}
+    return {**new, **{pattern: rule for pattern, rule in rules.items() if pattern not in new}}
+
+
+def final_masks(layers: Mapping[str, SearchedLayer], information: Tensors, share: float, formats: Mapping[str, Format | None]) -> Tensors:
+    """Return the masks of the prunable layers: the ``share`` of least F w^2 goes, and so does what rounds to 0."""
+    prunable = {name: layer for name, layer in layers.items() if layer.prunable}
+    kept = global_masks({name: information[name] * layer.weight.square() for name, layer in prunable.items()}, share)
+    return {name: kept[name] & (layer.rounded(layer.weight * kept[name], formats[name]) != 0) for name, layer in prunable.items()}
+
+
+@torch.no_grad()
+def take_on(model: nn.Module, formats: Mapping[str, Format | None], masks: Mapping[str, Tensor]) -> None:
+    """Give a compressed model's layers their weights' formats and masks, and let its quantizers work. No weight changes."""
+    release(model)
+    for name, layer in weight_layers(model).items():
+        format = formats[name]
+        if format and isinstance(layer.weight_quantizer, FixedPointQuantizer):
+            layer.weight_quantizer.fix(format.k, format.i, format.f)
+        if name in masks:
+            layer.pruner.mask.copy_(masks[name])
