@@ -90,7 +90,8 @@ def fisher(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], loss: Loss, 
         for x, target in batches:
             calls.clear()
             x = x.detach().requires_grad_(x.is_floating_point())
-            gradients = _gradients(loss(model(x), target) * len(x), [tensor for each in calls.values() for call in each for tensor in call[1:]])
+            total_loss = loss(model(x), target) * len(x)
+            gradients = _gradients(total_loss, [tensor for each in calls.values() for _, *pair in each for tensor in pair])
             batch_trace = 0.0
             for name, each in calls.items():
                 squares = _squared_gradients(each, gradients)
@@ -117,12 +118,12 @@ def _squared_gradients(calls: list[Call], gradients: dict[int, Tensor]) -> Tenso
     """Return the sum over examples of the squared gradient of a weight that is used in these calls, of the weight's shape."""
     used = [(layer, x, gradients[id(y)]) for layer, x, y in calls if id(y) in gradients]
     each = [vmap(partial(_gradient, layer, layer.weight.detach()))(x.detach(), upstream) for layer, x, upstream in used]
-    return sum(each[1:], start=each[0]).square().sum(0) if each else torch.zeros_like(calls[0][0].weight)
+    return torch.stack(each).sum(0).square_().sum(0) if each else torch.zeros_like(calls[0][0].weight)
 
 
 def _gradient(layer: CompressedLayer, weight: Tensor, x: Tensor, upstream: Tensor) -> Tensor:
     """Return the gradient of one example's loss with respect to the weight, given that with respect to the layer's output."""
-    _, pull = vjp(lambda values: layer.linear_map(x.unsqueeze(0), values, None), weight)
+    pull = vjp(lambda values: type(layer).linear_map(layer, x.unsqueeze(0), values, None), weight)[1]
     return pull(upstream.unsqueeze(0))[0]
 
 
@@ -145,4 +146,4 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
         yield calls
     finally:
         for layer in layers:
-            del layer.linear_map  # type: ignore[method-assign]
+            del layer.linear_map

@@ -60,8 +60,8 @@ class PruningSchedule(Settings):
 class FITCompress(Settings):
     """Search settings; switched off by default.
 
-    Pretraining: values are float. As training begins: the search, on a copy of the model; its bits go to the weights' quantizers, its masks to the pruners, and
-    the weights stay as pretraining left them. Training and fine-tuning: with these bits and masks.
+    Pretraining: values are float. As training begins: the search, on a copy of the model; its bits go to the weights' quantizers, its masks to the
+    pruners, and the weights stay as pretraining left them. Training and fine-tuning: with these bits and masks.
 
     Weights of layers that ``quantization.layer_specific`` gives bits keep those, and data, biases and batch norms are quantized as that section says;
     they count in no size. With ``optimize_pruning`` the masks come from the search and ``pruning`` must be "none", whose

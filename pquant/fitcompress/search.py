@@ -68,13 +68,13 @@ def search(space: Space, start: State, goal: float, f_lambda: float = 1.0, greed
     A state's priority is g + f_lambda f, with g the length of the way to it and f = |compression - goal| to_nothing. Greedy: after each choice all
     other open states are dropped, which leaves one way; of the goal states beside its end, the nearest is taken. Full: open states are kept until
     none is left whose way is shorter than the best one to a goal. As ways only grow, this is exact for every ``f_lambda``, which sets
-    only the order in which states are looked at; the greedy way is the first bound. After ``max_states`` expanded states the best one so far is
-    returned, with ``shortest`` false. Ties go to the lesser state, so that the answer is always the same.
+    only the order in which states are looked at; the greedy way is the first bound. After ``max_states`` expanded states the full search returns
+    the best one so far, with ``shortest`` false. Ties go to the lesser state, so that the answer is always the same.
     """
-    way = _Search(space, start, goal, f_lambda).run(math.inf, greedy=True, max_states=max_states)
+    way = _Search(space, start, goal, f_lambda).run(math.inf, greedy=True, limit=math.inf)
     if greedy:
         return way
-    full = _Search(space, start, goal, f_lambda).run(way.length if way.reached else math.inf, greedy=False, max_states=max_states)
+    full = _Search(space, start, goal, f_lambda).run(way.length if way.reached else math.inf, greedy=False, limit=max_states)
     return full if full.reached or not way.reached else Path(way.states, way.lengths, True, full.shortest, full.expanded)
 
 
@@ -87,13 +87,13 @@ class _Search:
         self.before: dict[State, State] = {}
         self.open: list[tuple[float, State, float]] = []
 
-    def run(self, bound: float, greedy: bool, max_states: int) -> Path:
+    def run(self, bound: float, greedy: bool, limit: float) -> Path:
         """Search for a way shorter than ``bound``."""
         expanded, best, smallest = 0, None, self.start
         if self.space.compression(self.start) <= self.goal:
             return self._path(self.start, True, True, 0)
         self._push(self.start, 0.0)
-        while self.open and not (greedy and best is not None) and expanded < max_states:
+        while self.open and not (greedy and best is not None) and expanded < limit:
             _, state, length = heappop(self.open)
             if length > self.lengths[state] or length >= bound:
                 continue

@@ -83,8 +83,8 @@ class CompressionSpace:
     A step lowers one layer's width to the next, or takes the next share: the share of all prunable weights with the least F w^2, F of the dense
     network, is pruned. Weights are quantized from the pruned dense ones. Where a layer is prunable, what rounds to 0 counts as pruned.
 
-    The length of a step is sqrt(sum F (change)^2) with the Fisher information F of the state it leads away from: estimated at its pruned weights, before
-    rounding (``approximate``), or at its pruned and rounded ones. The distance to nothing always takes the former.
+    The length of a step is sqrt(sum F (change)^2) with the Fisher information F of the state that it leads away from: estimated at its pruned
+    weights, before rounding (``approximate``), or at its pruned and rounded ones. The distance to nothing always takes the former.
 
     Args:
         layers: by name, all that count.
