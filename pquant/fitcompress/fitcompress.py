@@ -118,6 +118,8 @@ class FITCompress(Settings):
         if self.optimize_pruning and not isinstance(pruning, NoPruning):
             advice = "use pruning=none, or fitcompress.optimize_pruning=false to search bits alone"
             raise ConfigError(f"FITCompress.optimize_pruning makes the masks that {type(pruning).__name__} would make: {advice}")
+        if self.optimize_pruning and not pruning.enable_pruning:
+            raise ConfigError("FITCompress.optimize_pruning needs pruning.enable_pruning, got false")
         if not training.epochs:
             raise ConfigError("FITCompress searches as the train stage begins: Training.epochs must be at least 1, got 0")
         if self.result is not None:
@@ -183,8 +185,9 @@ class FITCompress(Settings):
                 layer.weight.data = weights[name]
             return fisher(work, examples, loss).weights
 
-        shares = self.pruning_schedule.shares() if self.optimize_pruning else (0.0,)
-        space = CompressionSpace(self._layers(work), shares, information, self.approximate)
+        layers = self._layers(work)
+        shares = self.pruning_schedule.shares() if any(layer.prunable for layer in layers.values()) else (0.0,)
+        space = CompressionSpace(layers, shares, information, self.approximate)
         way = search(space, space.start, self.compression_goal, self.f_lambda, self.greedy_astar, self.max_states)
         result = self._result(model, space, way, first)
         size = f"{result.compression:.4f} of the float32 size"

@@ -80,8 +80,8 @@ class Result:
         """
         try:
             saved = json.loads(path.read_text())
-            layers = {name: _layer(entry) for name, entry in saved.pop("layers").items()}
-            return cls(**saved, layers=layers)
+            layers = {name: _layer(entry) for name, entry in saved["layers"].items()}
+            return cls(**{**saved, "layers": layers, "path": [Step(**step) for step in saved["path"]]})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"FITCompress.result must be the fitcompress.json of an earlier run, got '{path}' ({error})") from error
 
@@ -98,6 +98,15 @@ class Result:
 
 def _layer(entry: Mapping[str, Any]) -> LayerResult:
     return LayerResult(**{**entry, "format": entry["format"] and Format(**entry["format"])})
+
+
+def saved_layer_rules(path: str) -> dict[str, Any]:
+    """Return the ``layer_specific`` of a saved result; as the config resolver ``fitcompress``, what ``quantization.layer_specific`` takes.
+
+    Raises:
+        ConfigError: no such file, or not what a search writes.
+    """
+    return Result.read(Path(path)).layer_specific
 
 
 def layer_rules(layers: Mapping[str, Format | None], old: Mapping[str, dict[str, Any]], rules: dict[str, Any]) -> dict[str, Any]:
