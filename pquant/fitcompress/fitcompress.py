@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,10 @@ from torch.utils.data import Dataset
 
 from pquant.data.batches import batches
 from pquant.errors import ConfigError
-from pquant.fitcompress.fisher import Fisher, Loss, StoppingRule, fisher
+from pquant.fitcompress.fisher import Loss, StoppingRule, fisher
 from pquant.fitcompress.mask import SearchedMask
-from pquant.fitcompress.result import LayerResult, Result, Step, final_masks, layer_rules, take_on
-from pquant.fitcompress.search import Path as Way
-from pquant.fitcompress.search import State, search
+from pquant.fitcompress.result import Result, final_masks, take_on
+from pquant.fitcompress.search import search
 from pquant.fitcompress.space import CompressionSpace, SearchedLayer, Tensors
 from pquant.fitcompress.waiting import released, wait
 from pquant.layers.compressed import CompressedLayer, weight_layers
@@ -189,7 +187,7 @@ class FITCompress(Settings):
         shares = self.pruning_schedule.shares() if any(layer.prunable for layer in layers.values()) else (0.0,)
         space = CompressionSpace(layers, shares, information, self.approximate)
         way = search(space, space.start, self.compression_goal, self.f_lambda, self.greedy_astar, self.max_states)
-        result = self._result(model, space, way, first)
+        result = Result.of(model, space, way, first, self.compression_goal)
         size = f"{result.compression:.4f} of the float32 size"
         if way.reached:
             log.info("FITCompress: %s after %d steps, %.1f s", size, len(result.path), time.perf_counter() - began)
@@ -217,36 +215,6 @@ class FITCompress(Settings):
         prunable = self.optimize_pruning and not isinstance(layer.pruner, NoPruner)
         return SearchedLayer(weight, widths, quantizer, int(settings.k), settings.round_mode, settings.overflow_mode, prunable)
 
-    def _result(self, model: nn.Module, space: CompressionSpace, way: Way, first: Fisher) -> Result:
-        formats, losses, layers = space.formats(way.end), space.predicted_loss(way.end), weight_layers(model)
-        found = {}
-        for name, level in zip(space.names, way.end[1:], strict=True):
-            searched = space.layers[name]
-            count = searched.weight.numel()
-            sparsity = 1 - space.kept(name, way.end[0], level) / max(count, 1)
-            traces = float(first.weights[name].sum()), first.inputs[name]
-            found[name] = LayerResult(searched.widths[level], formats[name], count, sparsity, losses[name], *traces)
-        steps = [
-            Step(_step(space, before, after), space.compression(after), length)
-            for before, after, length in zip(way.states, way.states[1:], way.lengths[1:], strict=False)
-        ]
-        old = {name: layer.quantization.rule(name) for name, layer in layers.items()}
-        return Result(
-            compression_goal=self.compression_goal,
-            compression=space.compression(way.end),
-            reached=way.reached,
-            pruning_share=space.shares[way.end[0]],
-            predicted_loss=sum(losses.values()),
-            predicted_loss_data=sum(_data_loss(layer, first.inputs[name]) for name, layer in layers.items()),
-            shortest=way.shortest,
-            expanded=way.expanded,
-            fisher_iterations=first.iterations,
-            fisher_error=first.error,
-            layers=found,
-            path=steps,
-            layer_specific=layer_rules(formats, old, _rules(layers)),
-        )
-
 
 def _searchable(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model, for evaluation, that computes with float values."""
@@ -257,20 +225,3 @@ def _searchable(model: nn.Module) -> nn.Module:
 
 def _given_bits(quantization: Quantization, name: str) -> bool:
     return bool({"i", "f"} & quantization.rule(name).get("weight", {}).keys())
-
-
-def _rules(layers: dict[str, CompressedLayer]) -> dict[str, Any]:
-    return next((layer.quantization.layer_specific for layer in layers.values()), {})
-
-
-def _step(space: CompressionSpace, before: State, after: State) -> str:
-    if before[0] != after[0]:
-        return f"prune {space.shares[after[0]]:.4f}"
-    name, level = next((name, b) for name, a, b in zip(space.names, before[1:], after[1:], strict=True) if a != b)
-    return f"{name} to {space.layers[name].widths[level]:g} bits"
-
-
-def _data_loss(layer: CompressedLayer, trace: float) -> float:
-    """Return 1/2 trace step^2 / 12: what rounding the layer's input is expected to add to the loss."""
-    format = released(layer.operand()).format()
-    return 0.0 if format is None else trace * float((4.0 ** -format[2]).mean()) / 24

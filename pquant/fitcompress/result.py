@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.fitcompress.space import Format, SearchedLayer, Tensors, global_masks
-from pquant.fitcompress.waiting import release
-from pquant.layers.compressed import weight_layers
+from pquant.fitcompress.fisher import Fisher
+from pquant.fitcompress.search import Path as Way
+from pquant.fitcompress.search import State
+from pquant.fitcompress.space import CompressionSpace, Format, SearchedLayer, Tensors, global_masks
+from pquant.fitcompress.waiting import release, released
+from pquant.layers.compressed import CompressedLayer, weight_layers
 from pquant.names import check_patterns
 from pquant.quantization.quantizer import FixedPointQuantizer
 
@@ -67,6 +70,34 @@ class Result:
     path: list[Step]
     layer_specific: dict[str, Any]
 
+    @classmethod
+    def of(cls, model: nn.Module, space: CompressionSpace, way: Way, first: Fisher, goal: float) -> Self:
+        """Return the result of a search: the ``way`` through ``space`` for ``model``, with the Fisher information it began with."""
+        formats, losses, layers = space.formats(way.end), space.predicted_loss(way.end), weight_layers(model)
+        found = {}
+        for name, level in zip(space.names, way.end[1:], strict=True):
+            searched = space.layers[name]
+            count = searched.weight.numel()
+            sparsity = 1 - space.kept(name, way.end[0], level) / max(count, 1)
+            traces = float(first.weights[name].sum()), first.inputs[name]
+            found[name] = LayerResult(searched.widths[level], formats[name], count, sparsity, losses[name], *traces)
+        stretches = zip(way.states, way.states[1:], way.lengths[1:], strict=False)
+        return cls(
+            compression_goal=goal,
+            compression=space.compression(way.end),
+            reached=way.reached,
+            pruning_share=space.shares[way.end[0]],
+            predicted_loss=sum(losses.values()),
+            predicted_loss_data=sum(_data_loss(layer, first.inputs[name]) for name, layer in layers.items()),
+            shortest=way.shortest,
+            expanded=way.expanded,
+            fisher_iterations=first.iterations,
+            fisher_error=first.error,
+            layers=found,
+            path=[Step(_step(space, before, after), space.compression(after), length) for before, after, length in stretches],
+            layer_specific=_layer_rules(formats, layers),
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return the result as plain dictionaries."""
         return asdict(self)
@@ -109,10 +140,28 @@ def saved_layer_rules(path: str) -> dict[str, Any]:
     return Result.read(Path(path)).layer_specific
 
 
-def layer_rules(layers: Mapping[str, Format | None], old: Mapping[str, dict[str, Any]], rules: dict[str, Any]) -> dict[str, Any]:
-    """Return ``layer_specific`` with the formats of the weights: each layer's own rule, which keeps what its ``old`` one says, then the ``rules``."""
-    new = {name: {**old[name], "weight": {**old[name].get("weight", {}), **asdict(format)}} for name, format in layers.items() if format}
-    return {**new, **{pattern: rule for pattern, rule in rules.items() if pattern not in new}}
+def _layer_rules(formats: Mapping[str, Format | None], layers: Mapping[str, CompressedLayer]) -> dict[str, Any]:
+    """Return ``layer_specific`` with the formats of the weights: a rule for each layer, which keeps what its own said, then all there were."""
+    rules: dict[str, Any] = {}
+    for name, format in formats.items():
+        own = layers[name].quantization.rule(name)
+        if format:
+            rules[name] = {**own, "weight": {**own.get("weight", {}), **asdict(format)}}
+    there = next((layer.quantization.layer_specific for layer in layers.values()), {})
+    return {**rules, **{pattern: rule for pattern, rule in there.items() if pattern not in rules}}
+
+
+def _step(space: CompressionSpace, before: State, after: State) -> str:
+    if before[0] != after[0]:
+        return f"prune {space.shares[after[0]]:.4f}"
+    name, level = next((name, b) for name, a, b in zip(space.names, before[1:], after[1:], strict=True) if a != b)
+    return f"{name} to {space.layers[name].widths[level]:g} bits"
+
+
+def _data_loss(layer: CompressedLayer, trace: float) -> float:
+    """Return 1/2 trace step^2 / 12: what rounding the layer's input is expected to add to the loss."""
+    format = released(layer.operand()).format()
+    return 0.0 if format is None else trace * float((4.0 ** -format[2]).mean()) / 24
 
 
 def final_masks(layers: Mapping[str, SearchedLayer], information: Tensors, share: float, formats: Mapping[str, Format | None]) -> Tensors:
