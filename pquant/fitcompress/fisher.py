@@ -29,8 +29,8 @@ class StoppingRule(Settings):
     relative to it and by the spread between batches, is below ``tolerance``; and after ``max_iterations`` in any case.
     """
 
-    tolerance: float = setting(0.05, ge=0)
-    min_iterations: int = setting(4, ge=2)
+    tolerance: float = setting(0.1, ge=0)
+    min_iterations: int = setting(8, ge=2)
     max_iterations: int = setting(32, ge=2)
     batch_size: int = setting(32, ge=1)
 

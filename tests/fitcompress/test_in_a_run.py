@@ -15,7 +15,14 @@ from pquant.fitcompress import FITCompress
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
-SMALL = ["tracker=none", "progress=quiet", "model.sizes=[null,12,null]", "fitcompress=on", "fitcompress.fisher.max_iterations=4"]
+SMALL = [
+    "tracker=none",
+    "progress=quiet",
+    "model.sizes=[null,12,null]",
+    "fitcompress=on",
+    "fitcompress.fisher.min_iterations=4",
+    "fitcompress.fisher.max_iterations=4",
+]
 SHORT = ["training.pretraining_epochs=2", "training.epochs=2", "training.fine_tuning_epochs=1"]
 BOTH = [*SMALL, *SHORT, "pruning=none", "fitcompress.optimize_pruning=true"]
 SAME = ["test/accuracy", "test/loss", "val/loss", "sparsity", "size_bytes", "ebops"]
