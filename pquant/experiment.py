@@ -186,7 +186,7 @@ class Experiment:
 
     def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
         """Print, layer by layer, what would be pruned and with which bits; train nothing."""
-        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.pruning).__name__)
+        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.fitcompress.masks(self.pruning)).__name__)
         return {}
 
 
