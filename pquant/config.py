@@ -18,12 +18,14 @@ import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, did_you_mean, unknown
 from pquant.experiment import Experiment
+from pquant.fitcompress.result import saved_layer_rules
 from pquant.training.training import total_epochs
 
 ALLOW = "PQUANT_ALLOW"
 TARGETS = ("pquant.*", "torch.*", "torchvision.*", "sklearn.*", "optuna.*")
 
 OmegaConf.register_resolver("total_epochs", total_epochs, replace=True)
+OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 
 
 def allowed_targets() -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from pquant.export.exporter import Exporter
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.fitcompress import FITCompress
+from pquant.fitcompress.waiting import release
 from pquant.layers.convert import compress, finalize, unconverted
 from pquant.measures import figures, layer_table
 from pquant.pruning.method import PruningMethod
@@ -83,16 +84,19 @@ class Experiment:
             DivergedError: the loss stopped being a number.
         """
         start, console = time.perf_counter(), Console(self.progress)
+        self.fitcompress.check(self.pruning, self.quantization, self.training)
         self._limit_threads()
         splits = self.data.load(self.seed)
         torch.manual_seed(self.seed)
         float_model = self.build_model(splits)
-        model = compress(float_model, self.pruning, self.quantization, _example(splits))
+        model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
         trainer = self.trainer(model, splits)
         for warning in self.pruning.warnings(trainer.horizon) if self.training.epochs else []:
             log.warning(warning)
         if self.dry_run:
             return self._preview(model, splits)
+        for warning in self.fitcompress.prepare(model):
+            log.warning(warning)
 
         self.tracker.start(run.folder, run.config)
         try:
@@ -150,7 +154,10 @@ class Experiment:
     def _fit(self, trainer: Trainer, run: Run, console: Console) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         if run.resume:
-            trainer.load_state_dict(load_checkpoint(run.folder / CHECKPOINT))
+            state = load_checkpoint(run.folder / CHECKPOINT)
+            if state["position"] > self.training.pretraining_epochs:
+                release(trainer.model)
+            trainer.load_state_dict(state)
             console.note(f"going on after epoch {trainer.position}")
         metrics.rewrite(trainer.rows)
 
@@ -162,9 +169,15 @@ class Experiment:
 
         console.start(len(trainer.plan))
         try:
-            trainer.fit(on_epoch)
+            trainer.fit(on_epoch, lambda: self._search(trainer, run.folder))
         finally:
             console.finish()
+
+    def _search(self, trainer: Trainer, folder: Path) -> None:
+        """Let FITCompress choose bits and masks, where it is asked for."""
+        if self.fitcompress.enable_fitcompress:
+            result = self.fitcompress.apply(trainer.model, trainer.splits.train, trainer.task.loss)
+            write_json(folder / "fitcompress.json", result.as_json())
 
     def _report(self, run: Run, summary: dict[str, Any], rows: list[Row], model: nn.Module) -> None:
         write_json(run.folder / "summary.json", summary)
@@ -173,7 +186,7 @@ class Experiment:
 
     def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
         """Print, layer by layer, what would be pruned and with which bits; train nothing."""
-        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.pruning).__name__)
+        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.fitcompress.masks(self.pruning)).__name__)
         return {}
 
 

@@ -13,7 +13,6 @@ from pquant.experiment import Experiment
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
-LATER = {"fitcompress=on"}
 NEEDED = {"data=table": ["data.path=x.csv"]}
 
 
@@ -28,16 +27,11 @@ def refusal(*overrides: str) -> str:
     return explain(caught.value)
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in LATER])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_builds(option: str) -> None:
     group = option.split("=")[0]
     built = getattr(build(option, *NEEDED.get(option, [])), group)
     assert built is not None
-
-
-@pytest.mark.parametrize("option", sorted(LATER))
-def test_what_is_not_there_yet_says_so(option: str) -> None:
-    assert "not available yet" in refusal(option)
 
 
 def test_studies_say_that_they_are_not_there_yet() -> None:

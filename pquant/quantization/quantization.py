@@ -91,6 +91,10 @@ class Quantization(Settings):
         pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
         return self._default_formats(self.enable_quantization) if pattern is None else self._overridden(pattern)
 
+    def rule(self, name: str) -> dict[str, Any]:
+        """Return the rule of ``layer_specific`` that the layer called ``name`` follows; empty when none fits."""
+        return next((rule for pattern, rule in self.layer_specific.items() if matches(pattern, name)), {})
+
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
         check_patterns("Quantization.layer_specific", self.layer_specific, names)

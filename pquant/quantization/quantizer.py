@@ -249,6 +249,14 @@ class FixedPointQuantizer(Quantizer):
         self.i.copy_(integer_bits(self.low, self.high, self.f, self.round_mode, self.overflow_mode))
         self._read_bits()
 
+    @torch.no_grad()
+    def fix(self, k: int, i: int, f: int) -> None:
+        """Take one format for good, which calibration does not change."""
+        self.auto = False
+        for buffer, bits in zip((self.k, self.i, self.f), (k, i, f), strict=True):
+            buffer.fill_(bits)
+        self._read_bits()
+
     def keeps(self, source: Quantizer) -> bool:
         """Return whether ``source`` has one fixed format that this one contains."""
         if self._numbers is None or not isinstance(source, FixedPointQuantizer) or source._numbers is None:

@@ -95,12 +95,17 @@ class Trainer:
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
 
-    def fit(self, on_epoch: Callable[[Row], None]) -> None:
-        """Run the epochs that are left; ``on_epoch`` gets each one's row once its state is complete."""
+    def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = lambda: None) -> None:
+        """Run the epochs that are left.
+
+        ``on_epoch`` gets each one's row once its state is complete; ``before_train`` is called as the train stage begins, pretraining done.
+        """
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
         for epoch in self.plan[self.position :]:
             start = time.perf_counter()
+            if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
+                before_train()
             self._enter(epoch)
             losses = self._train_epoch(epoch)
             self._leave(epoch, losses["train/loss"])
