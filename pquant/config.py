@@ -93,16 +93,35 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
 
 
+OWN = ("export", "tracker", "progress", "from_run", "from_epoch")
+"""What a command with ``from_run`` says itself; all else is what that run was made with."""
+
+
 def run_folder(config: DictConfig) -> tuple[Path, DictConfig]:
-    """Return the folder of a job and its configuration: what Hydra made, or those of the run that ``resume`` names.
+    """Return the folder of a job and its configuration.
+
+    They are what Hydra made; with ``resume``, folder and configuration of that run; with ``from_run``, a new folder and that run's configuration.
 
     Raises:
-        ConfigError: ``resume`` names no run's folder.
+        ConfigError: ``resume`` or ``from_run`` names no run's folder, or both are given.
     """
-    if config.resume is None:
-        return Path(HydraConfig.get().runtime.output_dir), config
-    folder = Path(config.resume)
+    if config.resume is not None and config.from_run is not None:
+        raise ConfigError("resume goes on with a run and from_run starts from one: give either")
+    if config.resume is not None:
+        return Path(config.resume), _saved_config("resume", Path(config.resume))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.from_run is None:
+        if config.from_epoch is not None:
+            raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
+        return folder, config
+    saved = _saved_config("from_run", Path(config.from_run))
+    for key in OWN:
+        saved[key] = config[key]
+    return folder, saved
+
+
+def _saved_config(key: str, folder: Path) -> DictConfig:
     saved = folder / ".hydra" / "config.yaml"
     if not saved.is_file():
-        raise ConfigError(f"resume must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
-    return folder, DictConfig(OmegaConf.load(saved))
+        raise ConfigError(f"{key} must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
+    return DictConfig(OmegaConf.load(saved))

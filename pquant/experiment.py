@@ -33,6 +33,7 @@ from pquant.reporting.layers import print_layers
 from pquant.tracking.environment import config_hash, environment
 from pquant.tracking.files import MetricsCsv, write_json
 from pquant.tracking.tracker import Tracker
+from pquant.training.archive import ParetoArchive, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.trainer import Row, Trainer
 from pquant.training.training import Training
@@ -74,10 +75,14 @@ class Experiment:
     seed: int = 0
     dry_run: bool = False
     resume: str | None = None
+    from_run: str | None = None
+    from_epoch: int | None = None
     progress: Literal["auto", "plain", "quiet"] = "auto"
 
     def run(self, run: Run) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
+
+        With ``from_run`` nothing is trained: the model is that of an earlier run, as it ended or as its Pareto archive has it after ``from_epoch``.
 
         Raises:
             ConfigError: settings that do not fit each other, the data or the model; before anything is trained.
@@ -100,8 +105,12 @@ class Experiment:
 
         self.tracker.start(run.folder, run.config)
         try:
-            baseline = self._baseline(float_model, splits, console)
-            self._fit(trainer, run, console)
+            baseline = {} if self.from_run else self._baseline(float_model, splits, console)
+            if self.from_run:
+                self._take_over(trainer, Path(self.from_run))
+            else:
+                self._fit(trainer, run, console)
+            trainer.trace_ranges()
             measured = figures(trainer.model)
             final = finalize(trainer.model)
             summary = {**trainer.evaluate("test", "test", final), **trainer.evaluate("validation", "val", final), **baseline, **measured}
@@ -153,17 +162,19 @@ class Experiment:
 
     def _fit(self, trainer: Trainer, run: Run, console: Console) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
+        archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
         if run.resume:
-            state = load_checkpoint(run.folder / CHECKPOINT)
-            if state["position"] > self.training.pretraining_epochs:
-                release(trainer.model)
-            trainer.load_state_dict(state)
+            self._restore(trainer, run.folder)
             console.note(f"going on after epoch {trainer.position}")
+            if archive:
+                archive.update(trainer.rows, trainer.model)
         metrics.rewrite(trainer.rows)
 
         def on_epoch(row: Row) -> None:
             save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict())
             metrics.append(row)
+            if archive:
+                archive.update(trainer.rows, trainer.model)
             self.tracker.log(row)
             console.epoch(row)
 
@@ -172,6 +183,23 @@ class Experiment:
             trainer.fit(on_epoch, lambda: self._search(trainer, run.folder))
         finally:
             console.finish()
+
+    def _keeps_front(self) -> bool:
+        return bool(self.quantization.hgq_beta_schedule) if self.training.pareto == "auto" else self.training.pareto
+
+    def _restore(self, trainer: Trainer, folder: Path) -> None:
+        """Bring a trainer to where the checkpoint of a run left it."""
+        state = load_checkpoint(folder / CHECKPOINT)
+        if state["position"] > self.training.pretraining_epochs:
+            release(trainer.model)
+        trainer.load_state_dict(state)
+
+    def _take_over(self, trainer: Trainer, folder: Path) -> None:
+        """Give a trainer the model of an earlier run, and its epochs up to there."""
+        self._restore(trainer, folder)
+        if self.from_epoch is not None:
+            trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
+            trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
 
     def _search(self, trainer: Trainer, folder: Path) -> None:
         """Let FITCompress choose bits and masks, where it is asked for."""

@@ -40,8 +40,8 @@ class Quantization(Settings):
 
     With ``use_hgq`` the bits are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs
     plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs
-    with the epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs. ``hgq_lr`` is the learning rate of the bits, null
-    that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
+    with the epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs. ``hgq_lr`` is the learning rate of the
+    bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
 
     ``layer_specific`` maps a layer's exact dotted name or a glob to what differs there; the first rule that fits a layer wins::
 

@@ -117,6 +117,8 @@ class Trainer:
             self.rows.append(row)
             on_epoch(row)
 
+    def trace_ranges(self) -> None:
+        """Widen tracked integer bits to the training data, before deployment; see :func:`pquant.trace_ranges`."""
         trace_ranges(self.model, self._inputs())
 
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:

@@ -22,8 +22,9 @@ class Training(Settings):
     the last ("every-round"), or only after the last ("post-training-stage").
 
     ``baseline`` trains a float twin first, so that the results can say what compression cost. ``device`` is "auto" (a GPU if there is one) or what
-    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``pareto`` keeps the model after every epoch that no other surpasses in both
-    validation metric and EBOPs; "auto" does where the price of bits has a schedule. ``extra`` holds all other keys of the section, for the user's own code.
+    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``pareto`` keeps the model after every epoch that no other surpasses in
+    both validation metric and EBOPs; "auto" does where the price of bits has a schedule. ``extra`` holds all other keys of the section, for the
+    user's own code.
     """
 
     epochs: int = setting(200, ge=0)
