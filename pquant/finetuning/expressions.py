@@ -53,7 +53,9 @@ def literal(value: Any) -> str:
     return str(value) if isinstance(value, int) else "[" + ",".join(map(literal, value)) + "]"
 
 
-def optuna_object(module: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def optuna_object(module: str, chosen: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the node that builds ``optuna.<module>.<type>`` with its params, still open to more of them; a grid comes from the search."""
+    if chosen["type"] is None:
+        return None
     params = {name: value for name, value in chosen["params"].items() if name != "search_space"}
     return {"_target_": f"optuna.{module}.{chosen['type']}", "_partial_": True, **params}

@@ -19,12 +19,12 @@ class Sampler(Settings):
 
 @dataclass(frozen=True)
 class EarlyStopping(Settings):
-    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name, with its arguments; steps are epochs, from 0.
+    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name (null: nothing), with its arguments; steps are epochs, from 0.
 
     Works on the first objective, which must be a figure of ``metrics.csv``, and only in studies of one objective.
     """
 
-    type: str = "NopPruner"
+    type: str | None = None
     params: dict[str, Any] = setting({})
 
 

@@ -152,6 +152,6 @@ class StudyTrial:
         from pquant.finetuning.study import storage
 
         store = storage(self.sweeper.storage, self.folder.parent)
-        pruner = instantiate(self.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*",))()
-        study = optuna.load_study(study_name=self.sweeper.study_name, storage=store, sampler=optuna.samplers.RandomSampler(), pruner=pruner)
+        pruner = instantiate(self.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*",)) if self.sweeper.pruner else optuna.pruners.NopPruner
+        study = optuna.load_study(study_name=self.sweeper.study_name, storage=store, sampler=optuna.samplers.RandomSampler(), pruner=pruner())
         return optuna.Trial(study, study.get_trials(deepcopy=False)[self.number]._trial_id)
