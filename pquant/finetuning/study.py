@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ MOST_TRIALS = 1000
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+@lru_cache(maxsize=8)
 def storage(name: str, folder: Path) -> BaseStorage:
-    """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal.
+    """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal;
+    the same one for all trials of a process.
 
     Raises:
         ConfigError: neither of them, or a database that cannot be opened.
@@ -66,9 +69,11 @@ def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None
     depends neither on the process that asks nor on how often the study was stopped.
     """
     seed = kind.keywords.get("seed") or 0
-    if grid is not None:
-        return kind(grid, seed=seed)
-    return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if grid is not None:
+            return kind(grid, seed=seed)
+        return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:
