@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pquant.config import CONFIGURATION_ERRORS, allowed_targets, build_experiment, explain, run_folder
 from pquant.experiment import Run
-from pquant.finetuning.trial import Row, this_job
+from pquant.finetuning.job import Row, this_job
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())

@@ -1,7 +1,7 @@
 """Which trial is whose: locks on files in the study's folder, which the operating system takes from a process that dies.
 
-A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running, but whose sweeper's lock and
-own lock are both free, was interrupted: it waits again, with its number and its parameters. Processes that share a study must share its folder.
+A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running although both are free was
+interrupted: it waits again, with its number and its parameters. Processes that share a study must therefore share its folder.
 """
 
 import os
@@ -46,9 +46,7 @@ class Claims:
         with self.owner:
             yield
 
-    def claim(
-        self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]
-    ) -> list[optuna.trial.Trial]:
+    def claim(self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]) -> list[optuna.trial.Trial]:
         """Return up to ``count`` trials, with parameters from ``space``, that nobody else has: interrupted ones first, new ones while there are fewer
         than ``total``.
         """
@@ -94,3 +92,8 @@ def _held(path: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def said(error: BaseException) -> str:
+    """Return an error in one line, for the record of a failed trial."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

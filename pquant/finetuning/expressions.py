@@ -7,16 +7,23 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from pquant.finetuning.finetuning import HyperparameterSearch
+
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 KEYWORDS = {"true", "false", "null", "nan", "inf"}
 
 
 def search_expressions(search: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[str, str]:
-    """Return a sweep expression for each field of the search, and for those of a grid given as the sampler's ``search_space``."""
-    grid = sampler["params"].get("search_space") or {}
-    numerical = {name: range_expression(*values) for name, values in search["numerical"].items() if values is not None}
-    categorical = {**search["categorical"], **grid}
-    return numerical | {name: choice_expression(values) for name, values in categorical.items() if values is not None}
+    """Return a sweep expression for each field of the search, and for those of a grid given as the sampler's ``search_space``.
+
+    Raises:
+        ConfigError: no range, or no list of choices.
+    """
+    given = HyperparameterSearch(**search)
+    grid = HyperparameterSearch(categorical=sampler["params"].get("search_space") or {}).categorical
+    numerical = {name: range_expression(*values) for name, values in given.numerical.items() if values is not None}
+    categorical = {name: choice_expression(values) for name, values in (given.categorical | grid).items() if values is not None}
+    return numerical | categorical
 
 
 def range_expression(low: float, high: float, step: float | str) -> str:

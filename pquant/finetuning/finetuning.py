@@ -19,9 +19,9 @@ class Sampler(Settings):
 
 @dataclass(frozen=True)
 class EarlyStopping(Settings):
-    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name (null: nothing), with its arguments; steps are epochs, from 0.
+    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name (null: nothing), with its arguments.
 
-    Works on the first objective, which must be a figure of ``metrics.csv``, and only in studies of one objective.
+    Its steps are epochs, from 0. It works on the objective of studies that have one, which must be a figure of ``metrics.csv``.
     """
 
     type: str | None = None
@@ -71,9 +71,9 @@ class FineTuning(Settings):
     """A study of ``num_trials`` trials in all; 0 means a single run.
 
     ``objectives`` are figures of ``summary.json``; ``directions`` ("maximize" or "minimize", one each) are only needed for figures of one's own.
-    ``constraints`` bounds figures from above ({ebops: 50000}): a trial that exceeds one is never the best. ``storage`` is a file in the study's folder
-    (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database. The study stops when more than ``max_failure_rate`` of ``num_trials``
-    have failed. ``model_name`` is a note for people.
+    ``constraints`` bounds figures from above ({ebops: 50000}): a trial that exceeds one is never the best. ``storage`` is a file in the study's
+    folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database. The study stops when more than ``max_failure_rate`` of
+    ``num_trials`` have failed. ``model_name`` is a note for people.
 
     Raises:
         ConfigError: a value out of range, or directions that do not fit the objectives.

@@ -55,7 +55,14 @@ def results(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Any]:
         found = {"best_params": best[0].params, "best_value": best[0].value, "best_trial": best[0].number, "command": best[0].user_attrs.get(COMMAND)}
     else:
         found = {"best_params": None, "best_value": None}
-    return {"name": "optuna", **found, "study": study.study_name, "objectives": list(objectives), "trials": counts, SECONDS_SAVED: saved_seconds(trials)}
+    return {
+        "name": "optuna",
+        **found,
+        "study": study.study_name,
+        "objectives": list(objectives),
+        "trials": counts,
+        SECONDS_SAVED: saved_seconds(trials),
+    }
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -57,7 +60,8 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
     elif earlier != now:
         key, before, after = _difference(earlier, now)
         raise ConfigError(
-            f"the study '{name}' is there already, made with {key} = {before!r} instead of {after!r}: give this one a finetuning.experiment_name of its own"
+            f"the study '{name}' is there already, made with {key} = {before!r} instead of {after!r}: "
+            "give this one a finetuning.experiment_name of its own"
         )
     return study
 
@@ -74,6 +78,11 @@ def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None
         if grid is not None:
             return kind(grid, seed=seed)
         return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
+
+
+def pruner(node: DictConfig | None) -> BasePruner:
+    """Return the pruner that a node with ``_partial_`` describes, one that never stops a trial for None."""
+    return instantiate(node, _execution_whitelist_=("optuna.pruners.*",))() if node else NopPruner()
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:

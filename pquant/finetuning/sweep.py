@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -19,10 +20,12 @@ from optuna.trial import Trial, TrialState
 
 from pquant.config import build_experiment
 from pquant.errors import ConfigError
-from pquant.finetuning.claims import FAILURE, Claims
+from pquant.finetuning.claims import FAILURE, Claims, said
 from pquant.finetuning.expressions import literal
+from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
 from pquant.finetuning.study import is_grid, open_study, sampler, storage
+from pquant.finetuning.study import pruner as build_pruner
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +41,21 @@ class StudySweep(OptunaSweeperImpl):
         ConfigError: a space that no trial could be drawn from, settings of another study, or too many failures.
     """
 
-    def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: Any, **optuna_sweeper: Any) -> None:
+    def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: DictConfig | None, **optuna_sweeper: Any) -> None:
+        FineTuning(num_trials=optuna_sweeper["n_trials"], max_failure_rate=optuna_sweeper["max_failure_rate"])
+        build_pruner(pruner)
         super().__init__(**optuna_sweeper)
         self.objectives, self.constraints = list(objectives), dict(constraints)
 
-    def setup(self, *, config: DictConfig, **context: Any) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives, and find out how many trials run at once."""
-        super().setup(config=config, **context)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.master, self.compose = config, partial(hydra_context.config_loader.load_sweep_config, config)
         at_once = trials_at_once(config.hydra.launcher)
         if self.n_jobs is not None and at_once == 1 < self.n_jobs:
-            log.warning("hydra.sweeper.n_jobs=%d, but this launcher runs one trial after the other; hydra/launcher=joblib runs them in parallel", self.n_jobs)
+            log.warning(
+                "hydra.sweeper.n_jobs=%d, but this launcher runs one trial after the other; hydra/launcher=joblib runs them in parallel", self.n_jobs
+            )
         self.n_jobs = self.n_jobs or at_once
 
     def sweep(self, arguments: list[str]) -> None:
@@ -83,19 +91,19 @@ class StudySweep(OptunaSweeperImpl):
         """Compose and build a job at both ends of every range and for each choice, so that what cannot work is said before the first trial."""
         if not space:
             raise ConfigError("there is nothing to search: name fields in finetuning.hyperparameter_search")
-        if self.config.dry_run:
+        if self.master.dry_run:
             raise ConfigError("dry_run shows one job, not a study: leave out -m finetuning=...")
         if not self.n_trials:
             raise ConfigError("FineTuning.num_trials must be in [1, inf) for a study, got 0")
         for params in _corners(space):
-            job = self.hydra_context.config_loader.load_sweep_config(self.config, [*_overrides(params), *fixed])
+            job = self.compose([*_overrides(params), *fixed])
             with open_dict(job):
                 del job["hydra"]
             build_experiment(job)
 
     def _settings(self, space: Space) -> dict[str, Any]:
         """Return all that must be the same for all trials of a study."""
-        job = OmegaConf.to_container(self.config)
+        job = OmegaConf.to_container(self.master)
         assert isinstance(job, dict)
         search = {name: repr(one) for name, one in space.items()}
         optimized = {"objectives": self.objectives, "directions": self._get_directions(), "constraints": self.constraints}
@@ -105,8 +113,8 @@ class StudySweep(OptunaSweeperImpl):
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         if len(failed) > self.max_failure_rate * self.n_trials:
             raise ConfigError(
-                f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; the last, "
-                f"in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
+                f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; "
+                f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
             )
 
     def _launch(self, trials: list[Trial], fixed: list[str], claims: Claims) -> None:
@@ -115,22 +123,23 @@ class StudySweep(OptunaSweeperImpl):
         jobs = [[*_overrides(trial.params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
         for trial in trials:
             trial.set_user_attr(COMMAND, _command(_overrides(trial.params), fixed))
+        assert self.launcher is not None
         try:
             reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]
         except Exception as error:
-            reasons = [f"{type(error).__name__}: {' '.join(str(error).split())}"] * len(trials)
+            reasons = [said(error)] * len(trials)
         for trial, reason in zip(trials, reasons, strict=True):
             claims.settle(trial.number, reason)
 
     def _tracking(self, number: int | None = None) -> list[str]:
         """Return the overrides that group a study in a tracker which has groups, or name one of its trials."""
         field, value = ("group", self.study_name) if number is None else ("name", f"{self.study_name}-{number}")
-        tracker = self.config.tracker
+        tracker = self.master.tracker
         return [f"tracker.{field}={literal(value)}"] if field in tracker and tracker[field] is None else []
 
 
 def trials_at_once(launcher: DictConfig) -> int:
-    """Return how many jobs a launcher runs at a time: one for Hydra's basic launcher, ``n_jobs`` or ``array_parallelism`` where it has them, else one a core."""
+    """Return how many jobs a launcher runs at a time: the basic one 1, others their ``n_jobs`` or ``array_parallelism``, else one a core."""
     if str(launcher._target_).endswith(".BasicLauncher"):
         return 1
     asked = launcher.get("n_jobs") or launcher.get("array_parallelism") or -1
@@ -161,4 +170,4 @@ def _command(params: list[str], fixed: list[str]) -> str:
 
 
 def _reason(job: JobReturn) -> str:
-    return "the job did not tell its end" if job.status is JobStatus.COMPLETED else " ".join(str(job._return_value).split())
+    return said(job._return_value) if job.status is JobStatus.FAILED else "the job did not tell its end"
