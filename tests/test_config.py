@@ -38,10 +38,6 @@ def test_every_option_of_every_group_builds(option: str) -> None:
 @pytest.mark.parametrize("option", sorted(LATER))
 def test_what_is_not_there_yet_says_so(option: str) -> None:
     assert "not available yet" in refusal(option)
-
-
-def test_studies_say_that_they_are_not_there_yet() -> None:
-    assert "not available yet" in refusal("finetuning.num_trials=3")
     assert issubclass(NotAvailableError, CONFIGURATION_ERRORS)
 
 

@@ -1,7 +1,7 @@
 """Which trial is whose: locks on files in the study's folder, which the operating system takes from a process that dies.
 
-A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running although both are free was
-interrupted: it waits again, with its number and its parameters. Processes that share a study must therefore share its folder.
+A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running although both are
+free was interrupted: it waits again, with its number and its parameters. Processes that share a study must therefore share its folder.
 """
 
 import os
@@ -27,6 +27,11 @@ def trial_lock(folder: Path, number: int) -> FileLock:
     return FileLock(_locks(folder) / f"trial-{number}.lock", blocking=False)
 
 
+def study_lock(folder: Path) -> FileLock:
+    """Return the lock under which processes change the study as a whole, one after the other."""
+    return FileLock(_locks(folder) / "study.lock")
+
+
 class Claims:
     """The trials that one sweeper takes from a study, which other sweepers may share.
 
@@ -50,7 +55,7 @@ class Claims:
         """Return up to ``count`` trials, with parameters from ``space``, that nobody else has: interrupted ones first, new ones while there are fewer
         than ``total``.
         """
-        with FileLock(_locks(self.folder) / "study.lock"):
+        with study_lock(self.folder):
             self._release_interrupted()
             trials = self.study.get_trials(deepcopy=False)
             waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]

@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from pquant.config import build_experiment
 from pquant.errors import ConfigError
-from pquant.finetuning.claims import FAILURE, Claims, said
+from pquant.finetuning.claims import FAILURE, Claims, said, study_lock
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
@@ -30,6 +30,8 @@ from pquant.finetuning.study import pruner as build_pruner
 log = logging.getLogger(__name__)
 
 Space = dict[str, BaseDistribution]
+RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+"""Ray's workers use this environment, also under ``uv run``, instead of making one without Ray."""
 NO_MATTER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
 """Sections that may differ between the processes of one study."""
 
@@ -49,6 +51,7 @@ class StudySweep(OptunaSweeperImpl):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives, and find out how many trials run at once."""
+        os.environ.update(RAY | os.environ)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.master, self.compose = config, partial(hydra_context.config_loader.load_sweep_config, config)
         at_once = trials_at_once(config.hydra.launcher)
@@ -65,9 +68,9 @@ class StudySweep(OptunaSweeperImpl):
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
         self._check(space, fixed)
         folder = Path(self.sweep_dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        store = storage(self.storage, folder)
-        study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
+        with study_lock(folder):
+            store = storage(self.storage, folder)
+            study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
         claims = Claims(study, store, folder)
         log.info("study %s in %s: %d of %d trials to go", self.study_name, folder, max(0, total - len(_ended(study))), total)
         with claims.alive():
