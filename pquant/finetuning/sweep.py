@@ -60,6 +60,7 @@ class StudySweep(OptunaSweeperImpl):
                 "hydra.sweeper.n_jobs=%d, but this launcher runs one trial after the other; hydra/launcher=joblib runs them in parallel", self.n_jobs
             )
         self.n_jobs = self.n_jobs or at_once
+        self.threads = 0 if config.training.threads else threads_per_job(config.hydra.launcher, self.n_jobs)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study, or what is left of it."""
@@ -122,7 +123,7 @@ class StudySweep(OptunaSweeperImpl):
 
     def _launch(self, trials: list[Trial], fixed: list[str], claims: Claims) -> None:
         """Run trials to their end; those whose job could not even start are failures."""
-        shared = [*fixed, *self._tracking()]
+        shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
         jobs = [[*_overrides(trial.params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
         for trial in trials:
             trial.set_user_attr(COMMAND, _command(_overrides(trial.params), fixed))
@@ -146,8 +147,19 @@ def trials_at_once(launcher: DictConfig) -> int:
     if str(launcher._target_).endswith(".BasicLauncher"):
         return 1
     asked = launcher.get("n_jobs") or launcher.get("array_parallelism") or -1
-    cores = len(os.sched_getaffinity(0))
-    return asked if asked > 0 else max(1, cores + 1 + asked)
+    return asked if asked > 0 else max(1, _cores() + 1 + asked)
+
+
+def threads_per_job(launcher: DictConfig, jobs: int) -> int:
+    """Return a job's share of the cores when several run on this machine, or the cores that the launcher books for it; 0 leaves it to torch."""
+    if launcher.get("cpus_per_task"):
+        return int(launcher.cpus_per_task)
+    here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
+    return max(1, _cores() // jobs) if here and jobs > 1 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

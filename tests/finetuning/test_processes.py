@@ -20,9 +20,7 @@ SHORT = ["training.pretraining_epochs=0", "training.epochs=1", "training.fine_tu
 def started(script: Path, folder: Path, *overrides: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(script), *COMMAND, f"hydra.sweep.dir={folder}", *overrides]
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **variables}
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **variables}) as process:
         try:
             yield process
         finally:
@@ -85,5 +83,13 @@ def test_submitit_runs_trials(study: Study) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 def test_ray_runs_trials(study: Study) -> None:
-    run(ROOT / "run.py", study.folder, *SHORT, "finetuning.num_trials=2", "hydra/launcher=ray", "hydra.sweeper.n_jobs=2", "+hydra.launcher.ray.init.num_cpus=2")
+    run(
+        ROOT / "run.py",
+        study.folder,
+        *SHORT,
+        "finetuning.num_trials=2",
+        "hydra/launcher=ray",
+        "hydra.sweeper.n_jobs=2",
+        "+hydra.launcher.ray.init.num_cpus=2",
+    )
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
