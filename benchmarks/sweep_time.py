@@ -25,8 +25,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def study(folder: Path, launcher: str, arguments: argparse.Namespace) -> float:
     """Run a study in ``folder`` and return the seconds of the whole process."""
-    command = [sys.executable, "run.py", "-m", "finetuning=random", f"finetuning.num_trials={arguments.trials}", "finetuning.early_stopping.type=null"]
-    command += ["tracker=none", "progress=quiet", "training.pretraining_epochs=0", f"training.epochs={arguments.epochs}"]
+    command = [sys.executable, "run.py", "-m", "finetuning=random", f"finetuning.num_trials={arguments.trials}"]
+    command += [
+        "finetuning.early_stopping.type=null",
+        "tracker=none",
+        "progress=quiet",
+        "training.pretraining_epochs=0",
+        f"training.epochs={arguments.epochs}",
+    ]
     command += ["training.fine_tuning_epochs=0", f"hydra.sweep.dir={folder}", f"hydra/launcher={launcher}"]
     command += [f"hydra.launcher.n_jobs={arguments.jobs}"] if launcher == "joblib" else []
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -71,13 +71,19 @@ def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None
 
     Samplers that walk through one sequence (grid, quasi-Monte Carlo) keep their seed; all others get one for each trial, so that what a trial is
     depends neither on the process that asks nor on how often the study was stopped.
+
+    Raises:
+        ConfigError: params that the sampler does not take.
     """
     seed = kind.keywords.get("seed") or 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if grid is not None:
-            return kind(grid, seed=seed)
-        return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
+        try:
+            if grid is not None:
+                return kind(grid, seed=seed)
+            return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"Sampler.params do not suit {kind.func.__name__}: {error}") from error
 
 
 def pruner(node: DictConfig | None) -> BasePruner:

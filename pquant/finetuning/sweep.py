@@ -65,7 +65,7 @@ class StudySweep(OptunaSweeperImpl):
     def sweep(self, arguments: list[str]) -> None:
         """Run the study, or what is left of it."""
         space, fixed = self._space(arguments)
-        grid = {name: self._to_grid_sampler_choices(one) for name, one in space.items()} if is_grid(self.sampler) else None
+        grid = self._grid(space) if is_grid(self.sampler) else None
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
         self._check(space, fixed)
         folder = Path(self.sweep_dir).absolute()
@@ -90,6 +90,12 @@ class StudySweep(OptunaSweeperImpl):
         self._process_searchspace_config()
         space, fixed, deleted = create_params_from_overrides(self._parse_sweeper_params_config() + arguments)
         return {name: one for name, one in space.items() if name not in fixed}, [f"{name}={value}" for name, value in fixed.items()] + deleted
+
+    def _grid(self, space: Space) -> dict[str, Sequence[Any]]:
+        try:
+            return {name: self._to_grid_sampler_choices(one) for name, one in space.items()}
+        except ValueError as error:
+            raise ConfigError(f"a grid needs ranges with a step, or choices: {error}") from error
 
     def _check(self, space: Space, fixed: list[str]) -> None:
         """Compose and build a job at both ends of every range and for each choice, so that what cannot work is said before the first trial."""

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from .conftest import ROOT, Study
 
@@ -67,10 +68,12 @@ def test_two_processes_share_a_study_and_no_trial_runs_twice(storage: str, study
 
 @pytest.mark.slow
 def test_joblib_runs_trials_in_parallel_with_their_share_of_the_cores(study: Study) -> None:
-    said = run(ROOT / "run.py", study.folder, *SHORT, "finetuning.num_trials=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "training.threads=0"]
+    said = run(ROOT / "run.py", study.folder, *SHORT, *launcher, "finetuning.num_trials=4")
     assert said.count("is launching 2 jobs") == 2
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
-    assert len({(study.folder / str(number) / "summary.json").read_text() for number in range(4)}) == 4
+    threads = [OmegaConf.load(study.folder / str(number) / ".hydra" / "config.yaml").training.threads for number in range(4)]
+    assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 4
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ def test_a_field_on_the_command_line_is_searched_or_fixed(study: Study, jobs: Fa
         ("finetuning.hyperparameter_search.numerical={optimizer.lr: null, quantization.default_weight_fractional_bits: null}", ["nothing to search"]),
         ("finetuning.sampler.type=TPESampeler", ["TPESampler"]),
         ("finetuning.early_stopping.type=MedianPruna", ["MedianPruner"]),
+        ("finetuning.sampler.params.n_startup=3", ["TPESampler", "n_startup"]),
+        ("finetuning=grid optimizer.lr=interval(0.001,0.01)", ["a grid needs", "step"]),
         ("finetuning.objectives=[val/accuracy,ebop]", ["'ebop'", "did you mean 'ebops'"]),
         ("finetuning.objectives=[]", ["objectives"]),
         ("finetuning.directions=[up]", ["'maximize' or 'minimize'"]),
@@ -91,7 +93,7 @@ def test_a_field_on_the_command_line_is_searched_or_fixed(study: Study, jobs: Fa
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_trial(override: str, parts: list[str], study: Study, jobs: FakeJobs) -> None:
-    line = refusal(study, "finetuning=tpe", override)
+    line = refusal(study, *(override.split() if override.startswith("finetuning=") else ("finetuning=tpe", override)))
     assert not jobs.runs and "\n" not in line
     for part in parts:
         assert part in line
