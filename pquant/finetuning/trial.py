@@ -14,6 +14,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from pquant.errors import StoppedEarly
+from pquant.experiment import CHECKPOINT
 from pquant.finetuning.claims import FAILURE, said, trial_lock
 from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
@@ -51,7 +52,7 @@ class StudyTrial:
             log.warning("trial %d is finished already", self.number)
             return None
         try:
-            figures = work(self.report, (self.folder / "checkpoint.pt").is_file())
+            figures = work(self.report, (self.folder / CHECKPOINT).is_file())
         except StoppedEarly as stop:
             log.info("trial %d: %s", self.number, stop)
             self._tell(TrialState.PRUNED)
