@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import Container, DictConfig, OmegaConf
@@ -18,14 +19,20 @@ import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, did_you_mean, unknown
 from pquant.experiment import Experiment
+from pquant.finetuning.expressions import optuna_object, search_expressions
+from pquant.finetuning.objectives import directions
+from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
 from pquant.training.training import total_epochs
 
 ALLOW = "PQUANT_ALLOW"
 TARGETS = ("pquant.*", "torch.*", "torchvision.*", "sklearn.*", "optuna.*")
 
-OmegaConf.register_resolver("total_epochs", total_epochs, replace=True)
+for resolver in (total_epochs, search_expressions, optuna_object):
+    OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
+OmegaConf.register_resolver("study_directions", directions, replace=True)
+Plugins.instance().register(StudySweeper)
 
 
 def allowed_targets() -> tuple[str, ...]:

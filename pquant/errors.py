@@ -8,8 +8,8 @@ class ConfigError(ValueError):
     """A setting that cannot work: says what was given, what was expected and the nearest valid name."""
 
 
-class NotAvailableError(ConfigError):
-    """A part of the specification that this version does not have yet."""
+class StoppedEarly(Exception):  # noqa: N818
+    """A run that is ended on purpose before its last epoch."""
 
 
 def did_you_mean(name: str, options: Iterable[object]) -> str:

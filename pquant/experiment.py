@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError
+from pquant.errors import ConfigError, StoppedEarly
 from pquant.export.exporter import Exporter
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
@@ -79,10 +79,11 @@ class Experiment:
     from_epoch: int | None = None
     progress: Literal["auto", "plain", "quiet"] = "auto"
 
-    def run(self, run: Run) -> dict[str, Any]:
+    def run(self, run: Run, watch: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
 
         With ``from_run`` nothing is trained: the model is that of an earlier run, as it ended or as its Pareto archive has it after ``from_epoch``.
+        ``watch`` gets the row of every epoch, and may raise ``StoppedEarly``.
 
         Raises:
             ConfigError: settings that do not fit each other, the data or the model; before anything is trained.
@@ -109,7 +110,7 @@ class Experiment:
             if self.from_run:
                 self._take_over(trainer, Path(self.from_run))
             else:
-                self._fit(trainer, run, console)
+                self._fit(trainer, run, console, watch)
             trainer.trace_ranges()
             measured = figures(trainer.model)
             final = finalize(trainer.model)
@@ -120,16 +121,15 @@ class Experiment:
             save_model(final, run.folder)
             summary |= self.export.export(final, splits, run.folder)
             self._report(run, summary, trainer.rows, final)
+        except StoppedEarly:
+            self.tracker.finish("finished")
+            raise
         except BaseException as error:
             self.tracker.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         self.tracker.finish("finished")
         console.summary(summary, run.folder)
         return summary
-
-    def objective(self, summary: dict[str, Any]) -> float | None:
-        """Return the validation metric of a summary, which a sweep optimizes; None after a dry run."""
-        return next((summary[name] for name in ("val/accuracy", "val/rmse") if name in summary), None)
 
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
@@ -160,7 +160,7 @@ class Experiment:
         torch.manual_seed(self.seed)
         return trainer.evaluate("test", "float")
 
-    def _fit(self, trainer: Trainer, run: Run, console: Console) -> None:
+    def _fit(self, trainer: Trainer, run: Run, console: Console, watch: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
         if run.resume:
@@ -177,6 +177,7 @@ class Experiment:
                 archive.update(trainer.rows, trainer.model)
             self.tracker.log(row)
             console.epoch(row)
+            watch(row)
 
         console.start(len(trainer.plan))
         try:

@@ -8,7 +8,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from pquant.config import CONFIGURATION_ERRORS, TARGETS, allowed_targets, build_experiment, explain
-from pquant.errors import NotAvailableError
 from pquant.experiment import Experiment
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -32,11 +31,6 @@ def test_every_option_of_every_group_builds(option: str) -> None:
     group = option.split("=")[0]
     built = getattr(build(option, *NEEDED.get(option, [])), group)
     assert built is not None
-
-
-def test_studies_say_that_they_are_not_there_yet() -> None:
-    assert "not available yet" in refusal("finetuning.num_trials=3")
-    assert issubclass(NotAvailableError, CONFIGURATION_ERRORS)
 
 
 def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None:

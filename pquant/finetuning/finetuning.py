@@ -1,9 +1,11 @@
 """The finetuning section: a study over any field of the configuration."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from pquant.errors import ConfigError, NotAvailableError
+from pquant.errors import ConfigError
+from pquant.finetuning.objectives import directions
 from pquant.settings import Settings, schema, setting
 
 
@@ -16,8 +18,22 @@ class Sampler(Settings):
 
 
 @dataclass(frozen=True)
+class EarlyStopping(Settings):
+    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name (null: nothing), with its arguments.
+
+    Its steps are epochs, from 0. It works on the objective of studies that have one, which must be a figure of ``metrics.csv``.
+    """
+
+    type: str | None = None
+    params: dict[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
 class HyperparameterSearch(Settings):
-    """The space: ``numerical`` maps a field to [low, high, step], ``categorical`` to its choices."""
+    """The space: ``numerical`` maps a field to [low, high, step] or [low, high, log], ``categorical`` to its choices; null takes a field out.
+
+    Integers make an integer range. A group, such as ``pruning``, is a field too: its choices are the names of its files.
+    """
 
     numerical: dict[str, Any] = setting({})
     categorical: dict[str, Any] = setting({})
@@ -26,21 +42,41 @@ class HyperparameterSearch(Settings):
         """Check that every range is [low, high, step] and every list of choices has one."""
         super().__post_init__()
         for name, values in self.numerical.items():
-            if not (isinstance(values, list) and len(values) == 3 and values[0] <= values[1] and values[2] > 0):
-                raise ConfigError(f"HyperparameterSearch.numerical['{name}'] must be [low, high, step] with low <= high and step > 0, got {values!r}")
+            if values is not None and not _is_range(values):
+                raise ConfigError(
+                    f"HyperparameterSearch.numerical['{name}'] must be [low, high, step] with low <= high and step > 0, "
+                    f"or [low, high, log] with 0 < low <= high, got {values!r}"
+                )
         for name, values in self.categorical.items():
-            if not (isinstance(values, list) and values):
+            if values is not None and not (isinstance(values, list) and values):
                 raise ConfigError(f"HyperparameterSearch.categorical['{name}'] must be a list of choices, got {values!r}")
+
+
+def _is_range(values: Any) -> bool:
+    if not (isinstance(values, list) and len(values) == 3):
+        return False
+    low, high, step = values
+    if not (_is_number(low) and _is_number(high) and low <= high):
+        return False
+    return low > 0 if step == "log" else _is_number(step) and step > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @schema("finetuning", "finetuning")
 @dataclass(frozen=True)
 class FineTuning(Settings):
-    """A study of ``num_trials`` trials; 0 means a single run.
+    """A study of ``num_trials`` trials in all; 0 means a single run.
+
+    ``objectives`` are figures of ``summary.json``; ``directions`` ("maximize" or "minimize", one each) are only needed for figures of one's own.
+    ``constraints`` bounds figures from above ({ebops: 50000}): a trial that exceeds one is never the best. ``storage`` is a file in the study's
+    folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database. The study stops when more than ``max_failure_rate`` of
+    ``num_trials`` have failed. ``model_name`` is a note for people.
 
     Raises:
-        ConfigError: a value out of range.
-        NotAvailableError: ``num_trials`` is above 0; studies are not part of this version.
+        ConfigError: a value out of range, or directions that do not fit the objectives.
     """
 
     experiment_name: str = "experiment_1"
@@ -48,9 +84,14 @@ class FineTuning(Settings):
     sampler: Sampler = Sampler(type="GridSampler")
     num_trials: int = setting(0, ge=0)
     hyperparameter_search: HyperparameterSearch = HyperparameterSearch()
+    objectives: list[str] = setting(["val/accuracy"])
+    directions: list[str] = setting([])
+    constraints: dict[str, float] = setting({})
+    early_stopping: EarlyStopping = EarlyStopping()
+    storage: str = "study.db"
+    max_failure_rate: float = setting(0.25, ge=0, le=1)
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        if self.num_trials:
-            raise NotAvailableError("FineTuning.num_trials: studies are not available yet; use finetuning=none")
+        directions(self.objectives, self.directions)

@@ -75,7 +75,8 @@ def _size(value: float) -> str:
     return f"{value:.0f} B" if value < 1000 else f"{value / 1000:.1f} kB" if value < 1e6 else f"{value / 1e6:.1f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in seconds as text."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
@@ -87,6 +88,6 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),
     **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "epochs"), _count),
-    **dict.fromkeys(("seconds", "wall_seconds"), _duration),
+    **dict.fromkeys(("seconds", "wall_seconds"), duration),
     "size_bytes": _size,
 }

@@ -1,0 +1,104 @@
+"""Which trial is whose: locks on files in the study's folder, which the operating system takes from a process that dies.
+
+A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running although both are
+free was interrupted: it waits again, with its number and its parameters. Processes that share a study must therefore share its folder.
+"""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+OWNER = "owner"
+FAILURE = "failure"
+
+
+def trial_lock(folder: Path, number: int) -> FileLock:
+    """Return the lock of a trial; entering it raises ``filelock.Timeout`` when another process runs the trial."""
+    return FileLock(_locks(folder) / f"trial-{number}.lock", blocking=False)
+
+
+def study_lock(folder: Path) -> FileLock:
+    """Return the lock under which processes change the study as a whole, one after the other."""
+    return FileLock(_locks(folder) / "study.lock")
+
+
+class Claims:
+    """The trials that one sweeper takes from a study, which other sweepers may share.
+
+    Args:
+        study: the study.
+        store: its storage.
+        folder: the study's folder.
+    """
+
+    def __init__(self, study: optuna.Study, store: BaseStorage, folder: Path) -> None:
+        self.study, self.store, self.folder = study, store, folder
+        self.owner = FileLock(_locks(folder) / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.lock", blocking=False)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Be the living owner of what is claimed inside."""
+        with self.owner:
+            yield
+
+    def claim(self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]) -> list[optuna.trial.Trial]:
+        """Return up to ``count`` trials, with parameters from ``space``, that nobody else has: interrupted ones first, new ones while there are fewer
+        than ``total``.
+        """
+        with study_lock(self.folder):
+            self._release_interrupted()
+            trials = self.study.get_trials(deepcopy=False)
+            waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
+            return [self._ask(sampler(number), space) for number in [*waiting, *range(len(trials), total)][:count]]
+
+    def settle(self, number: int, reason: str) -> None:
+        """Record a trial that was launched as failed for ``reason``, unless its job has told its end or still runs."""
+        trial = self.study.get_trials(deepcopy=False)[number]
+        if trial.state is TrialState.RUNNING and not _held(Path(trial_lock(self.folder, number).lock_file)):
+            self.store.set_trial_user_attr(trial._trial_id, FAILURE, reason)
+            self.study.tell(number, state=TrialState.FAIL)
+
+    def _ask(self, sampler: BaseSampler, space: Mapping[str, BaseDistribution]) -> optuna.trial.Trial:
+        self.study.sampler = sampler
+        trial = self.study.ask(dict(space))
+        trial.set_user_attr(OWNER, Path(self.owner.lock_file).name)
+        return trial
+
+    def _release_interrupted(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self._is_alive(trial):
+                self.store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def _is_alive(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(OWNER)
+        sweeper_lives = owner is not None and _held(_locks(self.folder) / owner)
+        return sweeper_lives or _held(Path(trial_lock(self.folder, trial.number).lock_file))
+
+
+def _locks(folder: Path) -> Path:
+    path = folder / "locks"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _held(path: Path) -> bool:
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def said(error: BaseException) -> str:
+    """Return an error in one line, for the record of a failed trial."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,31 @@
+"""A GPU for each worker of a study."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def own_gpu(folder: Path) -> Iterator[None]:
+    """Make the first free GPU the current one while the context lasts; with none free, the first; nothing where there are fewer than two.
+
+    Jobs agree by locks in the study's folder. A launcher that shows each job one GPU (Slurm, Ray) has chosen already.
+    """
+    count = torch.cuda.device_count()
+    for index in range(count) if count > 1 else ():
+        lock = FileLock(folder / "locks" / f"{socket.gethostname()}-gpu-{index}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        torch.cuda.set_device(index)
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    yield

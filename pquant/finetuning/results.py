@@ -1,0 +1,117 @@
+"""What a study leaves in its folder: ``trials.csv``, ``optimization_results.yaml`` and ``pareto.html``."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from pquant.finetuning.claims import FAILURE
+from pquant.reporting.headline import duration
+from pquant.reporting.pareto import write_pareto
+from pquant.tracking.files import MetricsCsv, plain, write_atomic
+
+log = logging.getLogger(__name__)
+
+COMMAND, FIGURES, SECONDS, SECONDS_SAVED = "command", "figures", "seconds", "seconds_saved"
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
+
+
+def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
+    """Write all files anew; a process that reads them meanwhile sees the old ones or the new ones."""
+    trials = study.get_trials(deepcopy=False)
+    MetricsCsv(folder / "trials.csv").rewrite(row(trial, objectives) for trial in trials)
+    write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(plain(results(study, objectives)), sort_keys=False, allow_unicode=True))
+    chosen = {trial.number for trial in best_trials(study)}
+    write_pareto(folder / "pareto.html", study.study_name, [point(trial, chosen) for trial in trials if trial.state is TrialState.COMPLETE])
+
+
+def row(trial: FrozenTrial, objectives: Sequence[str]) -> dict[str, Any]:
+    """Return the line of ``trials.csv``: number, state, feasible, objectives, parameters, figures, times, failure, command."""
+    known = trial.user_attrs
+    complete = trial.state is TrialState.COMPLETE
+    return {
+        "number": trial.number,
+        "state": STATES.get(trial.state, trial.state.name.lower()),
+        "feasible": feasible(trial) if complete else None,
+        **(dict(zip(objectives, trial.values, strict=True)) if complete else dict.fromkeys(objectives)),
+        **trial.params,
+        **{name: value for name, value in known.get(FIGURES, {}).items() if name not in objectives},
+        **{name: known.get(name) for name in (SECONDS, SECONDS_SAVED, FAILURE, COMMAND)},
+    }
+
+
+def results(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Any]:
+    """Return what ``optimization_results.yaml`` says: the keys of Hydra's sweeper, the counts of trials and the time that early stopping saved."""
+    trials, best = study.get_trials(deepcopy=False), best_trials(study)
+    counts = {name: sum(trial.state is state for trial in trials) for state, name in STATES.items()}
+    found: dict[str, Any]
+    if len(objectives) > 1:
+        found = {"solutions": [{"params": trial.params, "values": trial.values, "command": trial.user_attrs.get(COMMAND)} for trial in best]}
+    elif best:
+        found = {"best_params": best[0].params, "best_value": best[0].value, "best_trial": best[0].number, "command": best[0].user_attrs.get(COMMAND)}
+    else:
+        found = {"best_params": None, "best_value": None}
+    return {
+        "name": "optuna",
+        **found,
+        "study": study.study_name,
+        "objectives": list(objectives),
+        "trials": counts,
+        SECONDS_SAVED: saved_seconds(trials),
+    }
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the best trial, or with several objectives all that none surpasses, among those within the constraints."""
+    if len(study.directions) > 1:
+        return [trial for trial in study.best_trials if feasible(trial)]
+    try:
+        return [study.best_trial]
+    except ValueError:
+        return []
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Return whether a trial is within the constraints."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def saved_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Return the training time that the trials stopped early would have taken on, at the pace of their epochs."""
+    return sum(trial.user_attrs.get(SECONDS_SAVED, 0.0) for trial in trials)
+
+
+def point(trial: FrozenTrial, chosen: set[int]) -> dict[str, Any]:
+    """Return what the Pareto page shows of a complete trial."""
+    return {
+        "number": trial.number,
+        "params": {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in trial.params.items()},
+        "command": trial.user_attrs.get(COMMAND, ""),
+        "feasible": feasible(trial),
+        "best": trial.number in chosen,
+        "figures": trial.user_attrs.get(FIGURES, {}),
+    }
+
+
+def log_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
+    """Say how the study ended."""
+    trials = study.get_trials(deepcopy=False)
+    said = results(study, objectives)
+    open_ = sum(not trial.state.is_finished() for trial in trials)
+    log.info("trials: %s%s", ", ".join(f"{count} {name}" for name, count in said["trials"].items()), f", {open_} in other processes" if open_ else "")
+    if said[SECONDS_SAVED]:
+        log.info("early stopping saved about %s of training", duration(said[SECONDS_SAVED]))
+    best = best_trials(study)
+    for trial in best:
+        log.info("best: trial %d, %s: %s", trial.number, _named(objectives, trial), trial.user_attrs.get(COMMAND))
+    if not best:
+        log.info("no trial is complete and within the constraints")
+    log.info("files: %s", folder)
+
+
+def _named(objectives: Sequence[str], trial: FrozenTrial) -> str:
+    return ", ".join(f"{name} = {value:.6g}" for name, value in zip(objectives, trial.values, strict=True))

@@ -1,0 +1,105 @@
+"""A study of Optuna: its storage, the sampler of each trial, and the settings it was made with."""
+
+import itertools
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from pquant.errors import ConfigError
+from pquant.tracking.files import plain
+
+SETTINGS = "settings"
+SECONDS_TO_WAIT = 60
+MOST_TRIALS = 1000
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@lru_cache(maxsize=8)
+def storage(name: str, folder: Path) -> BaseStorage:
+    """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal;
+    the same one for all trials of a process.
+
+    Raises:
+        ConfigError: neither of them, or a database that cannot be opened.
+    """
+    if name.endswith(".journal"):
+        return JournalStorage(JournalFileBackend(str(folder / name)))
+    try:
+        if name.endswith(".db") and "://" not in name:
+            return RDBStorage(f"sqlite:///{folder / name}", engine_kwargs={"connect_args": {"timeout": SECONDS_TO_WAIT}})
+        if "://" in name:
+            return RDBStorage(name)
+    except Exception as error:
+        raise ConfigError(f"FineTuning.storage '{name}' cannot be opened: {' '.join(str(error).split())}") from error
+    raise ConfigError(f"FineTuning.storage must be a file *.db or *.journal, or the URL of a database, got '{name}'")
+
+
+def open_study(name: str, store: BaseStorage, directions: Sequence[str], settings: Mapping[str, Any]) -> optuna.Study:
+    """Return the study ``name`` of a storage, made if there is none; its trials all have the same ``settings``.
+
+    Raises:
+        ConfigError: there is one, made with other settings.
+    """
+    study = optuna.create_study(study_name=name, storage=store, directions=list(directions), load_if_exists=True)  # type: ignore[arg-type]
+    now = json.loads(json.dumps(plain(settings)))
+    earlier = study.user_attrs.get(SETTINGS)
+    if earlier is None:
+        study.set_user_attr(SETTINGS, now)
+    elif earlier != now:
+        key, before, after = _difference(earlier, now)
+        raise ConfigError(
+            f"the study '{name}' is there already, made with {key} = {before!r} instead of {after!r}: "
+            "give this one a finetuning.experiment_name of its own"
+        )
+    return study
+
+
+def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, number: int) -> BaseSampler:
+    """Return the sampler that draws trial ``number``.
+
+    Samplers that walk through one sequence (grid, quasi-Monte Carlo) keep their seed; all others get one for each trial, so that what a trial is
+    depends neither on the process that asks nor on how often the study was stopped.
+
+    Raises:
+        ConfigError: params that the sampler does not take.
+    """
+    seed = kind.keywords.get("seed") or 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            if grid is not None:
+                return kind(grid, seed=seed)
+            return kind(seed=seed if kind.func is QMCSampler else MOST_TRIALS * seed + number)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"Sampler.params do not suit {kind.func.__name__}: {error}") from error
+
+
+def pruner(node: DictConfig | None) -> BasePruner:
+    """Return the pruner that a node with ``_partial_`` describes, one that never stops a trial for None."""
+    return instantiate(node, _execution_whitelist_=("optuna.pruners.*",))() if node else NopPruner()
+
+
+def is_grid(kind: partial[BaseSampler]) -> bool:
+    """Return whether the sampler walks a grid, which it must be given."""
+    return kind.func is GridSampler
+
+
+def _difference(earlier: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+    """Return the dotted key of the first difference between two nested dictionaries, and its two values."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for name in itertools.chain(now, earlier):
+            if earlier.get(name) != now.get(name):
+                return _difference(earlier.get(name), now.get(name), f"{key}.{name}" if key else name)
+    return key, earlier, now

@@ -1,0 +1,194 @@
+"""The course of a study: claim trials, launch them, write down what came out, until there are as many as asked for."""
+
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
+from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import Trial, TrialState
+
+from pquant.config import build_experiment
+from pquant.errors import ConfigError
+from pquant.finetuning.claims import FAILURE, Claims, said, study_lock
+from pquant.finetuning.expressions import literal
+from pquant.finetuning.finetuning import FineTuning
+from pquant.finetuning.results import COMMAND, log_results, write_results
+from pquant.finetuning.study import is_grid, open_study, sampler, storage
+from pquant.finetuning.study import pruner as build_pruner
+
+log = logging.getLogger(__name__)
+
+Space = dict[str, BaseDistribution]
+RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+"""Ray's workers use this environment, also under ``uv run``, instead of making one without Ray."""
+NO_MATTER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
+"""Sections that may differ between the processes of one study."""
+
+
+class StudySweep(OptunaSweeperImpl):
+    """Hydra's implementation of a sweep, with the study in a storage: its arguments, ``objectives`` beside them.
+
+    Raises:
+        ConfigError: a space that no trial could be drawn from, settings of another study, or too many failures.
+    """
+
+    def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: DictConfig | None, **optuna_sweeper: Any) -> None:
+        FineTuning(num_trials=optuna_sweeper["n_trials"], max_failure_rate=optuna_sweeper["max_failure_rate"])
+        build_pruner(pruner)
+        super().__init__(**optuna_sweeper)
+        self.objectives, self.constraints = list(objectives), dict(constraints)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives, and find out how many trials run at once."""
+        os.environ.update(RAY | os.environ)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.master, self.compose = config, partial(hydra_context.config_loader.load_sweep_config, config)
+        at_once = trials_at_once(config.hydra.launcher)
+        if self.n_jobs is not None and at_once == 1 < self.n_jobs:
+            log.warning(
+                "hydra.sweeper.n_jobs=%d, but this launcher runs one trial after the other; hydra/launcher=joblib runs them in parallel", self.n_jobs
+            )
+        self.n_jobs = self.n_jobs or at_once
+        self.threads = 0 if config.training.threads else threads_per_job(config.hydra.launcher, self.n_jobs)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the study, or what is left of it."""
+        space, fixed = self._space(arguments)
+        grid = self._grid(space) if is_grid(self.sampler) else None
+        total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
+        self._check(space, fixed)
+        folder = Path(self.sweep_dir).absolute()
+        with study_lock(folder):
+            store = storage(self.storage, folder)
+            study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
+        claims = Claims(study, store, folder)
+        log.info("study %s in %s: %d of %d trials to go", self.study_name, folder, max(0, total - len(_ended(study))), total)
+        with claims.alive():
+            while True:
+                self._stop_when_failing(study, folder)
+                trials = claims.claim(self.n_jobs, total, partial(sampler, self.sampler, grid), space)
+                if not trials:
+                    break
+                self._launch(trials, fixed, claims)
+                write_results(study, folder, self.objectives)
+        write_results(study, folder, self.objectives)
+        log_results(study, folder, self.objectives)
+
+    def _space(self, arguments: list[str]) -> tuple[Space, list[str]]:
+        """Return the fields to search, and the overrides that all trials share; a fixed field is not searched."""
+        self._process_searchspace_config()
+        space, fixed, deleted = create_params_from_overrides(self._parse_sweeper_params_config() + arguments)
+        return {name: one for name, one in space.items() if name not in fixed}, [f"{name}={value}" for name, value in fixed.items()] + deleted
+
+    def _grid(self, space: Space) -> dict[str, Sequence[Any]]:
+        try:
+            return {name: self._to_grid_sampler_choices(one) for name, one in space.items()}
+        except ValueError as error:
+            raise ConfigError(f"a grid needs ranges with a step, or choices: {error}") from error
+
+    def _check(self, space: Space, fixed: list[str]) -> None:
+        """Compose and build a job at both ends of every range and for each choice, so that what cannot work is said before the first trial."""
+        if not space:
+            raise ConfigError("there is nothing to search: name fields in finetuning.hyperparameter_search")
+        if self.master.dry_run:
+            raise ConfigError("dry_run shows one job, not a study: leave out -m finetuning=...")
+        if not self.n_trials:
+            raise ConfigError("FineTuning.num_trials must be in [1, inf) for a study, got 0")
+        for params in _corners(space):
+            job = self.compose([*_overrides(params), *fixed])
+            with open_dict(job):
+                del job["hydra"]
+            build_experiment(job)
+
+    def _settings(self, space: Space) -> dict[str, Any]:
+        """Return all that must be the same for all trials of a study."""
+        job = OmegaConf.to_container(self.master)
+        assert isinstance(job, dict)
+        search = {name: repr(one) for name, one in space.items()}
+        optimized = {"objectives": self.objectives, "directions": self._get_directions(), "constraints": self.constraints}
+        return {str(name): section for name, section in job.items() if name not in NO_MATTER and name not in search} | {"search": search} | optimized
+
+    def _stop_when_failing(self, study: optuna.Study, folder: Path) -> None:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if len(failed) > self.max_failure_rate * self.n_trials:
+            raise ConfigError(
+                f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; "
+                f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
+            )
+
+    def _launch(self, trials: list[Trial], fixed: list[str], claims: Claims) -> None:
+        """Run trials to their end; those whose job could not even start are failures."""
+        shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
+        jobs = [[*_overrides(trial.params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
+        for trial in trials:
+            trial.set_user_attr(COMMAND, _command(_overrides(trial.params), fixed))
+        assert self.launcher is not None
+        try:
+            reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]
+        except Exception as error:
+            reasons = [said(error)] * len(trials)
+        for trial, reason in zip(trials, reasons, strict=True):
+            claims.settle(trial.number, reason)
+
+    def _tracking(self, number: int | None = None) -> list[str]:
+        """Return the overrides that group a study in a tracker which has groups, or name one of its trials."""
+        field, value = ("group", self.study_name) if number is None else ("name", f"{self.study_name}-{number}")
+        tracker = self.master.tracker
+        return [f"tracker.{field}={literal(value)}"] if field in tracker and tracker[field] is None else []
+
+
+def trials_at_once(launcher: DictConfig) -> int:
+    """Return how many jobs a launcher runs at a time: the basic one 1, others their ``n_jobs`` or ``array_parallelism``, else one a core."""
+    if str(launcher._target_).endswith(".BasicLauncher"):
+        return 1
+    asked = launcher.get("n_jobs") or launcher.get("array_parallelism") or -1
+    return asked if asked > 0 else max(1, _cores() + 1 + asked)
+
+
+def threads_per_job(launcher: DictConfig, jobs: int) -> int:
+    """Return a job's share of the cores when several run on this machine, or the cores that the launcher books for it; 0 leaves it to torch."""
+    if launcher.get("cpus_per_task"):
+        return int(launcher.cpus_per_task)
+    here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
+    return max(1, _cores() // jobs) if here and jobs > 1 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def _corners(space: Space) -> Iterator[dict[str, Any]]:
+    ends = {name: one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high) for name, one in space.items()}  # type: ignore[attr-defined]
+    first = {name: values[0] for name, values in ends.items()}
+    yield first
+    yield from (first | {name: value} for name, values in ends.items() for value in values[1:])
+
+
+def _overrides(params: Mapping[str, Any]) -> list[str]:
+    """Return parameters as overrides; choices that are text come from the sweeper as Hydra writes them."""
+    return [f"{name}={value if isinstance(value, str) else literal(value)}" for name, value in params.items()]
+
+
+def _command(params: list[str], fixed: list[str]) -> str:
+    """Return the command that runs a trial again by itself."""
+    kept = [one for one in fixed if not one.lstrip("+~").startswith(("finetuning=", "finetuning."))]
+    return shlex.join(["python", sys.argv[0], *kept, *params])
+
+
+def _reason(job: JobReturn) -> str:
+    return said(job._return_value) if job.status is JobStatus.FAILED else "the job did not tell its end"

@@ -1,0 +1,98 @@
+"""Studies in processes of their own: killed, shared, and spread by launchers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from .conftest import ROOT, Study
+
+COMMAND = ["-m", "finetuning=random", "tracker=none", "progress=quiet", "finetuning.early_stopping.type=null"]
+SHORT = ["training.pretraining_epochs=0", "training.epochs=1", "training.fine_tuning_epochs=0"]
+
+
+@contextmanager
+def started(script: Path, folder: Path, *overrides: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(script), *COMMAND, f"hydra.sweep.dir={folder}", *overrides]
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **variables}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(script: Path, folder: Path, *overrides: str, status: int = 0, **environment: str) -> str:
+    with started(script, folder, *overrides, **environment) as process:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == status, said
+    return said
+
+
+def numbers(notes: Path) -> list[int]:
+    return sorted(int(note.name.partition("-")[0]) for note in notes.iterdir())
+
+
+FAKE = ROOT / "tests" / "finetuning" / "fake_run.py"
+
+
+def test_a_killed_study_goes_on_to_the_same_total(study: Study, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    run(FAKE, study.folder, "finetuning.num_trials=5", status=9, NOTES=str(notes), KILL="2")
+    assert numbers(notes) == [0, 1, 2]
+    run(FAKE, study.folder, "finetuning.num_trials=5", NOTES=str(notes))
+    assert numbers(notes) == [0, 1, 2, 2, 3, 4]
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["study.db", "study.journal"])
+def test_two_processes_share_a_study_and_no_trial_runs_twice(storage: str, study: Study, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    overrides = ["finetuning.num_trials=24", f"finetuning.storage={storage}"]
+    with started(FAKE, study.folder, *overrides, NOTES=str(notes)) as one, started(FAKE, study.folder, *overrides, NOTES=str(notes)) as other:
+        said = [process.communicate(timeout=300)[0] for process in (one, other)]
+    assert one.returncode == other.returncode == 0, said
+    assert numbers(notes) == list(range(24))
+    assert len({note.name.partition("-")[2] for note in notes.iterdir()}) == 2
+    assert [row["state"] for row in study.rows()] == ["complete"] * 24 or "in other processes" in "".join(said)
+
+
+@pytest.mark.slow
+def test_joblib_runs_trials_in_parallel_with_their_share_of_the_cores(study: Study) -> None:
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "training.threads=0"]
+    said = run(ROOT / "run.py", study.folder, *SHORT, *launcher, "finetuning.num_trials=4")
+    assert said.count("is launching 2 jobs") == 2
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
+    threads = [OmegaConf.load(study.folder / str(number) / ".hydra" / "config.yaml").training.threads for number in range(4)]
+    assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra slurm")
+def test_submitit_runs_trials(study: Study) -> None:
+    run(ROOT / "run.py", study.folder, *SHORT, "finetuning.num_trials=2", "hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2")
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_ray_runs_trials(study: Study) -> None:
+    run(
+        ROOT / "run.py",
+        study.folder,
+        *SHORT,
+        "finetuning.num_trials=2",
+        "hydra/launcher=ray",
+        "hydra.sweeper.n_jobs=2",
+        "+hydra.launcher.ray.init.num_cpus=2",
+    )
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
