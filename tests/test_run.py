@@ -94,6 +94,26 @@ def test_a_killed_run_resumes_to_the_same_end(folder: Path, tmp_path: Path) -> N
     assert {name: ended[name] for name in same} == {name: whole[name] for name in same}
 
 
+def test_any_model_of_a_rising_price_is_finalized_later(tmp_path: Path) -> None:
+    rising = ["quantization=hgq", "quantization.hgq_beta_schedule=[[0,1e-7],[4,1e-3]]", "quantization.hgq_lr=0.1", "training.epochs=4"]
+    run(*SHORT, *rising, "tracker=none", f"hydra.run.dir={tmp_path / 'rising'}")
+    with (tmp_path / "rising" / "pareto.csv").open() as file:
+        front = list(csv.DictReader(file))
+    assert len(front) > 1
+    for point in (front[0], front[-1]):
+        epoch, again = point["epoch"], tmp_path / f"from_{point['epoch']}"
+        run(f"from_run={tmp_path / 'rising'}", f"from_epoch={epoch}", "tracker=none", f"hydra.run.dir={again}")
+        summary = json.loads((again / "summary.json").read_text())
+        assert (summary["ebops"], summary["val/accuracy"]) == (float(point["ebops"]), float(point["val/accuracy"]))
+        assert summary["epochs"] == int(epoch) and (again / "model.safetensors").is_file()
+    last = tmp_path / "last"
+    run(f"from_run={tmp_path / 'rising'}", "tracker=none", f"hydra.run.dir={last}")
+    ended, whole = (json.loads((one / "summary.json").read_text()) for one in (last, tmp_path / "rising"))
+    assert all(ended[name] == whole[name] for name in ("test/accuracy", "ebops", "sparsity", "epochs"))
+    refused = run("from_epoch=3", f"hydra.run.dir={tmp_path / 'none'}", check=False)
+    assert refused.returncode == 1 and "from_epoch needs from_run" in refused.stderr
+
+
 def test_dry_run_lists_the_layers_and_trains_nothing(tmp_path: Path) -> None:
     printed = run("dry_run=true", "pruning.disable_pruning_for_layers=[layers.6]", f"hydra.run.dir={tmp_path}").stdout
     assert all(name in printed for name in ("layers.0", "layers.6", "PQDense", "DST"))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import statistics
 import sys
 from pathlib import Path
 
@@ -12,9 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from omegaconf import OmegaConf
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tables import insert, spread
+
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-BEGIN, END = "<!-- table: python experiments/digits_methods/table.py -->", "<!-- end -->"
 ORDER = ["none", "dst", "pdp", "wanda", "mdmm", "cs", "autosparse", "activation_pruning"]
 FIGURES = ["test/accuracy", "sparsity", "ebops", "wall_seconds"]
 
@@ -32,12 +33,6 @@ def read(sweep: Path) -> dict[str, list[dict]]:
     return runs
 
 
-def spread(values: list[float], form: str) -> str:
-    """Return mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
-
-
 def main(sweep: Path) -> None:
     """Write results/runs.csv, results/table.md, the table of docs/pruning.md and docs/images/digits_methods.svg."""
     runs = read(sweep)
@@ -53,9 +48,7 @@ def main(sweep: Path) -> None:
         lines.append(f"| {method} | {' | '.join(figures)} |")
     table = "\n".join(lines) + "\n"
     (HERE / "results" / "table.md").write_text(table)
-    page = (DOCS / "pruning.md").read_text()
-    before, rest = page.split(BEGIN)
-    (DOCS / "pruning.md").write_text(before + BEGIN + "\n" + table + END + rest.split(END)[1])
+    insert(DOCS / "pruning.md", "experiments/digits_methods/table.py", table)
     print(table)
     plt.rcParams["svg.hashsalt"] = "pquant"
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
