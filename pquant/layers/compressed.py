@@ -59,11 +59,13 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
-        return self.output_quantizer(self.compute(self.quantized_input(x)))
+        y = self.compute(self.quantized_input(x))
+        return y if self.output_quantizer.is_float else self.output_quantizer(_widened(y))
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return ``x`` quantized; as it is where its source left nothing to do."""
-        return x if self.source and self.input_quantizer.keeps(self.source[0]) else self.input_quantizer(x)
+        passes = self.input_quantizer.is_float or self.source and self.input_quantizer.keeps(self.source[0])
+        return x if passes else self.input_quantizer(_widened(x))
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
@@ -106,6 +108,11 @@ class QuantizedLayer(nn.Module):
         return self
 
 
+def _widened(x: Tensor) -> Tensor:
+    """Return values of reduced precision as float32, in which formats are exact."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class CompressedLayer(QuantizedLayer):
     """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
 
@@ -120,12 +127,12 @@ class CompressedLayer(QuantizedLayer):
     bias_quantizer: Quantizer
     pruning_first: bool
     prunable: bool
-    ready: tuple[Tensor, Tensor | None] | None = None
+    ready: tuple[Tensor, Tensor | None] | None
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
-        self.pruning_first = quantization.pruning_first
+        self.pruning_first, self.ready = quantization.pruning_first, None
         self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.weight.shape)
         self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
         self.prunable = pruning.prunes(name)

@@ -18,13 +18,13 @@ class ActivationPruner(WindowPruner):
     """
 
     collects = "output"
-    state = (*WindowPruner.state, "values")
     activity: Tensor
+    values: Tensor
 
     def __init__(self, method: "ActivationPruning", weight: Tensor) -> None:
         super().__init__(method, weight)
         self.method: ActivationPruning = method
-        self.values = 0
+        self.register_buffer("values", torch.zeros((), dtype=torch.int64, device=weight.device))
         self.register_buffer("activity", weight.new_zeros(weight.shape[0]))
 
     @property
@@ -32,10 +32,10 @@ class ActivationPruner(WindowPruner):
         """Whether the layer keeps all channels because they are the model's outputs."""
         return self.makes_output and not self.method.prune_output_layer
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Return {"output"} while the window is open."""
-        return frozenset() if self.exempt else super().needs
+    def _open_or_close(self) -> None:
+        super()._open_or_close()
+        if self.exempt:
+            self._needs = frozenset()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -19,12 +19,14 @@ class WindowPruner(Pruner):
     """
 
     collects: ClassVar[Literal["input", "output"]]
-    state: ClassVar[tuple[str, ...]] = ("step", "seen", "pruned")
+    state: ClassVar[tuple[str, ...]] = ("step", "pruned")
+    seen: Tensor
 
     def __init__(self, method: "WindowMethod", weight: Tensor) -> None:
         super().__init__(method, weight)
         self.method: WindowMethod = method
-        self.step, self.seen, self.pruned = 0, 0, False
+        self.step, self.pruned = 0, False
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=weight.device))
         self._needs: frozenset[str] = frozenset()
 
     def choose(self, weight: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class WindowPruner(Pruner):
         """Freeze the mask; training that ended inside the window prunes now, with what was collected."""
         if self.stage is Stage.TRAIN and not self.pruned:
             name = type(self.method).__name__
-            log.warning("%s: training ended before its window closed; pruning with the %d batches collected", name, self.seen)
+            log.warning("%s: training ended before its window closed; pruning with the %d batches collected", name, int(self.seen))
             self.prune(weight)
         return super().freeze(weight)
 

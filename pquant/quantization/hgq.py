@@ -113,7 +113,7 @@ class HGQQuantizer(Quantizer):
         """Return ``x`` in the format in force."""
         if self.observing:
             self.observe(x)
-            return x
+            return x if self.keeps_negatives else x.clamp(min=0)
         if not self.tracks:
             return _Trained.apply(x, self.i, self.f, self.keeps_negatives, self.round_mode, self.overflow_mode)
         if self.training or math.isinf(self.forget):

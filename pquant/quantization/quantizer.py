@@ -222,10 +222,10 @@ class FixedPointQuantizer(Quantizer):
         self._read_bits()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the format; while observing, return it unchanged and widen the range seen."""
+        """Return ``x`` in the format; while observing, widen the range seen and return ``x`` as it is, but for negatives that are not kept."""
         if self.observing:
             self.observe(x)
-            return x
+            return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
         k, i, f = self._numbers or (self.k, self.i, self.f)

@@ -91,6 +91,7 @@ class Trainer:
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.priced = list(pruned_layers(self.model).values()), prices(self.model)
+        self.losses = torch.compile(self._losses) if training.compiles(device) else self._losses
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
@@ -165,7 +166,7 @@ class Trainer:
         total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in self.loader:
             x, y = x.to(self.device), y.to(self.device)
-            loss, auxiliary = self.task.loss(self.model(x), y), total_penalty(self.pruned, self.priced).to(self.device)
+            loss, auxiliary = self.losses(x, y)
             self.optimizer.zero_grad()
             (loss + auxiliary).backward()
             self.optimizer.step()
@@ -178,6 +179,12 @@ class Trainer:
         if not all(map(math.isfinite, losses.values())):
             raise DivergedError(f"the loss is not finite in epoch {epoch.number} ({epoch.stage.value}): {losses}; lower optimizer.lr")
         return losses
+
+    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+            output = self.model(x)
+        return self.task.loss(output.float(), y), total_penalty(self.pruned, self.priced).to(self.device)
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None) -> Row:

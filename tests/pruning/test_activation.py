@@ -174,7 +174,7 @@ def test_the_window_counts_training_steps() -> None:
     history = []
     for _ in range(7):
         see(model, torch.rand(4, 3))
-        history.append((model.pruner.seen, model.pruner.values, model.pruner.pruned))
+        history.append((int(model.pruner.seen), int(model.pruner.values), model.pruner.pruned))
     assert history == [(0, 0, False), (0, 0, False), (1, 4, False), (2, 8, False), *[(3, 12, True)] * 3]
 
 

@@ -1,6 +1,7 @@
 """What holds for every pruning method, on every kind of layer and in every stage."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import pquant
 from pquant.errors import ConfigError
 from pquant.layers import pruned_layers
+from pquant.measures import total_penalty
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
 from pquant.quantization import Quantization
 
@@ -153,3 +155,32 @@ def test_targets_are_met_over_the_layers_that_take_part(method: PruningMethod, e
     pruned = sum(int((~layer.pruner.hard_mask(layer.weight)).sum()) for layer in layers)
     total = sum(layer.weight.numel() for layer in layers)
     assert abs(pruned / total - 0.5) <= len(layers) / total
+
+
+@each_method
+def test_a_compiled_step_is_one_graph_with_the_same_gradients(method: PruningMethod) -> None:
+    plain, optimizer = started(method)
+    pquant.set_stage(plain, pquant.Stage.TRAIN, pquant.Horizon(EPOCHS, STEPS))
+    epoch(plain, optimizer)
+    other = copy.deepcopy(plain)
+    x, y = inputs()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def losses(model: nn.Module) -> Callable[[], Tensor]:
+        layers = list(pruned_layers(model).values())
+        return lambda: nn.functional.cross_entropy(model(x), y) + total_penalty(layers, [])
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Tensor]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(losses(other.train()), backend=backend, fullgraph=True)
+    for step in (compiled, losses(plain.train())):
+        step().backward()
+    compiled()
+    for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None), name
+        if one.grad is not None and two.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, msg=name)
+    assert len(graphs) == 1

@@ -172,7 +172,7 @@ def test_the_window_counts_training_steps_and_prunes_once() -> None:
     for batch in batches:
         see_stage.append(bool(model.pruner.needs))
         see(model, batch)
-        history.append((model.pruner.seen, model.pruner.pruned))
+        history.append((int(model.pruner.seen), model.pruner.pruned))
     assert see_stage == [False, False, True, True, True, False, False, False]
     assert history == [(0, False), (0, False), (1, False), (2, False), (3, True), (3, True), (3, True), (3, True)]
     assert model.pruner.energy.tolist() == [[2.0**4 + 2.0**6 + 2.0**8] * 4]

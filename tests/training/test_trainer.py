@@ -1,5 +1,6 @@
 """The plan of epochs, rewinding, and going on from a checkpoint."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -156,3 +157,40 @@ def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     torch.save({"code": Trainer}, tmp_path / "code.pt")
     with pytest.raises(ConfigError, match=r"code\.pt"):
         load_checkpoint(tmp_path / "code.pt")
+
+
+def test_steps_on_a_cpu_are_compiled_only_when_asked() -> None:
+    assert not Training(compile="auto").compiles(torch.device("cpu"))
+    assert Training(compile="auto").compiles(torch.device("cuda"))
+    assert Training(compile=True).compiles(torch.device("cpu")) and not Training(compile=False).compiles(torch.device("cuda"))
+
+
+def test_asking_to_compile_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
+    with pytest.raises(ConfigError, match="Training.compile must be false where there is no C\\+\\+ compiler"):
+        Training(compile=True).compiles(torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_compiled_training_ends_where_plain_training_does() -> None:
+    rows = []
+    for compiles in (False, True):
+        run = trainer(DST(alpha=1e-2), FIXED, replace(TRAINING, compile=compiles))
+        run.fit(lambda row: None)
+        rows.append(run.rows)
+    for plain, compiled in zip(*rows, strict=True):
+        assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("section", [FIXED, TRAINED], ids=["fixed", "trained"])
+def test_in_bf16_layers_multiply_in_bf16_and_quantizers_stay_exact(section: Quantization) -> None:
+    plain, reduced = (trainer(DST(alpha=1e-2), section, replace(TRAINING, precision=precision)) for precision in ("fp32", "bf16"))
+    seen: set[tuple[str, torch.dtype]] = set()
+    layer = reduced.model[4]
+    layer.input_quantizer.register_forward_hook(lambda _, given, y: seen.add(("quantizer", y.dtype)))
+    layer.register_forward_hook(lambda module, given, y: seen.add(("training" if module.training else "evaluation", y.dtype)))
+    for run in (plain, reduced):
+        run.fit(lambda row: None)
+    assert seen - {("quantizer", torch.float32)} == {("training", torch.bfloat16), ("evaluation", torch.float32)}
+    losses = [[row["train/loss"] for row in run.rows] for run in (plain, reduced)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
