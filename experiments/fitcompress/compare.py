@@ -34,7 +34,7 @@ def variants(goal: float) -> dict[str, list[str]]:
     """
     joint = ["pruning=none", "fitcompress.optimize_pruning=true", f"fitcompress.compression_goal={goal}"]
     ways = {"FITCompress, greedy": joint, "FITCompress, full": [*joint, "fitcompress.greedy_astar=false"]}
-    for bits in (8, 5):
+    for bits in (bits for bits in (8, 5, 4, 3) if 32 * goal <= bits):
         uniform = [f"fitcompress.quantization_schedule=[{bits - 1}]", f"fitcompress.compression_goal={bits / 32}"]
         ways[f"{bits} bits, magnitude"] = [*uniform, "pruning=magnitude", f"pruning.sparsity={1 - 32 * goal / bits}"]
     return ways
