@@ -10,5 +10,5 @@ sweep() {
 }
 sweep hgq pruning=none quantization=hgq quantization.hgq_gamma=0 quantization.hgq_lr=0.03 "quantization.hgq_beta_schedule=[[0,3e-7],[60,1e-4]]" \
     training.epochs=60 training.fine_tuning_epochs=0 scheduler=constant "$@"
-sweep dst_8bit pruning=dst pruning.alpha=1e-4,1e-3,5e-3,2e-2 training.epochs=24 training.fine_tuning_epochs=4 "$@"
+sweep dst_8bit pruning=dst pruning.alpha=1e-3,2e-2 training.epochs=20 training.fine_tuning_epochs=4 "$@"
 python experiments/mnist_pareto/table.py "$out"

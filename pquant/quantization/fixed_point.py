@@ -103,7 +103,8 @@ def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mod
     n = torch.fmod(n, period)
     n = n + period * (n < low) - period * (n >= low + period)
     if overflow_mode == "WRAP_SM":
-        n = torch.where(n >= low + count, 2 * (low + count) - 1 - n, n)
+        top = low + count
+        n = torch.where(n >= top, (top - 1) - (n - top), n)
     return n.mul_(pow2(-f)).mul_(k + i + f > 0)
 
 

@@ -162,6 +162,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(method: PruningMet
     plain, optimizer = started(method)
     pquant.set_stage(plain, pquant.Stage.TRAIN, pquant.Horizon(EPOCHS, STEPS))
     epoch(plain, optimizer)
+    optimizer.zero_grad()
     other = copy.deepcopy(plain)
     x, y = inputs()
     graphs: list[torch.fx.GraphModule] = []
