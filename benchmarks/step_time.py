@@ -1,13 +1,14 @@
 """What compression costs in training time: the ratio of a step's time to that of the plain network, in one process.
 
-    python benchmarks/step_time.py [--model mlp|resnet20] [--repeats 200] [--threads 2]
+    python benchmarks/step_time.py [--model mlp|resnet20] [--repeats 200] [--threads 2] [--compile]
 
 A step is forward, all losses, backward, optimizer and pruning events. The variants take turns, so that noise of the machine meets them
-alike; a ratio is the median over the repeats of (variant / plain) in the same turn, with the quartiles beside it. Writes
-``benchmarks/results/step_time_<model>.{json,md}``.
+alike; ``--compile`` adds compiled steps, beside the same eager plain one. A ratio is the median over the repeats of (variant / plain) in the
+same turn, with the quartiles beside it. Writes ``benchmarks/results/step_time_<model>.{json,md}``.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -70,15 +71,20 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[
     return step
 
 
-def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    """Return the training step of a compressed model, as the trainer makes it."""
+def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Callable[[], None]:
+    """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
     layers, priced = list(pruned_layers(model).values()), prices(model)
 
+    def loss() -> torch.Tensor:
+        return nn.functional.cross_entropy(model(x), y) + total_penalty(layers, priced)
+
+    forward = torch.compile(loss) if compiled else loss
+
     def step() -> None:
         optimizer.zero_grad()
-        (nn.functional.cross_entropy(model(x), y) + total_penalty(layers, priced)).backward()
+        forward().backward()
         optimizer.step()
         for layer in layers:
             layer.pruner.on_batch_end(layer.weight)
@@ -131,6 +137,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("mlp", "resnet20"), default="mlp")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -141,6 +148,9 @@ def main() -> None:
         forwards |= {f"{name}, eval": inference(one, x), f"{name}, finalized": inference(pquant.finalize(one), x)}
     inferences = measure(forwards, arguments.repeats)
     steps = {"plain": plain_step(model.train(), x, y)} | {name: compressed_step(one.train(), x, y) for name, one in compressed.items()}
+    if arguments.compile:
+        twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *method, x) for name, method in VARIANTS.items()}}
+        steps |= {f"{name}, compiled": compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
     training = measure(steps, arguments.repeats)
     text = table(f"training step, {arguments.model}", training) + "\n" + table(f"inference, {arguments.model}", inferences)
     print(text)
