@@ -14,7 +14,6 @@ from pquant.quantization.fixed_point import SATURATING, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
 
 LN2 = torch.tensor(math.log(2))
-ZERO = torch.tensor(0.0)
 
 
 class _Trained(torch.autograd.Function):
@@ -35,21 +34,22 @@ class _Trained(torch.autograd.Function):
         clipped = torch.clamp(x, low.masked_fill_(none, -torch.inf), high.masked_fill_(none, torch.inf))
         q = rounded(clipped, f, round_mode)
         q = q.masked_fill_(none, 0) if none.ndim else q.mul_(~none)
-        ctx.save_for_backward(x - clipped, clipped.sub_(q), top, step)
+        side = torch.sub(x, clipped).sign_()
+        ctx.save_for_backward(side, clipped.sub_(q), top, step)
         ctx.k, ctx.symmetric = k, overflow_mode == "SAT_SYM"
         return q
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0]
-        beyond, error, top, step = ctx.saved_tensors
-        dx = torch.where(beyond == 0, g, ZERO.to(g))
+        side, error, top, step = ctx.saved_tensors
+        outside = side.abs().mul_(g)
         df = (error * g).sum_to_size(step.shape)
-        above = torch.where(beyond > 0, g, ZERO.to(g)).sum_to_size(top.shape)
+        di = (side * g).sum_to_size(top.shape)
+        above = di if ctx.k and ctx.symmetric else (di + outside.sum_to_size(top.shape)).mul_(0.5)
         if not ctx.k:
-            return dx, (above * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
-        di = above.mul(2).sub_((g - dx).sum_to_size(top.shape))
-        return dx, (di * top).mul_(LN2), torch.addcmul(df, di if ctx.symmetric else above, step).mul_(LN2), None, None, None
+            di = above
+        return g - outside, (di * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
 
 
 class _Bits(torch.autograd.Function):
