@@ -21,11 +21,9 @@ from torch import nn
 
 import pquant
 from pquant.layers import pruned_layers
-from pquant.measures import total_penalty
 from pquant.models import MLP, ResNet20
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
-from pquant.quantization.price import prices
 from pquant.training.optimizer import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,10 +73,10 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
-    layers, priced = list(pruned_layers(model).values()), prices(model)
+    layers, penalty = list(pruned_layers(model).values()), pquant.Penalty(model)
 
     def loss() -> torch.Tensor:
-        return nn.functional.cross_entropy(model(x), y) + total_penalty(layers, priced)
+        return nn.functional.cross_entropy(model(x), y) + penalty()
 
     forward = torch.compile(loss) if compiled else loss
 

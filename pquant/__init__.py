@@ -1,7 +1,7 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
 from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
-from pquant.measures import figures, layer_table, penalty, sparsity
+from pquant.measures import Penalty, figures, layer_table, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Horizon",
+    "Penalty",
     "Stage",
     "calibrate",
     "compress",

@@ -1,29 +1,37 @@
 """What a compressed model is worth: sparsity, sizes, bits, a table by layer."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
-from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops, layer_ebops
-from pquant.quantization.price import Price, prices
+from pquant.quantization.price import prices
+
+
+class Penalty:
+    """The auxiliary losses of a model; calling it gives the scalar to add to the task's loss.
+
+    It is that of pruning in the train stage, and the price of trained bits from then on. Made once for a model, it costs a step little.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        groups: dict[int, list[CompressedLayer]] = {}
+        for layer in pruned_layers(model).values():
+            groups.setdefault(id(layer.pruner.method), []).append(layer)
+        self.groups, self.prices = list(groups.values()), prices(model)
+
+    def __call__(self) -> Tensor:
+        """Return the sum of the methods' losses and of the prices, 0 where there are none."""
+        terms = [group[0].pruner.method.penalty([(layer.pruner, layer.weight) for layer in group]) for group in self.groups]
+        terms += [price() for price in self.prices]
+        return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
 
 
 def penalty(model: nn.Module) -> Tensor:
-    """Return the auxiliary losses as a scalar to add to the task's loss: pruning's in the train stage, the price of bits from it on."""
-    return total_penalty(pruned_layers(model).values(), prices(model))
-
-
-def total_penalty(pruned: Iterable[CompressedLayer], priced: Iterable[Price]) -> Tensor:
-    """Return the sum of the pruners' auxiliary losses and of the price of trained bits."""
-    groups: dict[int, list[tuple[Pruner, Tensor]]] = {}
-    for layer in pruned:
-        groups.setdefault(id(layer.pruner.method), []).append((layer.pruner, layer.weight))
-    terms = [group[0][0].method.penalty(group) for group in groups.values()] + [price() for price in priced]
-    return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
+    """Return the auxiliary losses of ``model`` now; see :class:`Penalty`."""
+    return Penalty(model)()
 
 
 def sparsity(model: nn.Module) -> float:

@@ -17,10 +17,9 @@ from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
-from pquant.measures import sparsity, total_penalty
+from pquant.measures import Penalty, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
-from pquant.quantization.price import prices
 from pquant.quantization.quantizer import Quantizer
 from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
@@ -90,7 +89,7 @@ class Trainer:
         self.loader = batches(self.splits.train, training.batch_size, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
-        self.pruned, self.priced = list(pruned_layers(self.model).values()), prices(self.model)
+        self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
         self.losses = torch.compile(self._losses) if training.compiles(device) else self._losses
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
@@ -184,7 +183,7 @@ class Trainer:
         """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
             output = self.model(x)
-        return self.task.loss(output.float(), y), total_penalty(self.pruned, self.priced).to(self.device)
+        return self.task.loss(output.float(), y), self.penalty().to(self.device)
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None) -> Row:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import pquant
 from pquant.errors import ConfigError
 from pquant.layers import pruned_layers
-from pquant.measures import total_penalty
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
 from pquant.quantization import Quantization
 
@@ -168,8 +167,8 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(method: PruningMet
     graphs: list[torch.fx.GraphModule] = []
 
     def losses(model: nn.Module) -> Callable[[], Tensor]:
-        layers = list(pruned_layers(model).values())
-        return lambda: nn.functional.cross_entropy(model(x), y) + total_penalty(layers, [])
+        penalty = pquant.Penalty(model)
+        return lambda: nn.functional.cross_entropy(model(x), y) + penalty()
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Tensor]:
         graphs.append(graph)
