@@ -23,6 +23,7 @@ from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.fitcompress import FITCompress
 from pquant.fitcompress.waiting import release
+from pquant.interrupt import graceful
 from pquant.layers.convert import compress, finalize, unconverted
 from pquant.measures import figures, layer_table
 from pquant.pruning.method import PruningMethod
@@ -181,7 +182,8 @@ class Experiment:
 
         console.start(len(trainer.plan))
         try:
-            trainer.fit(on_epoch, lambda: self._search(trainer, run.folder))
+            with graceful() as check:
+                trainer.fit(on_epoch, lambda: self._search(trainer, run.folder), check)
         finally:
             console.finish()
 

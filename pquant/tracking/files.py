@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), so that a crash leaves either the old file or the new one.
+
+    With ``keep`` the old file stays, under that name; a crash may then leave it under that name alone.
 
     Raises:
         OSError: the folder is missing, full or read-only; the old file is then intact and nothing else is left.
@@ -23,6 +25,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

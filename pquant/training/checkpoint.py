@@ -1,6 +1,8 @@
-"""Checkpoints: the state of the last complete epoch, whole or not at all."""
+"""Checkpoints: the state of the last complete epoch, whole, checked, and with the one before it at hand."""
 
+import hashlib
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,55 @@ import torch
 from pquant.errors import ConfigError
 from pquant.tracking.files import write_atomic
 
+log = logging.getLogger(__name__)
+
+
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before the one in ``path`` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values, nested) so that a crash leaves either the old file or the new one."""
+    """Write ``state`` (tensors and plain values, nested) behind its checksum; the checkpoint that was there is kept as the :func:`previous` one.
+
+    A crash at any moment leaves one of them whole.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    payload = buffer.getvalue()
+    write_atomic(path, _seal(payload) + payload, keep=previous(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state in ``path``, on the CPU; nothing in the file is run.
+    """Return the state in ``path``, on the CPU; where that is missing or damaged, the previous one, with a warning. Nothing in the file is run.
 
     Raises:
-        ConfigError: there is no such file, or it is no checkpoint.
+        ConfigError: neither is there and whole.
     """
+    problems = []
+    for file in (path, previous(path)):
+        try:
+            state = _read(file)
+        except (OSError, ValueError) as error:
+            problems.append(f"{file}: {error}")
+            continue
+        if problems:
+            log.warning("going on from the checkpoint before the last: %s", problems[0])
+        return state
+    raise ConfigError(f"no readable checkpoint: {'; '.join(problems)}")
+
+
+def _seal(payload: bytes) -> bytes:
+    return b"pquant checkpoint, sha256 " + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"no checkpoint at {path}")
+        raise ValueError("there is none")
+    _, _, payload = (content := path.read_bytes()).partition(b"\n")
+    if content != _seal(payload) + payload:
+        raise ValueError("damaged, its checksum is another")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{path} is not a readable checkpoint: {error}") from error
+        raise ValueError(f"not a checkpoint: {error}") from error

@@ -55,6 +55,10 @@ def plan(training: Training) -> list[Epoch]:
     return [Epoch(stage, round_, index, number, ends) for number, (stage, round_, index, ends) in enumerate(steps, 1)]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Trainer:
     """Trains a model through its stages.
 
@@ -95,10 +99,11 @@ class Trainer:
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
 
-    def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = lambda: None) -> None:
+    def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = _nothing, after_step: Callable[[], None] = _nothing) -> None:
         """Run the epochs that are left.
 
-        ``on_epoch`` gets each one's row once its state is complete; ``before_train`` is called as the train stage begins, pretraining done.
+        ``on_epoch`` gets each one's row once its state is complete; ``before_train`` is called as the train stage begins, pretraining done;
+        ``after_step`` after every step, and may raise to end the run there.
         """
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
@@ -107,7 +112,7 @@ class Trainer:
             if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                 before_train()
             self._enter(epoch)
-            losses = self._train_epoch(epoch)
+            losses = self._train_epoch(epoch, after_step)
             self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step()
@@ -160,7 +165,7 @@ class Trainer:
                 layer.weight.copy_(layer.pruner.bake(layer.weight))
         self.optimizer.state.clear()
 
-    def _train_epoch(self, epoch: Epoch) -> Row:
+    def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
         total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in self.loader:
@@ -174,6 +179,7 @@ class Trainer:
             total += loss.detach() * len(x)
             extra += auxiliary.detach() * len(x)
             count += len(x)
+            after_step()
         losses = {"train/loss": float(total) / count, "train/penalty": float(extra) / count}
         if not all(map(math.isfinite, losses.values())):
             raise DivergedError(f"the loss is not finite in epoch {epoch.number} ({epoch.stage.value}): {losses}; lower optimizer.lr")

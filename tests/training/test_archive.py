@@ -68,6 +68,6 @@ def test_an_epoch_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"from_epoch must be an epoch of the run's Pareto archive, got 3; .* has \[7\]"):
         load_archived(tmp_path, 3)
     (tmp_path / "pareto" / "epoch_0003.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+    with pytest.raises(ConfigError, match="no readable checkpoint"):
         load_archived(tmp_path, 3)
     assert torch.equal(load_archived(tmp_path, 7)["weight"], torch.tensor([[7.0]]))
