@@ -96,6 +96,7 @@ class Experiment:
         torch.manual_seed(self.seed)
         float_model = self.build_model(splits)
         model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
+        self.export.check(model, tuple(splits.input_shape))
         trainer = self.trainer(model, splits)
         for warning in self.pruning.warnings(trainer.horizon) if self.training.epochs else []:
             log.warning(warning)

@@ -1,6 +1,7 @@
 """From a finalized model to files: one file a target."""
 
 from pquant.export.exporter import Exporter, NoExport
+from pquant.export.rtl import RTL
 from pquant.export.weights import load_weights, save_model
 
-__all__ = ["Exporter", "NoExport", "load_weights", "save_model"]
+__all__ = ["RTL", "Exporter", "NoExport", "load_weights", "save_model"]
