@@ -33,7 +33,8 @@ class Format:
 
     def expand(self, shape: tuple[int, ...]) -> "Format":
         """Return the format with a k, i, f for each value of ``shape``."""
-        return Format(*(np.broadcast_to(bits, shape) for bits in (self.k, self.i, self.f)), self.round_mode, self.overflow_mode)
+        k, i, f = (np.broadcast_to(bits, shape) for bits in (self.k, self.i, self.f))
+        return Format(k, i, f, self.round_mode, self.overflow_mode)
 
     @property
     def width(self) -> np.ndarray:

