@@ -107,7 +107,7 @@ class Constants:
         if off.any():
             place = tuple(int(at) for at in np.argwhere(off)[0])
             bits = ", ".join(f"{name}={np.broadcast_to(getattr(form, name), x.shape)[place]}" for name in "kif")
-            raise ConfigError(f"export: {what}{list(place)} is {x[place]!r}, which is no value with {bits}")
+            raise ConfigError(f"export: {what}{list(place)} is {x[place]:.10g}, which is no value with {bits}")
         return cls.from_floats(x)
 
     @classmethod

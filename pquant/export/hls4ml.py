@@ -74,8 +74,8 @@ class HLS4ML(Settings):
         if not np.array_equal(seen, expected):
             vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
             raise ExportError(
-                f"hls4ml's project and the model part at output {place}, vector {vector}: the C++ gives {seen[vector, place]!r}, "
-                f"the model {expected[vector, place]!r}"
+                f"hls4ml's project and the model part at output {place}, vector {vector}: the C++ gives {seen[vector, place]:.10g}, "
+                f"the model {expected[vector, place]:.10g}"
             )
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}
 

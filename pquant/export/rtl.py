@@ -183,7 +183,7 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
     vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
     raise ExportError(
         f"integers and alkaid's logic part at output {place} {first_difference(graph, given[vector])}, vector {vector}: "
-        f"the integers give {expected[vector, place]!r}, the logic {seen[vector, place]!r}"
+        f"the integers give {expected[vector, place]:.10g}, the logic {seen[vector, place]:.10g}"
     )
 
 
