@@ -51,7 +51,11 @@ def main() -> None:
         subprocess.run(command, cwd=ROOT, check=True)
         figures = json.loads((run / "summary.json").read_text())
         cells = [figures.get(f"rtl/{key}", "") for key in SHOWN]
-        lines.append(f"| {name} | " + " | ".join(f"{cell:.1f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{cell:.1f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
+            + " |"
+        )
     text = "\n".join(lines) + "\n"
     print(text)
     RESULT.write_text(f"Written by `python benchmarks/export_time.py`, one thread.\n\n{text}")

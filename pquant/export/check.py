@@ -83,7 +83,9 @@ def _of_layer(layer: nn.Module, quantized: bool, modes: Collection[str]) -> Iter
         for mode in ("round_mode", "overflow_mode"):
             if getattr(quantizer, mode, next(iter(modes))) not in modes:
                 yield f"has {mode} {getattr(quantizer, mode)}, which the target does not know"
-    if isinstance(layer, POOLS) and (layer.ceil_mode or getattr(layer, "divisor_override", None) or any(pool_geometry(layer)[2]) and not layer.count_include_pad):
+    if isinstance(layer, POOLS) and (
+        layer.ceil_mode or getattr(layer, "divisor_override", None) or any(pool_geometry(layer)[2]) and not layer.count_include_pad
+    ):
         yield "is a pool whose windows differ, or with a divisor of its own"
 
 

@@ -51,9 +51,18 @@ class LayerStep(Step):
 
 @dataclass(frozen=True)
 class MoveStep(Step):
-    """Values moved or picked: ``index`` has the shape of the result and says where in the inputs, laid end to end; -1 stands for a zero."""
+    """Values moved or picked: ``index`` has the shape of the result and says where in the inputs, laid end to end; -1 stands for a zero.
+
+    ``sizes`` are the numbers of values of the inputs.
+    """
 
     index: np.ndarray
+    sizes: tuple[int, ...]
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether every value of one input stays, in its order."""
+        return self.sizes == (self.index.size,) and np.array_equal(self.index.ravel(), np.arange(self.index.size))
 
 
 @dataclass(frozen=True)
@@ -170,8 +179,9 @@ class _Recorder(TorchFunctionMode):
             self._add(made[0], SumStep(where, tuple(before), tuple(made[0].shape[1:]), signs))
         elif name in MOVES:
             moved = func(*_replaced(args, inputs), **_replaced(kwargs, inputs))
+            sizes = tuple(tensor[0].numel() for tensor in inputs)
             for output, index in zip(made, _tensors(moved), strict=True):
-                self._add(output, MoveStep(where, tuple(before), tuple(output.shape[1:]), _index(where, index, inputs)))
+                self._add(output, MoveStep(where, tuple(before), tuple(output.shape[1:]), _index(where, index, sum(sizes)), sizes))
         else:
             raise ConfigError(f"export: {where} is no layer that hardware can take over: use pquant's layers, or move it out of the model")
 
@@ -201,8 +211,7 @@ def _replaced(value: Any, inputs: list[Tensor]) -> Any:
     return {key: _replaced(item, inputs) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _index(where: str, moved: Tensor, inputs: list[Tensor]) -> np.ndarray:
-    total = sum(tensor[0].numel() for tensor in inputs)
+def _index(where: str, moved: Tensor, total: int) -> np.ndarray:
     index = moved.double().numpy().astype(np.int64) - 1
     if len(index) != EXAMPLES or not np.array_equal(np.where(index[1] < 0, index[1], index[1] - total), index[0]):
         raise ConfigError(f"export: {where} mixes the examples of a batch")

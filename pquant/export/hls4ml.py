@@ -165,7 +165,7 @@ def _problems(graph: Graph) -> Iterator[str]:
         if step.inputs != (at,):
             yield f"'{step.name}' is no step in a row"
         elif isinstance(step, MoveStep):
-            if not np.array_equal(step.index.ravel(), np.arange(step.index.size)):
+            if not step.reshapes:
                 yield f"'{step.name}' moves values"
         elif isinstance(step, LayerStep):
             yield from _of_layer(step)

@@ -135,7 +135,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
-        "about": "value = integer * 2^-f; formats are k (sign), i (integer bits), f (fractional bits); 'f' beside an array is the one its integers have",
+        "about": "value = integer * 2^-f; formats: k (sign), i (integer bits), f (fractional bits); the f beside an array is that of its integers",
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
         "accumulators": [vars(row) for row in verified.accumulators],
@@ -146,5 +146,3 @@ def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
 def _format(quantizer: Any) -> dict[str, Any] | None:
     form = Format.of(quantizer)
     return None if form is None else vars(form)
-
-

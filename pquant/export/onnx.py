@@ -83,7 +83,9 @@ def _compare(name: str, seen: np.ndarray, expected: np.ndarray) -> None:
     if not np.array_equal(seen, expected):
         vector, *place = (int(at) for at in np.argwhere(seen != expected)[0])
         there = seen[(vector, *place)], expected[(vector, *place)]
-        raise ExportError(f"{name}.onnx and the model part at output {place}, vector {vector}: the file gives {there[0]:.10g}, the model {there[1]:.10g}")
+        raise ExportError(
+            f"{name}.onnx and the model part at output {place}, vector {vector}: the file gives {there[0]:.10g}, the model {there[1]:.10g}"
+        )
 
 
 def run_onnxruntime(content: bytes, vectors: np.ndarray) -> np.ndarray:

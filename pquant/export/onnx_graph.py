@@ -1,6 +1,5 @@
 """A recorded finalized model as an ONNX graph; a subclass says how it writes a quantizer down."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,10 @@ class PlainGraph:
         pads = list(zip(*padding(layer), strict=True))
         if layer.padding_mode in PADDING:
             before, after = ([0, 0, *part] for part in pads)
-            x, pads = self.op("Pad", x, self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode]), [(0,) * len(layer.kernel_size)] * 2
+            x, pads = (
+                self.op("Pad", x, self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode]),
+                [(0,) * len(layer.kernel_size)] * 2,
+            )
         weight = self.weight(parameters(layer, "weight"), Format.of(layer.weight_quantizer))  # type: ignore[arg-type]
         geometry = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, "kernel_shape": layer.kernel_size}
         y = self.op("Conv", x, weight, pads=[*pads[0], *pads[1]], **geometry)
@@ -150,9 +152,8 @@ class PlainGraph:
         return y if layer.multiplier is None else self.op("Mul", y, self.constant(2.0 ** int(layer.multiplier)))
 
     def _move(self, step: MoveStep, inputs: list[str]) -> str:
-        size = math.prod(step.shape)
         shape = self.constant([-1, *step.shape], np.int64)
-        if len(inputs) == 1 and np.array_equal(step.index.ravel(), np.arange(size)):
+        if step.reshapes:
             return self.op("Reshape", inputs[0], shape)
         flat = [self.op("Flatten", x, axis=1) for x in inputs]
         laid = self.op("Concat", *flat, axis=1) if len(flat) > 1 else flat[0]

@@ -63,7 +63,7 @@ def replay(graph: Graph, x: Any, watch: Callable[[Step, Any], None] = lambda ste
         try:
             values.append(_call(step, inputs, watch))
         except ConfigError as error:
-            raise error if step.name in str(error) else ConfigError(f"export: layer '{step.name}': {error}") from error
+            raise error if str(error).startswith("export:") else ConfigError(f"export: layer '{step.name}': {error}") from error
     return values
 
 
@@ -165,7 +165,12 @@ def tanh(x: np.ndarray) -> np.ndarray:
 
 
 def windows(
-    shape: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], pads: list[tuple[int, int]], dilation: tuple[int, ...], mode: str = "constant"
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pads: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+    mode: str = "constant",
 ) -> np.ndarray:
     """Return the places (channels, *positions, *kernel) of an array (channels, *sizes) that each position of a window covers; -1 is a padded zero."""
     constant: dict[str, Any] = {"constant_values": -1} if mode == "constant" else {}

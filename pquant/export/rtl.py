@@ -71,7 +71,8 @@ class RTL(Settings):
         count = multiplications(checked(model, input_shape, MODES))
         if count > self.max_multiplications:
             raise ConfigError(
-                f"export=rtl lays out all {count:,} multiplications of an inference side by side, RTL.max_multiplications is {self.max_multiplications:,}"
+                f"export=rtl lays out all {count:,} multiplications of an inference side by side, "
+                f"RTL.max_multiplications is {self.max_multiplications:,}"
             )
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:

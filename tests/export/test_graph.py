@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pquant.errors import ConfigError
 from pquant.export.graph import LayerStep, MoveStep, SumStep, record
 from pquant.models import MLP, ResNet20
+
 from .nets import compressed_net
 
 

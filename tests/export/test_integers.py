@@ -16,6 +16,7 @@ from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.models import CNN, MLP, ResNet20
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING
+
 from .nets import Residual, compressed_net, mlp, net, splits
 
 

@@ -14,7 +14,7 @@ from .nets import Residual, compressed_net, mlp, net, splits
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("qonnx")
-FEW = {"vectors": 300, "qonnx_vectors": 50}
+FEW = {"vectors": 300, "qonnx_vectors": 4}
 
 
 def kinds(path: Path) -> set[str]:
