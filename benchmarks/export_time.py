@@ -1,7 +1,7 @@
 """How long ``export=rtl`` takes on the jet network, 8 bits and 80 % sparse, and on one of at most 5,000 LUTs.
 
-Usage: python benchmarks/export_time.py [--data jets.npz]. Without data, 16 features in 5 overlapping classes are drawn: the size of the network and the
-work are those of the real set, the accuracy is not.
+Usage: python benchmarks/export_time.py [--data jets.npz]. Without data, 16 features in 5 overlapping classes are drawn: the size of the network
+and the work are those of the real set, the accuracy is not.
 """
 
 import argparse

@@ -269,7 +269,10 @@ def _gather(arrays: list[np.ndarray], index: np.ndarray, axes: int) -> np.ndarra
 
 
 def _matmul(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the products by group of (..., groups, inputs) and (groups, inputs, outputs), through float64, which has every digit of sums below 2^53."""
+    """Return the products by group of (..., groups, inputs) and (groups, inputs, outputs).
+
+    They go through float64, which has every digit of sums below 2^53.
+    """
     products = [x[..., group, :].astype(np.float64) @ weight[group].astype(np.float64) for group in range(len(weight))]
     return np.stack(products, axis=-2).astype(np.int64)
 

@@ -118,7 +118,7 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
 
 
 def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
-    """Write ``integers.npz`` (each weight and bias in integers, test vectors and expected outputs) and ``integers.json``, which says what they mean."""
+    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which says what they mean."""
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
     layers = []
     for step in graph.layers:
@@ -135,7 +135,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
-        "about": "value = integer * 2^-f; formats: k (sign), i (integer bits), f (fractional bits); the f beside an array is that of its integers",
+        "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
         "accumulators": [vars(row) for row in verified.accumulators],

@@ -16,9 +16,11 @@ from .nets import compressed_net, mlp, net, splits
 pytest.importorskip("hls4ml")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-@pytest.mark.parametrize(("rounding", "overflow"), [("RND", "SAT"), ("TRN", "WRAP"), ("RND_CONV", "SAT_SYM")])
+@pytest.mark.parametrize(
+    ("rounding", "overflow"),
+    [("RND", "SAT"), *(pytest.param(*modes, marks=pytest.mark.slow) for modes in (("TRN", "WRAP"), ("RND_CONV", "SAT_SYM"), ("RND_INF", "SAT")))],
+)
 def test_the_compiled_project_equals_the_model(tmp_path: Path, rounding: str, overflow: str) -> None:
     model = net(mlp(nn.ReLU()), (6,), round_mode=rounding, overflow_mode_data=overflow, quantize_output=True)
     figures = HLS4ML(vectors=300).export(model, splits((6,)), tmp_path)
