@@ -15,6 +15,7 @@ from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING
 
+NAMED = 5
 ALL_MODES = frozenset((*ROUND, *SATURATING, *WRAPPING))
 SUPPORTED = (PQDense, *CONVOLUTIONS, *NORMS, *POOLS, PQActivation, ChannelAffine)
 
@@ -28,12 +29,13 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
         modes: the rounding and overflow modes that the target has.
 
     Raises:
-        ConfigError: every layer that cannot be taken over, and why.
+        ConfigError: the layers that cannot be taken over, and why.
     """
     graph = record(model, input_shape)
     problems = list(dict.fromkeys(_problems(graph, modes)))
     if problems:
-        raise ConfigError("export: " + "; ".join(problems))
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise ConfigError("export: " + "; ".join(problems[:NAMED]) + more)
     return graph
 
 

@@ -111,7 +111,7 @@ def describe(graph: Graph) -> tuple[list[dict[str, Any]], dict[str, dict[str, st
     replay(graph, quantized_input(graph, np.zeros((1, *graph.input_shape))), note)
     for step in graph.layers:
         layer: Any = step.layer
-        name = step.name.replace(".", "_") or "layer"
+        name = "layer_" + step.name.replace(".", "_")
         width = int(math.prod(step.shape))
         for kind, quantizer in (("input", layer.input_quantizer), ("", None), ("output", layer.output_quantizer)):
             form = Format.of(quantizer) if quantizer is not None else None
@@ -161,6 +161,8 @@ def precision(form: Format) -> str:
 
 
 def _problems(graph: Graph) -> Iterator[str]:
+    names = [step.name for step in graph.layers]
+    yield from (f"'{name}' is called more than once" for name in dict.fromkeys(names) if names.count(name) > 1)
     for at, step in enumerate(graph.steps):
         if step.inputs != (at,):
             yield f"'{step.name}' is no step in a row"

@@ -113,7 +113,8 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
     vector, *place = (int(at) for at in np.argwhere(given != expected)[0])
     where = (vector, *place)
     raise ExportError(
-        f"model and integers part at '{name}'{place}, vector {start + vector}: the model gives {given[where]:.10g}, the integers {expected[where]:.10g}"
+        f"model and integers part at '{name}'{place}, vector {start + vector}: "
+        f"the model gives {given[where]:.10g}, the integers {expected[where]:.10g}"
     )
 
 
