@@ -56,7 +56,7 @@ class RTL(Settings):
     simulator: Literal["auto", "icarus", "verilator", "emulator"] = "auto"
     simulated_vectors: int = setting(200, ge=1)
     synthesize: Literal["auto", "yes", "no"] = "auto"
-    synthesis_limit: int = setting(20_000, ge=0)
+    synthesis_limit: int = setting(5_000, ge=0)
     family: Literal["xc7", "xcu", "xcup"] = "xcup"
     part: str = "xcvu13p-flga2577-2-e"
     max_multiplications: int = setting(2_000_000, ge=1)
