@@ -8,6 +8,10 @@ class ConfigError(ValueError):
     """A setting that cannot work: says what was given, what was expected and the nearest valid name."""
 
 
+class ExportError(RuntimeError):
+    """An export that would not compute what the model does; says where the two part."""
+
+
 class StoppedEarly(Exception):  # noqa: N818
     """A run that is ended on purpose before its last epoch."""
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pquant.data.splits import DataSource, Splits
 from pquant.errors import ConfigError, StoppedEarly
 from pquant.export.exporter import Exporter
+from pquant.export.front import export_front
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.fitcompress import FITCompress
@@ -77,19 +78,22 @@ class Experiment:
     dry_run: bool = False
     resume: str | None = None
     from_run: str | None = None
-    from_epoch: int | None = None
+    from_epoch: int | Literal["all"] | None = None
     progress: Literal["auto", "plain", "quiet"] = "auto"
 
     def run(self, run: Run, watch: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
 
-        With ``from_run`` nothing is trained: the model is that of an earlier run, as it ended or as its Pareto archive has it after ``from_epoch``.
+        With ``from_run`` nothing is trained: the model is that of an earlier run, as it ended or as its Pareto archive has it after ``from_epoch``;
+        with ``from_epoch`` "all" each model of that archive has a run in a folder of its own, and the summary is that of the last.
         ``watch`` gets the row of every epoch, and may raise ``StoppedEarly``.
 
         Raises:
             ConfigError: settings that do not fit each other, the data or the model; before anything is trained.
             DivergedError: the loss stopped being a number.
         """
+        if self.from_epoch == "all":
+            return export_front(self, run)
         start, console = time.perf_counter(), Console(self.progress)
         self.fitcompress.check(self.pruning, self.quantization, self.training)
         self._limit_threads()
@@ -97,6 +101,7 @@ class Experiment:
         torch.manual_seed(self.seed)
         float_model = self.build_model(splits)
         model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
+        self.export.check(model, tuple(splits.input_shape))
         trainer = self.trainer(model, splits)
         for warning in self.pruning.warnings(trainer.horizon) if self.training.epochs else []:
             log.warning(warning)
@@ -200,7 +205,7 @@ class Experiment:
     def _take_over(self, trainer: Trainer, folder: Path) -> None:
         """Give a trainer the model of an earlier run, and its epochs up to there."""
         self._restore(trainer, folder)
-        if self.from_epoch is not None:
+        if isinstance(self.from_epoch, int):
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
 

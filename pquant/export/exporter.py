@@ -13,6 +13,10 @@ from pquant.settings import Settings, schema
 class Exporter(Protocol):
     """Turns a finalized model into files."""
 
+    def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a tool is missing."""
+        ...
+
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write the files under ``folder`` and return figures for the summary."""
         ...
@@ -22,6 +26,9 @@ class Exporter(Protocol):
 @dataclass(frozen=True)
 class NoExport(Settings):
     """Nothing beyond the weights that every run leaves."""
+
+    def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+        """Take any model."""
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Return no figures."""

@@ -11,6 +11,7 @@ DIRECTIONS = METRICS | {
     "loss": "minimize",
     "sparsity": "maximize",
     **dict.fromkeys(("ebops", "weight_bits", "size_bytes", "nonzero_params", "params", "wall_seconds"), "minimize"),
+    **dict.fromkeys(("luts_estimated", "luts_yosys", "registers", "latency_cycles", "delay_ns_estimated"), "minimize"),
 }
 
 

@@ -84,6 +84,7 @@ def duration(seconds: float) -> str:
 
 
 _LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
+_LABELS |= {"luts_estimated": "LUTs (estimated)", "luts_yosys": "LUTs (Yosys)"}
 _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),

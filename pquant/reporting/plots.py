@@ -52,27 +52,27 @@ def layer_bars(layers: Rows) -> list[Plot]:
     return [Plot(label(name), _bars(with_it, name)) for name, with_it in known.items() if with_it]
 
 
-def front_plot(rows: Rows, best: Rows, metric: str) -> Plot:
-    """Return the plot of a metric (``val/<name>``) against EBOPs: all epochs as points, those of the Pareto front joined and named by epoch."""
+def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot:
+    """Return the plot of a metric (``val/<name>``) against a cost: all epochs as points, those of the Pareto front joined and named by epoch."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    name = metric.partition("/")[2]
+    name, what = metric.partition("/")[2], label(cost.rpartition("/")[2])
     figure, axes = _axes(HEIGHT)
-    axes.scatter(*_places(rows, metric), s=8, color=GRID, linewidths=0)
-    axes.step(*_places(best, metric), where="post", color=FIRST, linewidth=1.2, marker="o", markersize=3.5)
+    axes.scatter(*_places(rows, metric, cost), s=8, color=GRID, linewidths=0)
+    axes.step(*_places(best, metric, cost), where="post", color=FIRST, linewidth=1.2, marker="o", markersize=3.5)
     for row in best[:: max(len(best) // 6, 1)]:
-        axes.annotate(str(row["epoch"]), (row["ebops"], row[metric]), xytext=(3, -9), textcoords="offset points", color=TEXT, fontsize=FONT_SIZE - 3)
-    if min((row["ebops"] for row in rows), default=0) > 0:
+        axes.annotate(str(row["epoch"]), (row[cost], row[metric]), xytext=(3, -9), textcoords="offset points", color=TEXT, fontsize=FONT_SIZE - 3)
+    if min((row[cost] for row in rows), default=0) > 0:
         axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name == "accuracy" else f"{value:,.5g}"))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_xlabel("EBOPs (points of the front by epoch)", color=TEXT, fontsize=FONT_SIZE)
-    return Plot(f"{label(name)} against EBOPs", _svg(figure))
+    axes.set_xlabel(f"{what} (points of the front by epoch)", color=TEXT, fontsize=FONT_SIZE)
+    return Plot(f"{label(name)} against {what}", _svg(figure))
 
 
-def _places(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
-    return [row["ebops"] for row in rows], [row[metric] for row in rows]
+def _places(rows: Rows, metric: str, cost: str) -> tuple[list[float], list[float]]:
+    return [row[cost] for row in rows], [row[metric] for row in rows]
 
 
 def standalone(svg: str) -> str:

@@ -47,6 +47,11 @@ def archived(folder: Path, epoch: int) -> Path:
     return folder / "pareto" / f"epoch_{epoch:04}.pt"
 
 
+def archived_epochs(folder: Path) -> list[int]:
+    """Return the epochs whose models a run's folder keeps."""
+    return [int(path.stem.partition("_")[2]) for path in sorted(folder.glob("pareto/epoch_*.pt"))]
+
+
 def load_archived(folder: Path, epoch: int) -> dict[str, Any]:
     """Return the state of the model after ``epoch``.
 
@@ -55,6 +60,6 @@ def load_archived(folder: Path, epoch: int) -> dict[str, Any]:
     """
     file = archived(folder, epoch)
     if not file.is_file():
-        there = [int(path.stem.partition("_")[2]) for path in sorted(folder.glob("pareto/epoch_*.pt"))]
-        raise ConfigError(f"from_epoch must be an epoch of the run's Pareto archive, got {epoch}; {folder} has {there or 'none'}")
+        there = archived_epochs(folder) or "none"
+        raise ConfigError(f"from_epoch must be 'all' or an epoch of the run's Pareto archive, got {epoch}; {folder} has {there}")
     return load_checkpoint(file)["model"]

@@ -1,0 +1,149 @@
+"""The finalized model in integers: the oracle that every export must equal, and the files for those who write their own hardware code."""
+
+import copy
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pquant.errors import ExportError
+from pquant.export.fixed import Fixed, Format
+from pquant.export.graph import Graph, Step
+from pquant.export.replay import parameters, quantized_input, replay
+from pquant.layers.compressed import QuantizedLayer
+from pquant.tracking.files import write_atomic, write_json
+
+log = logging.getLogger(__name__)
+
+FLOAT32_BITS = 24
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """What one layer adds up to: bits, sign included, of its result and of the largest sum on the way, and whether float32 holds that exactly."""
+
+    layer: str
+    bits: int
+    partial_bits: int
+    float32_exact: bool
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A model that equals its integers on ``count`` vectors: quantized inputs and outputs as integers with f fractional bits, and widths by layer."""
+
+    inputs: np.ndarray
+    input_f: int
+    outputs: np.ndarray
+    output_f: int
+    accumulators: list[Accumulator]
+
+    @property
+    def count(self) -> int:
+        """Vectors that were compared."""
+        return len(self.inputs)
+
+
+def accumulators(graph: Graph) -> list[Accumulator]:
+    """Return the width of every layer's and sum's accumulator, for any input."""
+    rows: list[Accumulator] = []
+
+    def note(step: Step, value: Any) -> None:
+        if isinstance(value, Fixed):
+            bits, partial = (int(most).bit_length() + 1 for most in (value.largest, max(value.peak, value.largest)))
+            rows.append(Accumulator(step.name, bits, partial, max(value.peak, value.largest) <= 2**FLOAT32_BITS))
+
+    replay(graph, quantized_input(graph, np.zeros((1, *graph.input_shape))), note)
+    return rows
+
+
+def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
+    """Compare a finalized model, layer by layer, with its integers on float32 vectors (count, *input shape).
+
+    Where an accumulator passes float32's 24 bits a warning says so, and the model is compared in float64.
+
+    Raises:
+        ExportError: they differ; layer, place and both values are named.
+    """
+    rows = accumulators(graph)
+    wide = [row for row in rows if not row.float32_exact]
+    for row in wide:
+        log.warning("layer '%s' adds up to %d bits, more than float32 holds: its values are checked in float64", row.layer, row.partial_bits)
+    reference = copy.deepcopy(model).eval().to(torch.float64 if wide else torch.float32)
+    reference_graph = _outputs_of(reference)
+    inputs, outputs = [], []
+    for start in range(0, len(vectors), BATCH):
+        batch = vectors[start : start + BATCH]
+        values = replay(graph, quantized_input(graph, batch.astype(np.float64)))
+        with torch.no_grad():
+            result = reference(torch.from_numpy(batch).to(torch.float64 if wide else torch.float32))
+        for step, seen in zip(graph.layers, reference_graph, strict=True):
+            _compare(step.name, seen, values[graph.steps.index(step) + 1], start)
+        reference_graph.clear()
+        _compare("the model's output", result, values[graph.output], start)
+        inputs.append(values[0])
+        outputs.append(values[graph.output])
+    f = inputs[0].f, outputs[0].f
+    return Verified(np.concatenate([x.n for x in inputs]), f[0], np.concatenate([x.n for x in outputs]), f[1], rows)
+
+
+def _outputs_of(model: nn.Module) -> list[torch.Tensor]:
+    """Return a list that takes in what each layer gives at each call."""
+    seen: list[torch.Tensor] = []
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    return seen
+
+
+def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
+    given, expected = seen.double().numpy(), value.floats()
+    if np.array_equal(given, expected):
+        return
+    if given.shape != expected.shape:
+        raise ExportError(f"'{name}' has shape {given.shape[1:]} in the model, but {expected.shape[1:]} in integers")
+    if not isinstance(value, Fixed):
+        return
+    vector, *place = (int(at) for at in np.argwhere(given != expected)[0])
+    where = (vector, *place)
+    raise ExportError(
+        f"model and integers part at '{name}'{place}, vector {start + vector}: "
+        f"the model gives {given[where]:.10g}, the integers {expected[where]:.10g}"
+    )
+
+
+def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
+    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which says what they mean."""
+    arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
+    layers = []
+    for step in graph.layers:
+        layer: Any = step.layer
+        row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "output_shape": step.shape}
+        for part in ("weight", "bias"):
+            if getattr(layer, part, None) is not None:
+                constants = parameters(layer, part)
+                arrays[f"{step.name}.{part}"] = constants.n
+                row[part] = {"array": f"{step.name}.{part}", "f": constants.f} | {"format": _format(getattr(layer, f"{part}_quantizer"))}
+        row |= {kind: _format(getattr(layer, f"{kind}_quantizer")) for kind in ("input", "output")}
+        layers.append(row)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomic(folder / "integers.npz", content.getvalue())
+    described = {
+        "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
+        "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
+        "layers": layers,
+        "accumulators": [vars(row) for row in verified.accumulators],
+    }
+    write_json(folder / "integers.json", described)
+
+
+def _format(quantizer: Any) -> dict[str, Any] | None:
+    form = Format.of(quantizer)
+    return None if form is None else vars(form)

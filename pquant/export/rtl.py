@@ -1,0 +1,216 @@
+"""Verilog that computes bit for bit what the finalized model does, and what it costs."""
+
+import importlib.util
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from pquant.data.splits import Splits
+from pquant.errors import ConfigError, ExportError
+from pquant.export.check import checked, multiplications
+from pquant.export.graph import Graph
+from pquant.export.integers import Verified, verify, write_integers
+from pquant.export.replay import input_format
+from pquant.export.simulation import Port, simulate, simulator_there
+from pquant.export.synthesis import count_cells, yosys_command
+from pquant.export.text import render
+from pquant.export.vectors import test_vectors
+from pquant.settings import Settings, schema, setting
+from pquant.tracking.files import write_atomic, write_json
+
+log = logging.getLogger(__name__)
+
+TOP = "net"
+MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SAT_SYM WRAP".split())
+
+
+@schema("export", "rtl")
+@dataclass(frozen=True)
+class RTL(Settings):
+    """Fully unrolled Verilog by alkaid, verified and counted.
+
+    Attributes:
+        clock_period: ns, for the constraints and the latency.
+        pipelined: whether to cut the logic by registers; else it is combinational.
+        latency_cutoff: most delay in ns, as alkaid estimates it, between two registers; null for the clock period.
+        vectors: how many inputs the model, its integers and alkaid's emulator are compared on.
+        simulator: what simulates the Verilog; "auto" takes Icarus Verilog, else Verilator, whichever is installed; "emulator" none.
+        simulated_vectors: how many of the inputs it gets.
+        synthesize: whether Yosys counts look-up tables; "auto" does where Yosys is installed and no more than ``synthesis_limit`` LUTs are estimated.
+        synthesis_limit: in LUTs.
+        family: Yosys' name of the Xilinx family: xc7, xcu (UltraScale) or xcup (UltraScale+).
+        part: for the Vivado script, which pquant does not run.
+        max_multiplications: products with weights in one inference, zeros included; all exist side by side in hardware.
+    """
+
+    clock_period: float = setting(5.0, gt=0)
+    pipelined: bool = True
+    latency_cutoff: float | None = setting(None, gt=0)
+    vectors: int = setting(10_000, ge=64)
+    simulator: Literal["auto", "icarus", "verilator", "emulator"] = "auto"
+    simulated_vectors: int = setting(200, ge=1)
+    synthesize: Literal["auto", "yes", "no"] = "auto"
+    synthesis_limit: int = setting(5_000, ge=0)
+    family: Literal["xc7", "xcu", "xcup"] = "xcup"
+    part: str = "xcvu13p-flga2577-2-e"
+    max_multiplications: int = setting(2_000_000, ge=1)
+
+    def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a tool is missing."""
+        if importlib.util.find_spec("alkaid") is None:
+            raise ConfigError("export=rtl needs alkaid: pip install 'pquant[rtl]'")
+        simulator_there(self.simulator)
+        if self.synthesize == "yes" and yosys_command() is None:
+            raise ConfigError("RTL.synthesize is 'yes', but there is no Yosys: pip install pyosys, or put yosys on the PATH")
+        count = multiplications(checked(model, input_shape, MODES))
+        if count > self.max_multiplications:
+            raise ConfigError(
+                f"export=rtl lays out all {count:,} multiplications of an inference side by side, "
+                f"RTL.max_multiplications is {self.max_multiplications:,}"
+            )
+
+    def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
+        """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` figures.
+
+        Raises:
+            ConfigError: a model that hardware cannot compute.
+            ExportError: model, integers, emulator and simulation do not all give the same bits.
+        """
+        from alkaid.codegen.rtl import RTLModel
+
+        from pquant.export.wires import logic
+
+        start = time.perf_counter()
+        self.check(model, tuple(splits.input_shape))
+        graph = checked(model, tuple(splits.input_shape), MODES)
+        verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        target = folder / "export" / "rtl"
+        target.mkdir(parents=True, exist_ok=True)
+        write_integers(graph, verified, target.parent)
+
+        comb = logic(graph)
+        check_emulator(comb, graph, verified)
+        cut = {"latency_cutoff": self.latency_cutoff or self.clock_period} if self.pipelined else {}
+        rtl = RTLModel(comb, target, TOP, clock_period=self.clock_period, part_name=self.part, ternary_fuse=False, print_latency=False, **cut)
+        rtl.write()
+        cycles = int(rtl.latency or 0)
+        figures: dict[str, Any] = {
+            "rtl/luts_estimated": round(comb.cost),
+            "rtl/registers": rtl.reg_bits,
+            "rtl/latency_cycles": cycles,
+            "rtl/delay_ns_estimated": float(comb.latency[1]),
+            "rtl/clock_period_ns": self.clock_period,
+            "rtl/accumulator_bits": max((row.partial_bits for row in verified.accumulators), default=0),
+            "rtl/vectors": verified.count,
+        }
+        ports = Port.of([qint.kif for qint in comb.inp_qint]), Port.of([qint.kif for qint in comb.out_qint])
+        simulator = simulator_there(self.simulator)
+        count = min(self.simulated_vectors, verified.count)
+        self._write_bench(target, ports, verified, cycles, count)
+        if simulator:
+            check_simulation(simulator, target, count)
+        figures |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
+        figures |= self._count(target, figures["rtl/luts_estimated"])
+        figures["rtl/seconds"] = time.perf_counter() - start
+        self._describe(target, graph, ports, figures)
+        return figures
+
+    def _write_bench(self, target: Path, ports: tuple[Port, Port], verified: Verified, cycles: int, count: int) -> None:
+        inputs, outputs = ports
+        bench = target / "sim"
+        for leftover in bench.glob("*"):
+            leftover.unlink()  # alkaid's own testbench, which needs its Python
+        write_atomic(bench / "vectors.hex", "\n".join(inputs.words(verified.inputs[:count], verified.input_f)) + "\n")
+        write_atomic(bench / "expected.hex", "\n".join(outputs.words(verified.outputs[:count], verified.output_f)) + "\n")
+        values = {"top": f"{TOP}_wrapper", "count": count, "cycles": cycles, "clocked": self.pipelined, "half": self.clock_period / 2}
+        write_atomic(bench / "tb.v", render("tb.v.j2", input_bits=inputs.width, output_bits=outputs.width, **values))
+        sources = [str(path.relative_to(target)) for pattern in ("src/*.v", "src/static/*.v") for path in sorted(target.glob(pattern))]
+        write_atomic(target / "synth.ys", render("synth.ys.j2", sources=sources, family=self.family, top=f"{TOP}_wrapper"))
+        write_atomic(target / "Makefile", render("Makefile.j2"))
+
+    def _count(self, target: Path, estimated: int) -> dict[str, float]:
+        command = yosys_command()
+        if self.synthesize == "no" or command is None or self.synthesize == "auto" and estimated > self.synthesis_limit:
+            log.info("no Yosys count: RTL.synthesize=%s, %s, %d LUTs estimated", self.synthesize, "Yosys there" if command else "no Yosys", estimated)
+            return {}
+        start = time.perf_counter()
+        counts = count_cells(command, target / "synth.ys")
+        return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
+
+    def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], figures: Mapping[str, Any]) -> None:
+        form = input_format(graph)
+        simulator, simulated = figures["rtl/simulator"], figures["rtl/simulated_vectors"]
+        texts = {
+            which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}"}
+            for which, port in zip(("input", "output"), ports, strict=True)
+        }
+        write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts})
+        text = render(
+            "README.md.j2",
+            top=f"{TOP}_wrapper",
+            verified=figures["rtl/vectors"],
+            simulated=simulated or "no",
+            simulator=simulator if simulated else "a simulator, as none was there",
+            figures={name.removeprefix("rtl/"): value for name, value in figures.items()},
+            ports=texts,
+            input_shape=tuple(graph.input_shape),
+            output_shape=tuple(graph.output_shape),
+            round_mode=form.round_mode,
+            overflow_mode=form.overflow_mode,
+            clocked=self.pipelined,
+            latency=figures["rtl/latency_cycles"],
+            part=self.part,
+        )
+        write_atomic(target / "README.md", text)
+
+
+def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
+    """Compare alkaid's logic with the integers on all vectors.
+
+    Raises:
+        ExportError: they differ; the first layer at which they do is named.
+    """
+    given = np.ldexp(verified.inputs.reshape(verified.count, -1).astype(np.float64), -verified.input_f)
+    expected = np.ldexp(verified.outputs.reshape(verified.count, -1).astype(np.float64), -verified.output_f)
+    seen = comb.predict(given, n_threads=1)
+    if np.array_equal(seen, expected):
+        return
+    vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
+    raise ExportError(
+        f"integers and alkaid's logic part at output {place} {first_difference(graph, given[vector])}, vector {vector}: "
+        f"the integers give {expected[vector, place]:.10g}, the logic {seen[vector, place]:.10g}"
+    )
+
+
+def first_difference(graph: Graph, given: np.ndarray) -> str:
+    """Return in which layer the logic first differs from the integers for one quantized input."""
+    from pquant.export.replay import quantized_input, replay
+    from pquant.export.wires import logic
+
+    values = replay(graph, quantized_input(graph, given.reshape(1, *graph.input_shape)))[1:]
+    seen, at = logic(graph, every_layer=True).predict(given[None], n_threads=1)[0], 0
+    for step, value in zip(graph.steps, values, strict=True):
+        part, at = seen[at : at + value.floats().size], at + value.floats().size
+        if not np.array_equal(part, value.floats().ravel()):
+            return f"(first in layer '{step.name}')"
+    return "(in no layer by itself)"
+
+
+def check_simulation(simulator: str, target: Path, count: int) -> None:
+    """Simulate the Verilog and compare all outputs with the expected ones.
+
+    Raises:
+        ExportError: they differ.
+    """
+    seen, expected = simulate(simulator, target), (target / "sim" / "expected.hex").read_text().split()
+    if len(seen) != count:
+        raise ExportError(f"{simulator} gave {len(seen)} outputs for {count} vectors")
+    for vector, (one, other) in enumerate(zip(seen, expected, strict=True)):
+        if one != other:
+            raise ExportError(f"integers and Verilog part at the model's output, vector {vector}: the integers give {other}, {simulator} {one}")

