@@ -7,36 +7,51 @@ from functools import partial
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pquant.config import CONFIGURATION_ERRORS, allowed_targets, build_experiment, explain, run_folder
 from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
+from pquant.interrupt import Interrupted
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
 def job(config: DictConfig) -> float | list[float] | None:
-    """Run one job and return what a sweep optimizes."""
-    return this_job(config).conduct(partial(run, config))
+    """Run one job and return what a sweep optimizes; a job of its own ends here when its configuration cannot work."""
+    try:
+        return this_job(config).conduct(partial(run, config))
+    except CONFIGURATION_ERRORS as error:
+        if HydraConfig.get().mode is RunMode.RUN:
+            refuse(error)
+        raise
 
 
 def run(config: DictConfig, watch: Callable[[Row], None], go_on: bool) -> dict[str, Any]:
     """Run the experiment that ``config`` describes; return the figures of its summary."""
-    folder, composed = run_folder(config)
+    folder, composed, resumes = run_folder(config)
     experiment = build_experiment(composed)
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return experiment.run(Run(folder, plain, " ".join(["python", *sys.argv]), go_on or config.resume is not None), watch)
+    return experiment.run(Run(folder, plain, " ".join(["python", *sys.argv]), go_on or resumes), watch)
+
+
+def refuse(error: BaseException) -> None:
+    """End the process with one line that says what is wrong; return when $PQUANT_TRACEBACK asks for a traceback."""
+    if not os.environ.get("PQUANT_TRACEBACK"):
+        sys.exit(f"error: {explain(error)}")
 
 
 def main() -> None:
-    """Run; say configuration errors in one line, or with a traceback when $PQUANT_TRACEBACK is set."""
+    """Run; exit with one line for a configuration error, and with 128 + the signal's number when one ended the run."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
     except CONFIGURATION_ERRORS as error:
-        if os.environ.get("PQUANT_TRACEBACK"):
-            raise
-        sys.exit(f"error: {explain(error)}")
+        refuse(error)
+        raise
+    except Interrupted as signal:
+        sys.exit(signal.exit_code)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, did_you_mean, unknown
-from pquant.experiment import Experiment
+from pquant.experiment import CHECKPOINT, Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs
 
 ALLOW = "PQUANT_ALLOW"
@@ -104,27 +105,31 @@ OWN = ("export", "tracker", "progress", "from_run", "from_epoch")
 """What a command with ``from_run`` says itself; all else is what that run was made with."""
 
 
-def run_folder(config: DictConfig) -> tuple[Path, DictConfig]:
-    """Return the folder of a job and its configuration.
+AUTO = "auto"
 
-    They are what Hydra made; with ``resume``, folder and configuration of that run; with ``from_run``, a new folder and that run's configuration.
+
+def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
+    """Return the folder of a job, its configuration, and whether it goes on from the checkpoint that is there.
+
+    Folder and configuration are what Hydra made; with ``resume``, those of that run; with ``from_run``, a new folder and that run's configuration.
+    ``resume`` "auto" goes on where the folder that Hydra gives (``hydra.run.dir``) has a checkpoint, and begins where it has none.
 
     Raises:
         ConfigError: ``resume`` or ``from_run`` names no run's folder, or both are given.
     """
     if config.resume is not None and config.from_run is not None:
         raise ConfigError("resume goes on with a run and from_run starts from one: give either")
-    if config.resume is not None:
-        return Path(config.resume), _saved_config("resume", Path(config.resume))
+    if config.resume not in (None, AUTO):
+        return Path(config.resume), _saved_config("resume", Path(config.resume)), True
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.from_run is None:
         if config.from_epoch is not None:
             raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
-        return folder, config
+        return folder, config, config.resume == AUTO and has_checkpoint(folder / CHECKPOINT)
     saved = _saved_config("from_run", Path(config.from_run))
     for key in OWN:
         saved[key] = config[key]
-    return folder, saved
+    return folder, saved, False
 
 
 def _saved_config(key: str, folder: Path) -> DictConfig:

@@ -4,7 +4,8 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -33,7 +34,7 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import write_report
 from pquant.reporting.layers import print_layers
 from pquant.tracking.environment import config_hash, environment
-from pquant.tracking.files import MetricsCsv, write_json
+from pquant.tracking.files import MetricsCsv, only_run_in, write_json
 from pquant.tracking.tracker import Tracker
 from pquant.training.archive import ParetoArchive, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 32
 CHECKPOINT = "checkpoint.pt"
+STATUS = "status.json"
+NOT_TRAINED = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
+"""Keys of the configuration that may differ when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,7 @@ class Experiment:
         for warning in self.fitcompress.prepare(model):
             log.warning(warning)
 
-        self.tracker.start(run.folder, run.config)
-        try:
+        with only_run_in(run.folder), self._told(run):
             baseline = {} if self.from_run else self._baseline(float_model, splits, console)
             if self.from_run:
                 self._take_over(trainer, Path(self.from_run))
@@ -127,15 +130,29 @@ class Experiment:
             save_model(final, run.folder)
             summary |= self.export.export(final, splits, run.folder)
             self._report(run, summary, trainer.rows, final)
-        except StoppedEarly:
-            self.tracker.finish("finished")
-            raise
-        except BaseException as error:
-            self.tracker.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        self.tracker.finish("finished")
         console.summary(summary, run.folder)
         return summary
+
+    @contextmanager
+    def _told(self, run: Run) -> Iterator[None]:
+        """Tell the tracker and ``status.json`` that a run goes on, and how it ends: finished, interrupted or failed."""
+        self.tracker.start(run.folder, run.config)
+        write_json(run.folder / STATUS, {"status": "running"})
+        end = "failed"
+        try:
+            yield
+            end = "finished"
+        except StoppedEarly:
+            end = "finished"
+            raise
+        except KeyboardInterrupt:
+            end = "interrupted"
+            log.warning("interrupted; python run.py resume=%s goes on after the last complete epoch", run.folder)
+            raise
+        finally:
+            self.tracker.finish(end)
+            with suppress(OSError):
+                write_json(run.folder / STATUS, {"status": end})
 
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
@@ -169,15 +186,18 @@ class Experiment:
     def _fit(self, trainer: Trainer, run: Run, console: Console, watch: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
+        identity = config_hash({key: value for key, value in run.config.items() if key not in NOT_TRAINED})
         if run.resume:
-            self._restore(trainer, run.folder)
+            state = self._restore(trainer, run.folder)
+            if self.resume == "auto" and state["config"] != identity:
+                raise ConfigError(f"resume=auto: the run in {run.folder} was made with other settings; give the same, or another hydra.run.dir")
             console.note(f"going on after epoch {trainer.position}")
             if archive:
                 archive.update(trainer.rows, trainer.model)
         metrics.rewrite(trainer.rows)
 
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict())
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": identity})
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -195,12 +215,13 @@ class Experiment:
     def _keeps_front(self) -> bool:
         return bool(self.quantization.hgq_beta_schedule) if self.training.pareto == "auto" else self.training.pareto
 
-    def _restore(self, trainer: Trainer, folder: Path) -> None:
-        """Bring a trainer to where the checkpoint of a run left it."""
+    def _restore(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        """Bring a trainer to where the checkpoint of a run left it, and return that."""
         state = load_checkpoint(folder / CHECKPOINT)
         if state["position"] > self.training.pretraining_epochs:
             release(trainer.model)
         trainer.load_state_dict(state)
+        return state
 
     def _take_over(self, trainer: Trainer, folder: Path) -> None:
         """Give a trainer the model of an earlier run, and its epochs up to there."""

@@ -36,7 +36,7 @@ def graceful() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {int(number): signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, remember)
     try:

@@ -20,6 +20,7 @@ from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
 from pquant.finetuning.study import pruner, storage
 from pquant.tracking.files import plain
+from pquant.training.checkpoint import has_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class StudyTrial:
             log.warning("trial %d is finished already", self.number)
             return None
         try:
-            figures = work(self.report, (self.folder / CHECKPOINT).is_file())
+            figures = work(self.report, has_checkpoint(self.folder / CHECKPOINT))
         except StoppedEarly as stop:
             log.info("trial %d: %s", self.number, stop)
             self._tell(TrialState.PRUNED)

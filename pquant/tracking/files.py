@@ -6,9 +6,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pquant.errors import ConfigError
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> None:
@@ -30,6 +35,24 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; whoever else asks for it meanwhile is refused. The lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"another run is at work in {folder}: wait for its end, or give this one a folder of its own (hydra.run.dir)") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, obj: Any) -> None:

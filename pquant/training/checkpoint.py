@@ -19,6 +19,11 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Return whether there is a checkpoint to go on from, the last or the one before."""
+    return path.is_file() or previous(path).is_file()
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values, nested) behind its checksum; the checkpoint that was there is kept as the :func:`previous` one.
 
