@@ -19,7 +19,7 @@ COMMON = "data=jets model=jet_tagger pruning=magnitude tracker=none progress=qui
 )
 CASES = {
     "16-64-32-32-5, 8 bits, 80 % sparse": "pruning.sparsity=0.8 export.synthesize=no",
-    "16-64-32-5, 6 bits, 80 % sparse, with Yosys": "model.sizes=[16,64,32,5] pruning.sparsity=0.8 quantization.default_weight_fractional_bits=5 "
+    "16-32-16-5, 6 bits, 80 % sparse, with Yosys": "model.sizes=[16,32,16,5] pruning.sparsity=0.8 quantization.default_weight_fractional_bits=5 "
     "quantization.default_data_fractional_bits=2 export.synthesize=yes",
 }
 SHOWN = ("luts_estimated", "luts_yosys", "latency_cycles", "registers", "simulator", "simulated_vectors", "vectors", "seconds", "yosys_seconds")
