@@ -64,8 +64,9 @@ class QuantizedLayer(nn.Module):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return ``x`` quantized; as it is where its source left nothing to do."""
-        passes = self.input_quantizer.is_float or self.source and self.input_quantizer.keeps(self.source[0])
-        return x if passes else self.input_quantizer(_widened(x))
+        if self.source and self.input_quantizer.keeps(self.source[0]):
+            return x
+        return self.input_quantizer(x if self.input_quantizer.is_float else _widened(x))
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""

@@ -104,14 +104,15 @@ def test_values_that_are_not_kept_need_no_bits() -> None:
 
 
 def test_an_uncalibrated_quantizer_says_what_to_do() -> None:
-    quantizer = FixedPointQuantizer(TensorFormat(i="auto", f=2))
-    with pytest.raises(RuntimeError, match="give compress an example_input, or call pquant.calibrate"):
-        quantizer(torch.ones(2))
-    quantizer.observing = True
-    x = torch.randn(5)
-    assert quantizer(x) is x
-    quantizer.observing = False
-    assert quantizer.calibrated
+    for k in (True, False):
+        quantizer = FixedPointQuantizer(TensorFormat(k=k, i="auto", f=2))
+        with pytest.raises(RuntimeError, match="give compress an example_input, or call pquant.calibrate"):
+            quantizer(torch.ones(2))
+        quantizer.observing = True
+        x = torch.randn(5)
+        assert torch.equal(quantizer(x), x if k else x.clamp(min=0)), "a ReLU stays one while it is observed"
+        quantizer.observing = False
+        assert quantizer.calibrated
 
 
 def test_calibration_goes_through_the_whole_model_and_leaves_modes_as_they_are() -> None:

@@ -65,7 +65,7 @@ def test_the_plot_stands_alone(tmp_path: Path) -> None:
 
 def test_an_epoch_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     ParetoArchive(tmp_path, Classification()).update([row(7, 0.5, 100)], model_of(7))
-    with pytest.raises(ConfigError, match=r"from_epoch must be an epoch of the run's Pareto archive, got 3; .* has \[7\]"):
+    with pytest.raises(ConfigError, match=r"from_epoch must be 'all' or an epoch of the run's Pareto archive, got 3; .* has \[7\]"):
         load_archived(tmp_path, 3)
     (tmp_path / "pareto" / "epoch_0003.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ConfigError, match="no readable checkpoint"):
