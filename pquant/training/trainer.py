@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
+from pquant.errors import DivergedError
 from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import Penalty, sparsity
@@ -29,10 +30,6 @@ from pquant.training.training import Training
 
 CALIBRATION_BATCHES = 8
 Row = dict[str, Any]
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +211,7 @@ class Trainer:
             "snapshot": self.snapshot,
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "rows": self.rows,
         }
 
@@ -226,6 +224,8 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["rng"].cpu())
+        if self.device.type == "cuda" and state["device_rng"] is not None:
+            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
 
 
 def _on(device: torch.device, data: Dataset[tuple[Tensor, ...]]) -> Dataset[tuple[Tensor, ...]]:
