@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
 from pquant.errors import ConfigError, StoppedEarly
 from pquant.export.exporter import Exporter
@@ -102,6 +103,7 @@ class Experiment:
         self.fitcompress.check(self.pruning, self.quantization, self.training)
         self._limit_threads()
         splits = self.data.load(self.seed)
+        check_data(splits, train_finite=self.training.on_nan == "stop")
         torch.manual_seed(self.seed)
         float_model = self.build_model(splits)
         model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))

@@ -34,7 +34,7 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
             os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,7 +100,7 @@ class MetricsCsv:
                 file.write(self._lines(self.rows[-1:]))
         except OSError as error:
             os.truncate(self.path, size)
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all rows, atomically."""
