@@ -11,10 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pquant.config import CONFIGURATION_ERRORS, allowed_targets, build_experiment, explain, run_folder
+from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, explain, run_folder
 from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
-from pquant.interrupt import Interrupted
+from pquant.interrupt import Interrupted, requeue
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
@@ -22,7 +22,7 @@ def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return what a sweep optimizes; a job of its own ends here when its configuration cannot work."""
     try:
         return this_job(config).conduct(partial(run, config))
-    except CONFIGURATION_ERRORS as error:
+    except CLEAR_ERRORS as error:
         if HydraConfig.get().mode is RunMode.RUN:
             refuse(error)
         raise
@@ -43,14 +43,16 @@ def refuse(error: BaseException) -> None:
 
 
 def main() -> None:
-    """Run; exit with one line for a configuration error, and with 128 + the signal's number when one ended the run."""
+    """Run; exit with one line for an error that people can mend, and with 128 + the signal's number when one ended the run."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
-    except CONFIGURATION_ERRORS as error:
+    except CLEAR_ERRORS as error:
         refuse(error)
         raise
     except Interrupted as signal:
+        if signal.requeues:
+            requeue()
         sys.exit(signal.exit_code)
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +13,12 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from hydra.utils import instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
-from pquant.errors import ConfigError, did_you_mean, unknown
+from pquant.errors import ConfigError, DivergedError, did_you_mean, unknown
 from pquant.experiment import CHECKPOINT, Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
@@ -53,6 +54,9 @@ def build_experiment(config: DictConfig) -> Experiment:
         for key in config:
             if key not in sections:
                 raise ConfigError(unknown("section", str(key), sections))
+        for field in fields(Experiment):
+            if field.name not in config and field.default is MISSING:
+                raise ConfigError(f"section '{field.name}' is missing")
         values = instantiate(config, _convert_="all", _execution_whitelist_=allowed_targets())
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
@@ -60,7 +64,9 @@ def build_experiment(config: DictConfig) -> Experiment:
 
 
 def explain(error: BaseException) -> str:
-    """Return one line for an error of composing or building a configuration: what was given, what was expected, the nearest valid name."""
+    """Return one line for one of the ``CLEAR_ERRORS``: what was given, what was expected, the nearest valid name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ConfigError):
@@ -99,6 +105,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
+CLEAR_ERRORS = (*CONFIGURATION_ERRORS, DivergedError, OSError)
+"""What one line explains better than a traceback."""
 
 
 OWN = ("export", "tracker", "progress", "from_run", "from_epoch")
@@ -120,7 +128,8 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
     if config.resume is not None and config.from_run is not None:
         raise ConfigError("resume goes on with a run and from_run starts from one: give either")
     if config.resume not in (None, AUTO):
-        return Path(config.resume), _saved_config("resume", Path(config.resume)), True
+        folder = Path(config.resume)
+        return folder, _saved_config("resume", folder), has_checkpoint(folder / CHECKPOINT)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.from_run is None:
         if config.from_epoch is not None:
@@ -136,4 +145,7 @@ def _saved_config(key: str, folder: Path) -> DictConfig:
     saved = folder / ".hydra" / "config.yaml"
     if not saved.is_file():
         raise ConfigError(f"{key} must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
-    return DictConfig(OmegaConf.load(saved))
+    try:
+        return DictConfig(OmegaConf.load(saved))
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{saved} is no whole configuration: {_one_line(error)}") from error

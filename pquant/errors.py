@@ -16,6 +16,10 @@ class StoppedEarly(Exception):  # noqa: N818
     """A run that is ended on purpose before its last epoch."""
 
 
+class DivergedError(RuntimeError):
+    """Data, the loss, gradients or weights are no longer numbers."""
+
+
 def did_you_mean(name: str, options: Iterable[object]) -> str:
     """Return ``": did you mean 'x'?"`` for the option nearest to ``name``, or an empty string."""
     close = get_close_matches(str(name), [str(option) for option in options], n=1, cutoff=0.5)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
 from pquant.errors import ConfigError, StoppedEarly
 from pquant.export.exporter import Exporter
@@ -25,7 +26,7 @@ from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.fitcompress import FITCompress
 from pquant.fitcompress.waiting import release
-from pquant.interrupt import graceful
+from pquant.interrupt import graceful, prompt
 from pquant.layers.convert import compress, finalize, unconverted
 from pquant.measures import figures, layer_table
 from pquant.pruning.method import PruningMethod
@@ -33,8 +34,8 @@ from pquant.quantization.quantization import Quantization
 from pquant.reporting.console import Console
 from pquant.reporting.html import write_report
 from pquant.reporting.layers import print_layers
-from pquant.tracking.environment import config_hash, environment
-from pquant.tracking.files import MetricsCsv, only_run_in, write_json
+from pquant.tracking.environment import config_hash, difference, environment
+from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
 from pquant.training.archive import ParetoArchive, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
@@ -102,6 +103,7 @@ class Experiment:
         self.fitcompress.check(self.pruning, self.quantization, self.training)
         self._limit_threads()
         splits = self.data.load(self.seed)
+        check_data(splits, train_finite=self.training.on_nan == "stop")
         torch.manual_seed(self.seed)
         float_model = self.build_model(splits)
         model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
@@ -114,7 +116,7 @@ class Experiment:
         for warning in self.fitcompress.prepare(model):
             log.warning(warning)
 
-        with only_run_in(run.folder), self._told(run):
+        with only_run_in(run.folder), prompt(), self._told(run):
             baseline = {} if self.from_run else self._baseline(float_model, splits, console)
             if self.from_run:
                 self._take_over(trainer, Path(self.from_run))
@@ -186,18 +188,22 @@ class Experiment:
     def _fit(self, trainer: Trainer, run: Run, console: Console, watch: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
-        identity = config_hash({key: value for key, value in run.config.items() if key not in NOT_TRAINED})
+        trained = _trained(run.config)
         if run.resume:
-            state = self._restore(trainer, run.folder)
-            if self.resume == "auto" and state["config"] != identity:
-                raise ConfigError(f"resume=auto: the run in {run.folder} was made with other settings; give the same, or another hydra.run.dir")
+            begun = self._restore(trainer, run.folder)["config"]
+            if begun != trained:
+                key, before, now = difference(begun, trained)
+                where = f"the run in {run.folder} was made with other settings, {key} = {before!r} instead of {now!r}"
+                raise ConfigError(f"{where}; give the same with resume=auto, or another hydra.run.dir")
             console.note(f"going on after epoch {trainer.position}")
             if archive:
                 archive.update(trainer.rows, trainer.model)
         metrics.rewrite(trainer.rows)
+        for row in trainer.rows:
+            self.tracker.log(row)
 
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": identity})
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": trained})
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -245,6 +251,14 @@ class Experiment:
         """Print, layer by layer, what would be pruned and with which bits; train nothing."""
         print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.fitcompress.masks(self.pruning)).__name__)
         return {}
+
+
+def _trained(config: dict[str, Any]) -> dict[str, Any]:
+    """Return of a configuration what a run must keep to go on."""
+    kept = {key: value for key, value in plain(config).items() if key not in NOT_TRAINED}
+    if isinstance(kept.get("training"), dict):
+        kept["training"] = {key: value for key, value in kept["training"].items() if key not in ("threads", "device")}
+    return kept
 
 
 def _example(splits: Splits) -> Tensor:

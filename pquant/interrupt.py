@@ -1,12 +1,18 @@
 """Signals that end a run in good order."""
 
+import logging
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+log = logging.getLogger(__name__)
+
+SLURM_JOB = "SLURM_JOB_ID"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,10 +22,22 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
+    @property
+    def requeues(self) -> bool:
+        """Whether the signal announced a pre-emption, after which the job shall run again."""
+        return self.exit_code == 128 + signal.SIGUSR1
+
+
+@contextmanager
+def prompt() -> Iterator[None]:
+    """Raise :class:`Interrupted` inside as soon as SIGINT or SIGTERM comes, and SIGUSR1 in a Slurm job; signals that others handle stay theirs."""
+    with _handling(_interrupt):
+        yield
+
 
 @contextmanager
 def graceful() -> Iterator[Callable[[], None]]:
-    """Let SIGINT and SIGTERM wait, and yield a check that raises :class:`Interrupted` once one has come; a second one ends the process at once.
+    """Let these signals wait, and yield a check that raises :class:`Interrupted` once one has come; a second one does not wait.
 
     Outside the main thread, which alone gets signals, the check does nothing.
     """
@@ -33,14 +51,34 @@ def graceful() -> Iterator[Callable[[], None]]:
         if came:
             raise Interrupted(came[0])
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handling(remember) as before:
         yield check
-        return
-    before = {int(number): signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, remember)
+
+
+def requeue() -> None:
+    """Ask Slurm to run this job again from its start, which with ``resume=auto`` goes on after the last complete epoch."""
+    command = ["scontrol", "requeue", os.environ[SLURM_JOB]]
     try:
-        yield check
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("%s failed: %s", " ".join(command), getattr(error, "stderr", "") or error)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Handle the signals by ``handler``; yield what handled them before."""
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURM_JOB in os.environ else [])]
+    main = threading.current_thread() is threading.main_thread()
+    before = {int(number): signal.getsignal(number) for number in signals if main}
+    before = {number: known for number, known in before.items() if known in (signal.SIG_DFL, signal.default_int_handler, _interrupt)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield before
     finally:
-        for number in SIGNALS:
-            signal.signal(number, before[number])
+        for number, known in before.items():
+            signal.signal(number, known)

@@ -1,6 +1,5 @@
 """A study of Optuna: its storage, the sampler of each trial, and the settings it was made with."""
 
-import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pquant.errors import ConfigError
+from pquant.tracking.environment import difference
 from pquant.tracking.files import plain
 
 SETTINGS = "settings"
@@ -58,7 +58,7 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
     if earlier is None:
         study.set_user_attr(SETTINGS, now)
     elif earlier != now:
-        key, before, after = _difference(earlier, now)
+        key, before, after = difference(earlier, now)
         raise ConfigError(
             f"the study '{name}' is there already, made with {key} = {before!r} instead of {after!r}: "
             "give this one a finetuning.experiment_name of its own"
@@ -94,12 +94,3 @@ def pruner(node: DictConfig | None) -> BasePruner:
 def is_grid(kind: partial[BaseSampler]) -> bool:
     """Return whether the sampler walks a grid, which it must be given."""
     return kind.func is GridSampler
-
-
-def _difference(earlier: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
-    """Return the dotted key of the first difference between two nested dictionaries, and its two values."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for name in itertools.chain(now, earlier):
-            if earlier.get(name) != now.get(name):
-                return _difference(earlier.get(name), now.get(name), f"{key}.{name}" if key else name)
-    return key, earlier, now

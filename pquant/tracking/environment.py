@@ -1,6 +1,7 @@
 """Where and with what a run was made, so that it can be made again."""
 
 import hashlib
+import itertools
 import json
 import platform
 import subprocess
@@ -26,6 +27,15 @@ def config_hash(config: dict[str, Any]) -> str:
     """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys."""
     canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def difference(earlier: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+    """Return the dotted key of the first difference between two nested dictionaries, and its two values."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for name in itertools.chain(now, earlier):
+            if earlier.get(name) != now.get(name):
+                return difference(earlier.get(name), now.get(name), f"{key}.{name}" if key else name)
+    return key, earlier, now
 
 
 def _version(package: str) -> str | None:

@@ -33,6 +33,8 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,13 +89,18 @@ class MetricsCsv:
         self._header: list[str] = []
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row at the end; a key never seen before rewrites the file with its new column, atomically."""
+        """Add a row at the end, whole or not at all; a key never seen before rewrites the file with its new column, atomically."""
         if not row.keys() <= set(self._header):
             self.rewrite([*self.rows, row])
             return
         self.rows.append(_as_numbers(row))
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            file.write(self._lines(self.rows[-1:]))
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                file.write(self._lines(self.rows[-1:]))
+        except OSError as error:
+            os.truncate(self.path, size)
+            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all rows, atomically."""

@@ -1,5 +1,7 @@
 """The training loop: a flat plan of epochs, so that a run can stop after any of them and go on."""
 
+import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
+from pquant.errors import ConfigError, DivergedError
 from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import Penalty, sparsity
@@ -22,17 +25,16 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
 from pquant.quantization.quantizer import Quantizer
 from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
+from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
 
+log = logging.getLogger(__name__)
+
 CALIBRATION_BATCHES = 8
 Row = dict[str, Any]
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ class Trainer:
         self.optimizer = optimizer(parameter_groups(self.model))
         self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
-        self.loader = batches(self.splits.train, training.batch_size, self.order)
+        self.loader = batches(self.splits.train, training.batch_size, self.order, self._leaves_one_out())
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
+        self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         self.losses = torch.compile(self._losses) if training.compiles(device) else self._losses
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
@@ -119,8 +122,23 @@ class Trainer:
             self.position += 1
             row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
             row |= {"sparsity": sparsity(self.model), "ebops": ebops(self.model), "lr": learning_rate, "seconds": time.perf_counter() - start}
+            if not math.isfinite(row["val/loss"]):
+                raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
             self.rows.append(row)
             on_epoch(row)
+
+    def _leaves_one_out(self) -> bool:
+        """Return whether the last batch of an epoch must be left out, as its single example has no variance for a batch norm of features.
+
+        Raises:
+            ConfigError: all batches are like that.
+        """
+        count, size = len(self.splits.train), self.training.batch_size  # type: ignore[arg-type]
+        if not any(isinstance(module, nn.BatchNorm1d) for module in self.model.modules()):
+            return False
+        if min(count, size) < 2:
+            raise ConfigError(f"batch norm needs 2 examples a batch: training.batch_size is {size}, the training set has {count}")
+        return count % size == 1
 
     def trace_ranges(self) -> None:
         """Widen tracked integer bits to the training data, before deployment; see :func:`pquant.trace_ranges`."""
@@ -167,23 +185,36 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
-        total, extra, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        start = copy.deepcopy({**self.state_dict(), "rows": []})
+        total, extra, count, good = torch.zeros(4, device=self.device).unbind()
         for x, y in self.loader:
-            x, y = x.to(self.device), y.to(self.device)
-            loss, auxiliary = self.losses(x, y)
-            self.optimizer.zero_grad()
-            (loss + auxiliary).backward()
-            self.optimizer.step()
-            for layer in self.pruned:
-                layer.pruner.on_batch_end(layer.weight)
-            total += loss.detach() * len(x)
-            extra += auxiliary.detach() * len(x)
-            count += len(x)
+            loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
+            total += loss * len(x)
+            extra += auxiliary * len(x)
+            count += kept * len(x)
+            good += kept
             after_step()
-        losses = {"train/loss": float(total) / count, "train/penalty": float(extra) / count}
-        if not all(map(math.isfinite, losses.values())):
-            raise DivergedError(f"the loss is not finite in epoch {epoch.number} ({epoch.stage.value}): {losses}; lower optimizer.lr")
-        return losses
+        skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
+        if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
+            self.load_state_dict(start | {"rows": self.rows})
+            where = locate(self) or "a value is not finite"
+            raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
+        if skipped:
+            log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
+        return {"train/loss": float(total) / float(count), "train/penalty": float(extra) / float(count)}
+
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, auxiliary = self.losses(x, y)
+        self.optimizer.zero_grad()
+        (loss + auxiliary).backward()
+        self.follow_step()
+        return loss.detach(), auxiliary.detach(), torch.isfinite(x).all()
+
+    def follow_step(self) -> None:
+        """Make the update that the gradients ask for, and let the pruners follow it."""
+        self.optimizer.step()
+        for layer in self.pruned:
+            layer.pruner.on_batch_end(layer.weight)
 
     def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
@@ -214,6 +245,7 @@ class Trainer:
             "snapshot": self.snapshot,
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "rows": self.rows,
         }
 
@@ -226,6 +258,8 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["rng"].cpu())
+        if self.device.type == "cuda" and state["device_rng"] is not None:
+            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
 
 
 def _on(device: torch.device, data: Dataset[tuple[Tensor, ...]]) -> Dataset[tuple[Tensor, ...]]:

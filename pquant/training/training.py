@@ -27,7 +27,9 @@ class Training(Settings):
     and evaluation stay in float32.
 
     ``pareto`` keeps the model after every epoch that no other surpasses in both validation metric and EBOPs; "auto" does where the price of bits
-    has a schedule. ``extra`` holds all other keys of the section, for the user's own code.
+    has a schedule. ``on_nan`` says what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it
+    began, or take back every such step (which costs each step a copy of the model and its momenta). ``extra`` holds all other keys of the section,
+    for the user's own code.
     """
 
     epochs: int = setting(200, ge=0)
@@ -43,6 +45,7 @@ class Training(Settings):
     pareto: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    on_nan: Literal["stop", "skip_step"] = "stop"
     extra: dict[str, Any] = setting({})
 
     def __post_init__(self) -> None:

@@ -1,0 +1,55 @@
+"""What data must be to be trained on and judged by: there, finite, and of the classes that they are said to have."""
+
+import logging
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from pquant.data.splits import Splits
+from pquant.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def check_data(splits: Splits, train_finite: bool = True) -> None:
+    """Check the splits: their sizes, and the values of those in memory. A class without examples in a split in memory is only warned of.
+
+    Args:
+        splits: the data.
+        train_finite: whether the training inputs must be finite, too.
+
+    Raises:
+        ConfigError: a split is empty, a value NaN or infinite, or a target no class.
+    """
+    for name, part in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        if not _size(part):
+            raise ConfigError(f"the {name} set is empty")
+        if type(part) is not TensorDataset:
+            continue
+        x, y = part.tensors
+        if name != "training" or train_finite:
+            _require_finite(name, "input", x)
+        _require_finite(name, "target", y)
+        if splits.num_classes is not None:
+            _check_classes(name, y, splits.num_classes)
+
+
+def _size(part: Dataset[tuple[Tensor, ...]]) -> int:
+    return len(part)  # type: ignore[arg-type]
+
+
+def _require_finite(name: str, what: str, values: Tensor) -> None:
+    if bool(torch.isfinite(values).all()):
+        return
+    place = (~torch.isfinite(values)).nonzero()[0].tolist()
+    raise ConfigError(f"the {name} set has {what}s that are not finite: {values[tuple(place)].item()} in example {place[0]}, position {place[1:]}")
+
+
+def _check_classes(name: str, y: Tensor, classes: int) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ConfigError(f"the {name} set has targets from {low} to {high}; with {classes} classes they must be from 0 to {classes - 1}")
+    absent = (torch.bincount(y.flatten(), minlength=classes) == 0).nonzero().flatten().tolist()
+    if absent:
+        log.warning("the %s set has no example of class %s", name, ", ".join(map(str, absent)))

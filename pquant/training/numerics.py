@@ -1,0 +1,121 @@
+"""What happens when numbers are no longer finite: the step is taken back, or the run stops and says where it began."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from pquant.training.trainer import Trainer
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Makes an optimizer step on inputs and targets; returns the task's loss, the auxiliary one, and whether the inputs were finite, three scalars."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Return whether all values are finite, a boolean scalar on their device."""
+    return torch.isfinite(get_total_norm(tensors, float("inf")))
+
+
+def trained(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters, and on their device what the optimizer remembers of them."""
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    return [
+        tensor for tensor in chain(parameters, _memory(optimizer).values()) if tensor.is_floating_point() and tensor.device == parameters[0].device
+    ]
+
+
+class SkipStep:
+    """Makes steps, and takes back those in which data, loss, gradients or weights are not finite: with them go parameters, buffers and momenta.
+
+    It decides on the device, where it also counts what it ``skipped``, so that the host never waits. A skipped step has no loss.
+    """
+
+    def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer) -> None:
+        self.step, self.model, self.optimizer = step, model, optimizer
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make a step and return its losses, 0 if it was taken back, and whether it was kept."""
+        before = {key: tensor.clone() for key, tensor in self._tensors().items()}
+        loss, auxiliary, good = self.step(x, y)
+        good = good & torch.isfinite(loss + auxiliary) & all_finite(trained(self.model, self.optimizer))
+        for key, tensor in self._tensors().items():
+            tensor.copy_(torch.where(good, tensor, before.get(key, 0)))
+        return torch.where(good, loss, 0), torch.where(good, auxiliary, 0), good
+
+    def _tensors(self) -> dict[Any, Tensor]:
+        tensors = chain(self.model.named_parameters(), self.model.named_buffers(), _memory(self.optimizer).items())
+        device = next(self.model.parameters()).device
+        return {key: tensor.detach() for key, tensor in tensors if tensor.device == device}
+
+
+def _memory(optimizer: Optimizer) -> dict[Any, Tensor]:
+    return {
+        (id(parameter), name): value for parameter, state in optimizer.state.items() for name, value in state.items() if isinstance(value, Tensor)
+    }
+
+
+def locate(trainer: "Trainer") -> str | None:
+    """Return what is first not finite in the epoch at whose start the trainer stands, and in which step; None if all is well this time.
+
+    The epoch is trained again, looking at everything.
+    """
+    trainer.model.train()
+    with _first_bad_output(trainer.model) as layers:
+        for number, (x, y) in enumerate(trainer.loader, 1):
+            what = _step_badly(trainer, x.to(trainer.device), y.to(trainer.device), layers)
+            if what:
+                return f"{what} in step {number} of {len(trainer.loader)}"
+    return None
+
+
+def _step_badly(trainer: "Trainer", x: Tensor, y: Tensor, layers: list[str]) -> str | None:
+    """Make a step; return what is first not finite in it."""
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return "the data are not finite"
+    loss, auxiliary = trainer._losses(x, y)
+    if layers:
+        return f"the output of layer '{layers[0]}' is not finite"
+    trainer.optimizer.zero_grad()
+    (loss + auxiliary).backward()
+    for name, value in (("loss", loss), ("penalty", auxiliary)):
+        if not bool(torch.isfinite(value)):
+            return f"the {name} is not finite"
+    parameters = dict(trainer.model.named_parameters())
+    for name, parameter in reversed(parameters.items()):
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return f"the gradient of '{name}' is not finite"
+    trainer.follow_step()
+    for name, parameter in parameters.items():
+        if not bool(all_finite([parameter.detach(), *_floats(trainer.optimizer.state[parameter].values())])):
+            return f"'{name}' or its momentum is not finite after the update"
+    return None
+
+
+def _floats(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+@contextmanager
+def _first_bad_output(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that gets the names of innermost modules whose outputs are not finite, as they come."""
+    bad: list[str] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in _floats(output if isinstance(output, tuple) else (output,))):
+                bad.append(name)
+
+        return look
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        yield bad
+    finally:
+        for handle in handles:
+            handle.remove()
