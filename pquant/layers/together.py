@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, weight_layers
+from pquant.pruning.method import prune_together
 from pquant.quantization.quantizer import quantize_together
 
 
@@ -26,17 +27,24 @@ class Together:
         """Compute all effective parameters, before a forward."""
         if torch.compiler.is_compiling():
             return
-        weights = [layer.pruner(layer.weight) if layer.pruning_first else layer.weight for layer in self.owners]
+        weights = self._pruned([layer.weight for layer in self.owners], first=True)
         biased = [layer for layer in self.layers if layer.bias is not None]
         quantizers = [layer.weight_quantizer for layer in self.owners] + [layer.bias_quantizer for layer in biased]
         quantized = quantize_together(quantizers, weights + [layer.bias for layer in biased])
         biases = iter(quantized[len(weights) :])
         weights = quantized[: len(weights)]
         seen = [layer.weight if layer.pruning_first else weight for layer, weight in zip(self.owners, weights, strict=True)]
-        weights = [weight if layer.pruning_first else layer.pruner(weight) for layer, weight in zip(self.owners, weights, strict=True)]
+        weights = self._pruned(weights, first=False)
         for layer, owner in zip(self.layers, self.owner, strict=True):
             bias = None if layer.bias is None else layer.pruner.prune_bias(next(biases), seen[owner])
             layer.__dict__["ready"] = (weights[owner], bias)
+
+    def _pruned(self, weights: list[Tensor], first: bool) -> list[Tensor]:
+        """Return the weights, those pruned that are pruned before (``first``) or after they are quantized."""
+        which = [index for index, layer in enumerate(self.owners) if layer.pruning_first == first]
+        pruned = prune_together([self.owners[index].pruner for index in which], [weights[index] for index in which])
+        results = dict(enumerate(weights)) | dict(zip(which, pruned, strict=True))
+        return list(results.values())
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forget them, after a forward or its failure."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import as_one
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -54,6 +55,13 @@ class DSTPruner(Pruner):
     def soft_weight(self, weight: Tensor) -> Tensor:
         """Return W * 1[|W| > t]."""
         return _StepMask.apply(weight, self.threshold)
+
+    @classmethod
+    def together(cls, pruners: Sequence["DSTPruner"], weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return W * 1[|W| > t] of all weights in one pass, while thresholds are trained."""
+        if pruners[0].stage is not Stage.TRAIN or not pruners[0].training or len(pruners) == 1:
+            return super().together(pruners, weights)
+        return as_one(_StepMask, [weights, [pruner.threshold for pruner in pruners]])
 
     def select(self, weight: Tensor) -> Tensor:
         """Return |W| > t."""

@@ -56,6 +56,11 @@ class Pruner(nn.Module):
             return weight * self.mask
         return self.soft_weight(weight) if self.training else self.deployed_weight(weight)
 
+    @classmethod
+    def together(cls, pruners: Sequence[Any], weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return what pruners of this class, in one stage, make of their weights."""
+        return [pruner(weight) for pruner, weight in zip(pruners, weights, strict=True)]
+
     def hard_mask(self, weight: Tensor) -> Tensor:
         """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is deployed now."""
         return self.select(weight) if self.stage is Stage.TRAIN else self.mask
@@ -131,6 +136,19 @@ class Pruner(nn.Module):
         self.horizon = state["horizon"] and Horizon(*state["horizon"])
         for name in self.state:
             setattr(self, name, state[name])
+
+
+def prune_together(pruners: Sequence[Pruner], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return what each pruner makes of its weight, with one call for all of a kind."""
+    results: list[Tensor] = [*weights]
+    groups: dict[tuple[type[Pruner], Stage, bool], list[int]] = {}
+    for index, pruner in enumerate(pruners):
+        groups.setdefault((type(pruner), pruner.stage, pruner.training), []).append(index)
+    for (kind, _, _), members in groups.items():
+        values = kind.together([pruners[index] for index in members], [weights[index] for index in members])
+        for index, value in zip(members, values, strict=True):
+            results[index] = value
+    return results
 
 
 class NoPruner(Pruner):

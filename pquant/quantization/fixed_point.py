@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pquant.errors import unknown
+from pquant.quantization import kernels
 
 RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
 OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
@@ -62,10 +63,16 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
     if overflow_mode not in SATURATING:
         return _wrapped(x, k, i, f, round_mode, overflow_mode)
-    if isinstance(i, Tensor) or isinstance(f, Tensor) or isinstance(k, Tensor):
-        low, high = bounds(k, i, f, overflow_mode)
-        return rounded(torch.clamp(x, low, high), f, round_mode)
-    return _round_(torch.clamp(x, *bounds(k, i, f, overflow_mode)), k, i, f, round_mode, overflow_mode)
+    if kernels.take(x, k, i, f):
+        return kernels.quantized(x, k, i, f, round_mode, overflow_mode == "SAT_SYM")  # type: ignore[arg-type]
+    clipped = torch.clamp(x, *bounds(k, i, f, overflow_mode))
+    if _are_tensors(k, i, f) or torch.compiler.is_compiling():
+        return rounded(clipped, f, round_mode)
+    return _round_(clipped, k, i, f, round_mode, overflow_mode)  # type: ignore[arg-type]
+
+
+def _are_tensors(*bits: Bits) -> bool:
+    return any(isinstance(one, Tensor) for one in bits)
 
 
 def _round_(clipped: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
@@ -96,7 +103,7 @@ def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
 def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
     if overflow_mode not in WRAPPING:
         raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))
-    n = ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED)))
+    n = ROUND[round_mode](x.double() * pow2(f + (round_mode in DOUBLED)))
     count = pow2(k + i + f)
     low = -k * pow2(i + f)
     period = count if overflow_mode == "WRAP" else 2 * count
@@ -105,7 +112,7 @@ def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mod
     if overflow_mode == "WRAP_SM":
         top = low + count
         n = torch.where(n >= top, (top - 1) - (n - top), n)
-    return n.mul_(pow2(-f)).mul_(k + i + f > 0)
+    return n.mul_(pow2(-f)).mul_(k + i + f > 0).to(x.dtype)
 
 
 @cache
@@ -120,24 +127,31 @@ def _open_bounds(k: int, i: int, f: int, overflow_mode: str, dtype: torch.dtype)
 
 
 def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflow_mode: str) -> Tensor:
-    """Return ``grad`` where ``x`` passes the format unclipped, and 0 where it saturates or the format has no bits."""
+    """Return ``grad`` where ``x`` passes the format unclipped, and 0 where it saturates or the format has no bits.
+
+    Compiled, it is made without a boolean tensor, which CPU kernels load and store twenty times as slowly as floats.
+    """
     if overflow_mode not in SATURATING:
         return grad * (k + i + f > 0)
-    if isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor):
-        low, high = bounds(k, i, f, overflow_mode)
-        return grad * ((x >= low) & (x <= high) & (k + i + f > 0))
-    return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
+    if not (_are_tensors(k, i, f) or torch.compiler.is_compiling()):
+        return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(k, i, f, overflow_mode, x.dtype))  # type: ignore[arg-type]
+    outside = torch.sub(x, torch.clamp(x, *bounds(k, i, f, overflow_mode))).sign_().abs_()
+    return (grad - grad * outside) * (k + i + f > 0)
 
 
-class _FixedPoint(torch.autograd.Function):
+class FixedPoint(torch.autograd.Function):
+    """q(x; k, i, f, round_mode, overflow_mode), straight through."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+        """Return the values."""
         ctx.save_for_backward(x)
         ctx.format = (k, i, f, overflow_mode)
         return quantized(x, k, i, f, round_mode, overflow_mode)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of ``x``, and nothing for the rest."""
         (x,) = ctx.saved_tensors
         return straight_through(grads[0], x, *ctx.format), None, None, None, None, None
 
@@ -160,21 +174,26 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
-    fixed = not (isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor))
-    if fixed and overflow_mode in SATURATING and not torch.compiler.is_compiling():
+    if overflow_mode in SATURATING and not (_are_tensors(k, i, f) or torch.compiler.is_compiling()):
         return _clipped_and_rounded(x, k, i, f, round_mode, overflow_mode)  # type: ignore[arg-type]
-    return _FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
+    return FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
 
 
 def _clipped_and_rounded(x: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
-    """Clip with a gradient, then round in place behind autograd's back: what :class:`_FixedPoint` does, without a Python call in backward."""
+    """Clip with a gradient, then round in place behind autograd's back: what :class:`FixedPoint` does, without a Python call in backward."""
     y = F.hardtanh(x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
-    with torch.no_grad():
-        values = y.detach()
-        if not _nearest_is_inside(k, i, f, round_mode, x.dtype):
-            values.clamp_(*bounds(k, i, f, overflow_mode))
-        _round_(values, k, i, f, round_mode, overflow_mode)
+    values = y.detach()
+    if y.numel() >= LARGE and kernels.take(values):
+        kernels.snap_(values, *bounds(k, i, f, overflow_mode), f, round_mode)
+        return y
+    if not _nearest_is_inside(k, i, f, round_mode, x.dtype):
+        values.clamp_(*bounds(k, i, f, overflow_mode))
+    _round_(values, k, i, f, round_mode, overflow_mode)
     return y
+
+
+LARGE = 2**17
+"""Number of values from which memory, and not the number of operations, is what time goes into."""
 
 
 @cache

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import apart, as_one, end_to_end
+from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
 
@@ -26,8 +28,14 @@ class _Trained(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, overflow_mode: str) -> Tensor:
-        f = torch.round(f)
-        top, step = torch.exp2(torch.round(i)), torch.exp2(-f)
+        i, f = torch.round(i), torch.round(f)
+        ctx.modes = k, round_mode, overflow_mode == "SAT_SYM"
+        ctx.in_a_kernel = kernels.take(x, i, f)
+        if ctx.in_a_kernel:
+            signs = torch.full_like(i, k)
+            ctx.save_for_backward(x, signs, i, f)
+            return kernels.quantized(x, signs, i, f, *ctx.modes[1:])
+        top, step = torch.exp2(i), torch.exp2(-f)
         high = top - step
         none = high < 0 if k else high <= 0
         low = (-high if overflow_mode == "SAT_SYM" else -top) if k else torch.zeros_like(high)
@@ -36,40 +44,45 @@ class _Trained(torch.autograd.Function):
         q = q.masked_fill_(none, 0) if none.ndim else q.mul_(~none)
         side = torch.sub(x, clipped).sign_()
         ctx.save_for_backward(side, clipped.sub_(q), top, step)
-        ctx.k, ctx.symmetric = k, overflow_mode == "SAT_SYM"
         return q
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0]
+        keeps_negatives, round_mode, symmetric = ctx.modes
+        if ctx.in_a_kernel:
+            x, k, i, f = ctx.saved_tensors
+            return *kernels.gradients(g, x, k, i, f, round_mode, symmetric), None, None, None
         side, error, top, step = ctx.saved_tensors
         outside = side.abs().mul_(g)
         df = (error * g).sum_to_size(step.shape)
         di = (side * g).sum_to_size(top.shape)
-        above = di if ctx.k and ctx.symmetric else (di + outside.sum_to_size(top.shape)).mul_(0.5)
-        if not ctx.k:
+        above = di if keeps_negatives and symmetric else (di + outside.sum_to_size(top.shape)).mul_(0.5)
+        if not keeps_negatives:
             di = above
         return g - outside, (di * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
 
 
 class _Bits(torch.autograd.Function):
-    """relu(round(i) + round(f) + sign), straight through the rounding."""
+    """relu(round(i) + round(f) + sign) of several pairs end to end, straight through the rounding."""
 
     @staticmethod
-    def forward(ctx: Any, i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:
+    def forward(ctx: Any, sign: int | Tensor, *pairs: Tensor) -> Tensor:
+        ctx.shapes = [pair.shape for pair in pairs[: len(pairs) // 2]]
+        i, f = (end_to_end(half, ctx.shapes) for half in (pairs[: len(ctx.shapes)], pairs[len(ctx.shapes) :]))
         bits = torch.round(i).add_(torch.round(f)).add_(sign).relu_()
         ctx.save_for_backward(bits)
         return bits
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        g = torch.ops.aten.threshold_backward(grads[0], ctx.saved_tensors[0], 0)
-        return g, g, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = apart(torch.ops.aten.threshold_backward(grads[0], ctx.saved_tensors[0], 0), ctx.shapes)
+        return None, *parts, *parts
 
 
-def bits_of(i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:
-    """Return the width max(i + f + sign, 0) of rounded i and f, differentiable in both; all of one shape or broadcasting."""
-    return _Bits.apply(i, f, sign)
+def bits_of(quantizers: Sequence["HGQQuantizer"], sign: int | Tensor) -> Tensor:
+    """Return the widths max(i + f + sign, 0) of all rounded i and f, end to end in one axis; differentiable in them."""
+    return _Bits.apply(sign, *(quantizer.i for quantizer in quantizers), *(quantizer.f for quantizer in quantizers))
 
 
 class HGQQuantizer(Quantizer):
@@ -127,11 +140,11 @@ class HGQQuantizer(Quantizer):
         return None if self.tracks or self.observing else (self.keeps_negatives, self.round_mode, self.overflow_mode)
 
     @classmethod
-    def together(cls, quantizers: Sequence["HGQQuantizer"], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
-        """Return ``x`` in the formats of all, each spread over the values it governs."""
-        i, f = (torch.cat([getattr(q, name).expand(shape).reshape(-1) for q, shape in zip(quantizers, shapes, strict=True)]) for name in "if")
+    def together(cls, quantizers: Sequence["HGQQuantizer"], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors in the formats of all."""
         first = quantizers[0]
-        return _Trained.apply(x, i, f, first.keeps_negatives, first.round_mode, first.overflow_mode)
+        bits = [[quantizer.i for quantizer in quantizers], [quantizer.f for quantizer in quantizers]]
+        return as_one(_Trained, [tensors, *bits], first.keeps_negatives, first.round_mode, first.overflow_mode)
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
@@ -154,7 +167,7 @@ class HGQQuantizer(Quantizer):
 
     def bits(self) -> Tensor:
         """Return the bits that an operation pays for, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        return bits_of(self.i, self.f, self.sign)
+        return bits_of([self], self.sign).view(self.i.shape)
 
     @property
     def sign(self) -> int:

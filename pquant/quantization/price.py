@@ -59,8 +59,7 @@ class Price:
     def __call__(self) -> Tensor:
         """Return beta * EBOPs + gamma * (sum of all bit widths)."""
         beta, gamma = self.layers[0].price.unbind()
-        i, f = (torch.cat([getattr(quantizer, name).flatten() for quantizer in self.trained]) for name in "if")
-        bits = bits_of(i, f, self.signs)
+        bits = bits_of(self.trained, self.signs)
         total = gamma * bits[: self.paid].sum() if self.layers[0].quantization.hgq_gamma else bits.new_zeros(())
         if self.flat:
             total = torch.addcmul(total, beta, self._operations(bits))

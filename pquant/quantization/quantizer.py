@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded
+from pquant.flat import as_one
+from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -76,8 +77,8 @@ class Quantizer(nn.Module):
         return None
 
     @classmethod
-    def together(cls, quantizers: Sequence[Any], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
-        """Return the values of several tensors, laid end to end in ``x``, each in the format of its quantizer; all are of one kind."""
+    def together(cls, quantizers: Sequence[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the values of several tensors, each in the format of its quantizer; all are of one kind."""
         raise NotImplementedError
 
     def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -129,15 +130,10 @@ def quantize_together(quantizers: Sequence[Quantizer], tensors: Sequence[Tensor]
         alone = index if kind is None else None
         groups.setdefault((type(quantizer), kind, alone, tensors[index].device, tensors[index].dtype), []).append(index)
     for members in groups.values():
-        first = quantizers[members[0]]
-        if len(members) == 1:
-            results[members[0]] = first(tensors[members[0]])
-            continue
-        shapes = [tensors[index].shape for index in members]
-        flat = torch.cat([tensors[index].flatten() for index in members])
-        values = first.together([quantizers[index] for index in members], flat, shapes)
-        for index, part, shape in zip(members, values.split([shape.numel() for shape in shapes]), shapes, strict=True):
-            results[index] = part.view(shape)
+        first, own = quantizers[members[0]], [tensors[index] for index in members]
+        values = first.together([quantizers[index] for index in members], own) if len(members) > 1 else [first(own[0])]
+        for index, value in zip(members, values, strict=True):
+            results[index] = value
     return results
 
 
@@ -236,9 +232,10 @@ class FixedPointQuantizer(Quantizer):
         return None if self._numbers is None or self.observing else (self._numbers, self.round_mode, self.overflow_mode)
 
     @classmethod
-    def together(cls, quantizers: Sequence[Quantizer], x: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
-        """Return ``x`` in the one format of all."""
-        return quantizers[0](x)
+    def together(cls, quantizers: Sequence["FixedPointQuantizer"], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors in the one format of all."""
+        first = quantizers[0]
+        return as_one(FixedPoint, [tensors], *(first._numbers or ()), first.round_mode, first.overflow_mode)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -190,6 +190,7 @@ numbers = st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_si
 @settings(max_examples=200)
 @given(numbers, some_bits, st.sampled_from(MODES))
 @example([4096.0], (0, 12, 12), ("TRN", "WRAP_SM"))
+@example([-4096.30322265625], (1, 12, 11), ("TRN", "WRAP_SM"))
 def test_any_float32_equals_exact_arithmetic(values: list[float], bits: tuple[int, int, int], modes: tuple[RoundMode, OverflowMode]) -> None:
     k, i, f = bits
     steps = [Fraction(value) * Fraction(2) ** f for value in values]
