@@ -117,8 +117,8 @@ def _widened(x: Tensor) -> Tensor:
 class CompressedLayer(QuantizedLayer):
     """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
 
-    ``prunable`` says whether the layer takes part in pruning; it still does after finalize. ``ready`` holds the effective parameters while the model
-    computes them for all layers together.
+    ``prunable`` says whether the layer takes part in pruning; it still does after finalize. ``baked`` says whether the parameters are what is
+    deployed, ``ready`` holds the effective ones while the model computes them for all layers together.
     """
 
     weight: Tensor
@@ -128,6 +128,7 @@ class CompressedLayer(QuantizedLayer):
     bias_quantizer: Quantizer
     pruning_first: bool
     prunable: bool
+    baked: bool = False
     ready: tuple[Tensor, Tensor | None] | None
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
@@ -152,6 +153,8 @@ class CompressedLayer(QuantizedLayer):
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) that the layer computes with."""
+        if self.baked:
+            return self.weight, self.bias
         seen = self.weight if self.pruning_first else self.weight_quantizer(self.weight)
         weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
         return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
@@ -194,7 +197,7 @@ class CompressedLayer(QuantizedLayer):
         self.weight.copy_(weight).requires_grad_(False)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias).requires_grad_(False)
-        self.pruner = NoPruner()
+        self.pruner, self.baked = NoPruner(), True
         self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.baked(), self.bias_quantizer.baked()
         return self
 

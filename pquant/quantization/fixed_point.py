@@ -5,7 +5,7 @@ The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a va
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -32,6 +32,14 @@ ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "RND_INF": lambda v: torch.copysign(v.abs().floor_().mul_(0.5).ceil_(), v, out=v),
     "RND_MIN_INF": lambda v: v.ceil_().mul_(0.5).floor_(),
 }
+ROUND_EACH: dict[str, Callable[[list[Tensor]], Any]] = {
+    "TRN": torch._foreach_floor_,
+    "TRN_ZERO": torch._foreach_trunc_,
+    "RND": lambda vs: (torch._foreach_floor_(vs), torch._foreach_mul_(vs, 0.5), torch._foreach_ceil_(vs)),
+    "RND_CONV": torch._foreach_round_,
+    "RND_MIN_INF": lambda vs: (torch._foreach_ceil_(vs), torch._foreach_mul_(vs, 0.5), torch._foreach_floor_(vs)),
+}
+"""The modes that PyTorch can also apply to a list of tensors."""
 DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 SATURATING = ("SAT", "SAT_SYM")
 WRAPPING = ("WRAP", "WRAP_SM")
@@ -54,6 +62,9 @@ def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
     return (float(low), float(high)) if width > 0 else (0.0, 0.0)
 
 
+LARGE = 2**17
+"""Number of values from which memory, and not the number of operations, is what time goes into."""
+
 # For v >= 0 up to 2^23, floor(v + this) is half-up exactly, in one pass less than floor(2v) takes; for negative v it is not.
 BELOW_HALF = 0.5 - 2.0**-25
 
@@ -68,30 +79,11 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     clipped = torch.clamp(x, *bounds(k, i, f, overflow_mode))
     if _are_tensors(k, i, f) or torch.compiler.is_compiling():
         return rounded(clipped, f, round_mode)
-    return _round_(clipped, k, i, f, round_mode, overflow_mode)  # type: ignore[arg-type]
+    return saturating(k, i, f, round_mode, overflow_mode, x.dtype).round_in_place(clipped)
 
 
 def _are_tensors(*bits: Bits) -> bool:
     return any(isinstance(one, Tensor) for one in bits)
-
-
-def _round_(clipped: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
-    """Round values inside the range of a format in place."""
-    scale, step, half = _factors(k, i, f, round_mode, overflow_mode)
-    if half is not None and clipped.dtype == torch.float32:
-        return torch.add(half, clipped, alpha=2.0**f, out=clipped).floor_().mul_(step)
-    return ROUND[round_mode](clipped.mul_(scale)).mul_(step)
-
-
-@cache
-def _factors(k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (scale, step, half) as 0-dim tensors, which multiply faster than Python numbers do.
-
-    ``half`` is there where one addition rounds half up: float32 values without negatives.
-    """
-    unsigned = bounds(k, i, f, overflow_mode)[0] == 0.0
-    half = torch.tensor(BELOW_HALF) if round_mode == "RND" and unsigned and k + i + f <= 23 else None
-    return torch.tensor(2.0 ** (f + (round_mode in DOUBLED))), torch.tensor(2.0**-f), half
 
 
 @torch.no_grad()
@@ -115,17 +107,6 @@ def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mod
     return n.mul_(pow2(-f)).mul_(k + i + f > 0).to(x.dtype)
 
 
-@cache
-def _open_bounds(k: int, i: int, f: int, overflow_mode: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the nearest values outside the range of a format, so that a strict comparison includes both its ends; without bits, nothing."""
-    if k + i + f <= 0:
-        return 0.0, 0.0
-    low, high = (abs(bound) for bound in bounds(k, i, f, overflow_mode))
-    limits = torch.finfo(dtype)
-    step_low, step_high = (limits.eps * 2.0 ** (math.frexp(size)[1] - 1) if size else limits.tiny for size in (low, high))
-    return -low - step_low, high + step_high
-
-
 def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflow_mode: str) -> Tensor:
     """Return ``grad`` where ``x`` passes the format unclipped, and 0 where it saturates or the format has no bits.
 
@@ -134,24 +115,22 @@ def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflo
     if overflow_mode not in SATURATING:
         return grad * (k + i + f > 0)
     if not (_are_tensors(k, i, f) or torch.compiler.is_compiling()):
-        return torch.ops.aten.hardtanh_backward(grad, x, *_open_bounds(k, i, f, overflow_mode, x.dtype))  # type: ignore[arg-type]
+        return saturating(k, i, f, "RND", overflow_mode, x.dtype).gradient(grad, x)
     outside = torch.sub(x, torch.clamp(x, *bounds(k, i, f, overflow_mode))).sign_().abs_()
     return (grad - grad * outside) * (k + i + f > 0)
 
 
-class FixedPoint(torch.autograd.Function):
+class _FixedPoint(torch.autograd.Function):
     """q(x; k, i, f, round_mode, overflow_mode), straight through."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
-        """Return the values."""
         ctx.save_for_backward(x)
         ctx.format = (k, i, f, overflow_mode)
         return quantized(x, k, i, f, round_mode, overflow_mode)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of ``x``, and nothing for the rest."""
         (x,) = ctx.saved_tensors
         return straight_through(grads[0], x, *ctx.format), None, None, None, None, None
 
@@ -175,28 +154,63 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         ValueError: an unknown ``overflow_mode``.
     """
     if overflow_mode in SATURATING and not (_are_tensors(k, i, f) or torch.compiler.is_compiling()):
-        return _clipped_and_rounded(x, k, i, f, round_mode, overflow_mode)  # type: ignore[arg-type]
-    return FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
+        return saturating(k, i, f, round_mode, overflow_mode, x.dtype)(x)
+    return _FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
 
 
-def _clipped_and_rounded(x: Tensor, k: int, i: int, f: int, round_mode: str, overflow_mode: str) -> Tensor:
-    """Clip with a gradient, then round in place behind autograd's back: what :class:`FixedPoint` does, without a Python call in backward."""
-    y = F.hardtanh(x, *_open_bounds(k, i, f, overflow_mode, x.dtype))
-    values = y.detach()
-    if y.numel() >= LARGE and kernels.take(values):
-        kernels.snap_(values, *bounds(k, i, f, overflow_mode), f, round_mode)
+class Saturating:
+    """One saturating format of whole numbers for values of one dtype, with all that its operations need at hand.
+
+    Values are clipped with a gradient, then rounded in place behind autograd's back, so that backward takes no call into Python.
+    """
+
+    def __init__(self, k: int, i: int, f: int, round_mode: str, overflow_mode: str, dtype: torch.dtype) -> None:
+        self.low, self.high = bounds(k, i, f, overflow_mode)
+        self.f, self.round_mode = f, round_mode
+        limits = torch.finfo(dtype)
+        self.below, self.above = 0.0, 0.0
+        if k + i + f > 0:
+            step_low, step_high = (limits.eps * 2.0 ** (math.frexp(size)[1] - 1) if size else limits.tiny for size in (self.low, self.high))
+            self.below, self.above = self.low - step_low, self.high + step_high
+        self.clips = round_mode == "TRN" or 2.0 ** -(k + i + f) <= 2 * limits.eps
+        self.factor = 2.0 ** (f + (round_mode in DOUBLED))
+        self.scale, self.step = torch.tensor(self.factor), torch.tensor(2.0**-f)
+        self.round_ = ROUND[round_mode]
+        self.half = None
+        if round_mode == "RND" and self.low == 0.0 and k + i + f <= 23 and dtype is torch.float32:
+            self.half, self.scale = torch.tensor(BELOW_HALF), torch.tensor(2.0**f)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the values of ``x``, differentiable; the clip is at the next values outside, as its comparison excludes its ends."""
+        y = F.hardtanh(x, self.below, self.above)
+        values = y.detach()
+        if values.numel() >= LARGE and kernels.take(values):
+            kernels.snap_(values, self.low, self.high, self.f, self.round_mode)
+        else:
+            self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)
         return y
-    if not _nearest_is_inside(k, i, f, round_mode, x.dtype):
-        values.clamp_(*bounds(k, i, f, overflow_mode))
-    _round_(values, k, i, f, round_mode, overflow_mode)
-    return y
+
+    def each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the values of several small tensors, in one call of each operation for all."""
+        clipped = [F.hardtanh(x, self.below, self.above) for x in tensors]
+        with torch.no_grad():
+            if self.clips:
+                torch._foreach_clamp_min_(clipped, self.low)
+                torch._foreach_clamp_max_(clipped, self.high)
+            torch._foreach_mul_(clipped, self.factor)
+            ROUND_EACH[self.round_mode](clipped)
+            torch._foreach_mul_(clipped, 2.0**-self.f)
+        return clipped
+
+    def round_in_place(self, clipped: Tensor) -> Tensor:
+        """Round values inside the range."""
+        if self.half is not None:
+            return torch.add(self.half, clipped, alpha=2.0**self.f, out=clipped).floor_().mul_(self.step)
+        return self.round_(clipped.mul_(self.scale)).mul_(self.step)
+
+    def gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return ``grad`` where ``x`` is inside the range, else 0."""
+        return torch.ops.aten.hardtanh_backward(grad, x, self.below, self.above)
 
 
-LARGE = 2**17
-"""Number of values from which memory, and not the number of operations, is what time goes into."""
-
-
-@cache
-def _nearest_is_inside(k: int, i: int, f: int, round_mode: str, dtype: torch.dtype) -> bool:
-    """Return whether the nearest values outside a format round to its ends."""
-    return round_mode != "TRN" and 2.0 ** -(k + i + f) > 2 * torch.finfo(dtype).eps
+saturating: Callable[..., Saturating] = cache(Saturating)

@@ -44,9 +44,9 @@ def _fitted(v: Any, low: Any, high: Any, scale: Any, step: Any, mode: int) -> An
 @njit(nogil=True, cache=True)
 def snap(x: Any, low: float, high: float, scale: float, step: float, mode: int) -> None:
     """Bring the values of a 1-d array into [low, high] and onto a grid, in place."""
-    low, high, scale, step = F(low), F(high), F(scale), F(step)
+    bottom, ceiling, up, down = F(low), F(high), F(scale), F(step)
     for n in range(len(x)):
-        x[n] = _fitted(x[n], low, high, scale, step, mode)
+        x[n] = _fitted(x[n], bottom, ceiling, up, down, mode)
 
 
 @njit
@@ -73,7 +73,7 @@ def _formats(k: Any, i: Any, f: Any, symmetric: bool) -> tuple[Any, Any, Any, An
 @njit(nogil=True, cache=True)
 def quantize(x: Any, bits: Any, symmetric: bool, mode: int, out: Any) -> None:
     """Write the values of ``x``, seen as (outer, formats, inner), into ``out``, in formats (k, i, f) of whole bits."""
-    low, high, scale, step, _, _ = _formats(*bits, symmetric)
+    low, high, scale, step, _, _ = _formats(bits[0], bits[1], bits[2], symmetric)
     outer, formats, inner = x.shape
     for o in range(outer):
         if inner == 1:
@@ -90,7 +90,7 @@ def quantize(x: Any, bits: Any, symmetric: bool, mode: int, out: Any) -> None:
 def gradients(g: Any, x: Any, bits: Any, symmetric: bool, mode: int, dx: Any, di: Any, df: Any) -> None:
     """Write into dx, di and df what ``g`` becomes by the formulas of ``pquant.quantization.hgq``; without bits all values pass."""
     k = bits[0]
-    low, high, scale, step, top, some = _formats(*bits, symmetric)
+    low, high, scale, step, top, some = _formats(bits[0], bits[1], bits[2], symmetric)
     for c in range(len(some)):
         if some[c] == ZERO:
             low[c], high[c] = -np.inf, np.inf

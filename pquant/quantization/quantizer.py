@@ -7,8 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import as_one
-from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
+from pquant.quantization.fixed_point import ROUND_EACH, SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded, saturating
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -229,13 +228,14 @@ class FixedPointQuantizer(Quantizer):
 
     def kind(self) -> Hashable | None:
         """Return format and modes where the format is one for the whole tensor."""
-        return None if self._numbers is None or self.observing else (self._numbers, self.round_mode, self.overflow_mode)
+        alone = self._numbers is None or self.observing or self.overflow_mode not in SATURATING or self.round_mode not in ROUND_EACH
+        return None if alone else (self._numbers, self.round_mode, self.overflow_mode)
 
     @classmethod
     def together(cls, quantizers: Sequence["FixedPointQuantizer"], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the tensors in the one format of all."""
         first = quantizers[0]
-        return as_one(FixedPoint, [tensors], *(first._numbers or ()), first.round_mode, first.overflow_mode)
+        return saturating(*(first._numbers or ()), first.round_mode, first.overflow_mode, tensors[0].dtype).each(tensors)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
