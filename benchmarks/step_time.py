@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import pquant
-from pquant.layers import pruned_layers
 from pquant.models import MLP, ResNet20
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
+from pquant.training.lifecycle import StepEvents
 from pquant.training.optimizer import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,7 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
-    layers, penalty = list(pruned_layers(model).values()), pquant.Penalty(model)
+    events, penalty = StepEvents(model, compiled), pquant.Penalty(model)
 
     def loss() -> torch.Tensor:
         return nn.functional.cross_entropy(model(x), y) + penalty()
@@ -84,8 +84,7 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
         optimizer.zero_grad()
         forward().backward()
         optimizer.step()
-        for layer in layers:
-            layer.pruner.on_batch_end(layer.weight)
+        events()
 
     return step
 

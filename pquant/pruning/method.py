@@ -36,6 +36,8 @@ class Pruner(nn.Module):
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
     """Options of the optimizer group that holds this pruner's parameters."""
 
+    counts_steps: ClassVar[bool] = False
+    """Whether :meth:`on_batch_end` counts in Python, which no compiled graph can."""
     makes_output: bool = False
     """Whether the layer makes the model's output, which no method may take channels from unasked; set by ``compress``."""
 

@@ -20,6 +20,7 @@ class WindowPruner(Pruner):
 
     collects: ClassVar[Literal["input", "output"]]
     state: ClassVar[tuple[str, ...]] = ("step", "pruned")
+    counts_steps = True
     seen: Tensor
 
     def __init__(self, method: "WindowMethod", weight: Tensor) -> None:

@@ -46,8 +46,12 @@ WRAPPING = ("WRAP", "WRAP_SM")
 
 
 def pow2(exponent: Any) -> Any:
-    """Return 2^exponent exactly, for a number or an integer-valued tensor."""
-    return torch.exp2(exponent) if isinstance(exponent, Tensor) else 2.0**exponent
+    """Return 2^exponent exactly, for a number or an integer-valued tensor; float32 ones are made from their bits where that is compiled."""
+    if not isinstance(exponent, Tensor):
+        return 2.0**exponent
+    if torch.compiler.is_compiling() and exponent.dtype is torch.float32:
+        return ((exponent.clamp(-126, 127).to(torch.int32) + 127) << 23).view(torch.float32)
+    return torch.exp2(exponent)
 
 
 def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:

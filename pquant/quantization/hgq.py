@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pquant.flat import apart, as_one, end_to_end
 from pquant.quantization import kernels
-from pquant.quantization.fixed_point import SATURATING, quantized, rounded
+from pquant.quantization.fixed_point import SATURATING, pow2, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
 
 LN2 = torch.tensor(math.log(2))
@@ -35,7 +35,7 @@ class _Trained(torch.autograd.Function):
             signs = torch.full_like(i, k)
             ctx.save_for_backward(x, signs, i, f)
             return kernels.quantized(x, signs, i, f, *ctx.modes[1:])
-        top, step = torch.exp2(i), torch.exp2(-f)
+        top, step = pow2(i), pow2(-f)
         high = top - step
         none = high < 0 if k else high <= 0
         low = (-high if overflow_mode == "SAT_SYM" else -top) if k else torch.zeros_like(high)

@@ -1,5 +1,6 @@
 """The life of a compressed model: one call a stage, a step, an epoch, a round. The trainer makes them; so does a user's own loop."""
 
+import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import QuantizedLayer, pruned_layers
@@ -33,10 +34,34 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
             module.on_stage_start(stage)
 
 
+class StepEvents:
+    """What pruners do after an optimizer step: counters, multipliers, guards. Made once for a model, a call of it costs a step little.
+
+    Args:
+        model: what :func:`pquant.compress` gave.
+        compiled: whether to make one graph of what pruners compute then.
+    """
+
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+        layers = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
+        self.counting = [layer for layer in layers if layer.pruner.counts_steps]
+        self.computing = [layer for layer in layers if not layer.pruner.counts_steps]
+        self.compute = torch.compile(self._compute) if compiled and self.computing else self._compute
+
+    def __call__(self) -> None:
+        """Follow one step."""
+        for layer in self.counting:
+            layer.pruner.on_batch_end(layer.weight)
+        self.compute()
+
+    def _compute(self) -> None:
+        for layer in self.computing:
+            layer.pruner.on_batch_end(layer.weight)
+
+
 def on_batch_end(model: nn.Module) -> None:
-    """Follow one optimizer step: counters, multipliers, guards."""
-    for layer in pruned_layers(model).values():
-        layer.pruner.on_batch_end(layer.weight)
+    """Follow one optimizer step; see :class:`StepEvents`."""
+    StepEvents(model)()
 
 
 def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:

@@ -24,7 +24,7 @@ from pquant.measures import Penalty, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
 from pquant.quantization.quantizer import Quantizer
-from pquant.training.lifecycle import on_epoch_end, on_round_end, set_stage
+from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Stage
@@ -97,7 +97,9 @@ class Trainer:
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
-        self.losses = torch.compile(self._losses) if training.compiles(device) else self._losses
+        compiled = training.compiles(device)
+        self.losses = torch.compile(self._losses) if compiled else self._losses
+        self.step_events = StepEvents(self.model, compiled)
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.rows: list[Row] = []
@@ -213,8 +215,7 @@ class Trainer:
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""
         self.optimizer.step()
-        for layer in self.pruned:
-            layer.pruner.on_batch_end(layer.weight)
+        self.step_events()
 
     def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
