@@ -1,30 +1,42 @@
-"""What compression costs in training time: the ratio of a step's time to that of the plain network, in one process.
+"""What compression costs in training: time and memory of a step, as ratios to those of the plain network in one process.
 
-    python benchmarks/step_time.py [--model mlp|resnet20] [--repeats 200] [--threads 2] [--compile]
+    python benchmarks/step_time.py [--model mlp|resnet20] [--methods none,dst,...] [--turns 100] [--threads 2] [--compile]
+        [--reference "uv run --isolated --no-project --with pquant-ml python"]
 
-A step is forward, all losses, backward, optimizer and pruning events. The variants take turns, so that noise of the machine meets them
-alike; ``--compile`` adds compiled steps, beside the same eager plain one. A ratio is the median over the repeats of (variant / plain) in the
-same turn, with the quartiles beside it. Writes ``benchmarks/results/step_time_<model>.{json,md}``.
+A step is forward, all losses, backward, optimizer and pruning events. The variants take turns of a few steps on end, as training has them, of which
+the first two do not count; so noise of the machine meets them alike. A ratio is the median over the turns of (variant / plain) in the same turn, with
+the quartiles beside it. ``--compile`` adds compiled steps and
+inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
+(``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
+Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``.
 """
 
 import argparse
 import copy
 import json
+import shlex
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import pquant
 from pquant.models import MLP, ResNet20
-from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
+from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training.lifecycle import StepEvents
 from pquant.training.optimizer import parameter_groups
+
+matplotlib.use("svg")
 
 RESULTS = Path(__file__).parent / "results"
 FIXED = Quantization(
@@ -37,17 +49,35 @@ FIXED = Quantization(
     use_relu_multiplier=False,
 )
 HGQ_TENSOR = replace(FIXED, use_hgq=True, hgq_beta=1e-7, hgq_gamma=1e-7)
-HGQ_WEIGHT = replace(HGQ_TENSOR, granularity="per_weight", data_granularity="per_channel")
-OFF = Quantization(enable_quantization=False)
-VARIANTS: dict[str, tuple[PruningMethod, Quantization]] = {
-    "fixed 8-bit": (NoPruning(), FIXED),
-    "DST": (DST(), OFF),
-    "DST + fixed 8-bit": (DST(), FIXED),
-    "DST + HGQ per tensor": (DST(), HGQ_TENSOR),
-    "DST + HGQ per weight": (DST(), HGQ_WEIGHT),
-    "Wanda": (Wanda(), OFF),
-    "Wanda + fixed 8-bit": (Wanda(), FIXED),
+METHODS: dict[str, PruningMethod] = {
+    "none": NoPruning(),
+    "dst": DST(),
+    "wanda": Wanda(),
+    "autosparse": AutoSparse(threshold_init=-1.5),
+    "cs": CS(threshold_decay=1e-5),
+    "pdp": PDP(epsilon="auto", temperature=1e-4),
+    "mdmm": MDMM(target_sparsity=0.8),
+    "activation_pruning": ActivationPruning(),
 }
+QUANTIZATIONS = {
+    "off": Quantization(enable_quantization=False),
+    "fixed": FIXED,
+    "hgq per tensor": HGQ_TENSOR,
+    "hgq per weight": replace(HGQ_TENSOR, granularity="per_weight", data_granularity="per_channel"),
+}
+PAUSE = 0.02
+"""Seconds after which threads that wait for work have stopped spinning."""
+LONG = 0.05
+"""Seconds of a step that is not much disturbed by what ran before."""
+Call = Callable[[], None]
+Burst = Callable[[], float]
+Rows = dict[str, dict[str, float]]
+
+
+def variants(methods: list[str]) -> dict[str, tuple[PruningMethod, Quantization]]:
+    """Return the named methods under each quantization, but for the plain network."""
+    pairs = {f"{method}, {bits}": (METHODS[method], QUANTIZATIONS[bits]) for method in methods for bits in QUANTIZATIONS}
+    return {name: pair for name, pair in pairs.items() if name != "none, off"}
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -57,7 +87,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return ResNet20(input_shape=(3, 32, 32), num_outputs=10), torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
 
 
-def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call:
     """Return a training step as a user of plain PyTorch writes it."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
@@ -69,7 +99,7 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[
     return step
 
 
-def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Callable[[], None]:
+def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Call:
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
     optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
@@ -89,7 +119,7 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     return step
 
 
-def inference(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+def inference(model: nn.Module, x: torch.Tensor) -> Call:
     """Return a forward pass in evaluation mode."""
     model.eval()
 
@@ -100,17 +130,55 @@ def inference(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     return forward
 
 
-def measure(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict[str, float]]:
-    """Return, per call, its median milliseconds and the quartiles of its ratio to "plain" over interleaved repeats."""
-    for call in calls.values():
-        for _ in range(5):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+class Reference:
+    """The steps of PQuantML, taken one by one in a process of its own, which says how long each took."""
+
+    def __init__(self, interpreter: str, model: str, threads: int, methods: list[str]) -> None:
+        command = [*shlex.split(interpreter), str(Path(__file__).with_name("pquant_ml.py")), model, str(threads), ",".join(methods)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.names: list[str] = json.loads(self._line())
+
+    def burst(self, name: str) -> float:
+        """Take the steps, or inferences, of a turn; return their mean seconds."""
+        assert self.process.stdin
+        self.process.stdin.write(name + "\n")
+        return float(self._line())
+
+    def bursts(self, kind: str) -> dict[str, Burst]:
+        """Return all variants' turns of steps, or of inferences."""
+        return {f"pquant-ml: {name.removeprefix(kind)}": partial(self.burst, name) for name in self.names if name.startswith(kind)}
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the reference process has ended; its error is above")
+        return line
+
+
+def burst(call: Call) -> float:
+    """Call a few times; return the mean seconds of all but the first two, or of the first where it takes long."""
+    start = time.perf_counter()
+    call()
+    taken = time.perf_counter() - start
+    if taken > LONG:
+        return taken
+    call()
+    start = time.perf_counter()
+    for _ in range(5):
+        call()
+    return (time.perf_counter() - start) / 5
+
+
+def measure(bursts: dict[str, Burst], turns: int) -> Rows:
+    """Return, per variant, its median milliseconds and the quartiles of its ratio to "plain" over the turns."""
+    for one in bursts.values():
+        one()
+    times: dict[str, list[float]] = {name: [] for name in bursts}
+    for _ in range(turns):
+        for name, one in bursts.items():
+            time.sleep(PAUSE)
+            times[name].append(one())
     rows = {}
     for name, taken in times.items():
         ratios = [one / plain for one, plain in zip(taken, times["plain"], strict=True)]
@@ -119,42 +187,93 @@ def measure(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, dic
     return rows
 
 
-def table(title: str, rows: dict[str, dict[str, float]]) -> str:
+def peak_memory(step: Call) -> float:
+    """Return the most bytes that a step has allocated at one time, beyond what was there before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    held = peak = 0
+    results: Any = profiler.profiler.kineto_results
+    for event in sorted((event for event in results.events() if event.name() == "[memory]"), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def static_memory(model: nn.Module) -> int:
+    """Return the bytes of parameters, with gradient-free copies of Adam's two momenta, and buffers."""
+    parameters = sum(one.numel() * one.element_size() for one in model.parameters())
+    return 3 * parameters + sum(one.numel() * one.element_size() for one in model.buffers())
+
+
+def table(title: str, rows: Rows) -> str:
     """Return a Markdown table."""
-    lines = [f"| {title} | ms | ratio to plain | quartiles |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {name} | {row['milliseconds']:.2f} | {row['ratio']:.2f} | {row['ratio_low']:.2f}-{row['ratio_high']:.2f} |" for name, row in rows.items()
-    ]
+    memory = any("memory" in row for row in rows.values())
+    lines = [f"| {title} | ms | ratio to plain | quartiles |" + (" memory |" if memory else ""), "|---|---:|---:|---:|" + ("---:|" if memory else "")]
+    for name, row in rows.items():
+        line = f"| {name} | {row['milliseconds']:.2f} | {row['ratio']:.2f} | {row['ratio_low']:.2f}-{row['ratio_high']:.2f} |"
+        lines.append(line + (f" {row['memory']:.2f} |" if "memory" in row else " |" if memory else ""))
     return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, title: str, rows: Rows) -> None:
+    """Draw the ratios as bars, with their quartiles."""
+    from matplotlib import pyplot
+
+    names = [name for name in rows if name != "plain"]
+    ratios = [rows[name]["ratio"] for name in names]
+    spread = [[rows[name]["ratio"] - rows[name]["ratio_low"] for name in names], [rows[name]["ratio_high"] - rows[name]["ratio"] for name in names]]
+    colors = ["tab:gray" if "pquant-ml" in name else "tab:green" if "compiled" in name else "tab:blue" for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.19 * len(names)))
+    axes.barh(names, ratios, xerr=spread, color=colors, height=0.7, error_kw={"lw": 0.7})
+    axes.axvline(1, color="black", lw=0.8)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel(title, fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def main() -> None:
     """Measure one model and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("mlp", "resnet20"), default="mlp")
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
+    parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--reference", help="command of a Python that has pquant-ml")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    methods = arguments.methods.split(",")
+    pairs = variants(methods)
+    reference = Reference(arguments.reference, arguments.model, arguments.threads, methods) if arguments.reference else None
     model, x, y = network(arguments.model)
-    compressed = {name: pquant.compress(model, *method, x) for name, method in VARIANTS.items()}
-    forwards = {"plain": inference(model, x)}
-    for name, one in compressed.items():
-        forwards |= {f"{name}, eval": inference(one, x), f"{name}, finalized": inference(pquant.finalize(one), x)}
-    inferences = measure(forwards, arguments.repeats)
+    compressed = {name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}
+    finals = {name: pquant.finalize(one) for name, one in compressed.items()}
     steps = {"plain": plain_step(model.train(), x, y)} | {name: compressed_step(one.train(), x, y) for name, one in compressed.items()}
+    peaks = {name: peak_memory(step) for name, step in steps.items() if not step()}
+    forwards = {"plain": inference(copy.deepcopy(model), x)}
+    forwards |= {f"{name}, eval": inference(copy.deepcopy(one), x) for name, one in compressed.items()}
+    forwards |= {f"{name}, finalized": inference(one, x) for name, one in finals.items()}
     if arguments.compile:
-        twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *method, x) for name, method in VARIANTS.items()}}
+        twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}}
         steps |= {f"{name}, compiled": compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
-    training = measure(steps, arguments.repeats)
+        forwards |= {f"{name}, finalized, compiled": inference(torch.compile(copy.deepcopy(one).eval()), x) for name, one in finals.items()}
+    theirs = [reference.bursts(kind) if reference else {} for kind in ("step: ", "finalized: ")]
+    training, inferences = (
+        measure({name: partial(burst, call) for name, call in ours.items()} | other, arguments.turns)
+        for ours, other in zip((steps, forwards), theirs, strict=True)
+    )
+    plain = peaks["plain"] + static_memory(model)
+    for name, peak in peaks.items():
+        training[name]["memory"] = (peak + static_memory(compressed.get(name, model))) / plain
     text = table(f"training step, {arguments.model}", training) + "\n" + table(f"inference, {arguments.model}", inferences)
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"step_time_{arguments.model}.md").write_text(text)
-    figures = {"torch": torch.__version__, "threads": arguments.threads, "repeats": arguments.repeats, "training": training, "inference": inferences}
+    figures = {"torch": torch.__version__, "threads": arguments.threads, "turns": arguments.turns, "training": training, "inference": inferences}
     (RESULTS / f"step_time_{arguments.model}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    plot(RESULTS / f"step_time_{arguments.model}.svg", f"time of a training step, plain PyTorch = 1 ({arguments.model})", training)
 
 
 if __name__ == "__main__":
