@@ -37,6 +37,7 @@ from pquant.reporting.layers import print_layers
 from pquant.tracking.environment import config_hash, difference, environment
 from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
+from pquant.training import ranks
 from pquant.training.archive import ParetoArchive, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.trainer import Row, Trainer
@@ -99,6 +100,10 @@ class Experiment:
         """
         if self.from_epoch == "all":
             return export_front(self, run)
+        with ranks.joined(self.training.torch_device()):
+            return self._run(run, watch)
+
+    def _run(self, run: Run, watch: Callable[[Row], None]) -> dict[str, Any]:
         start, console = time.perf_counter(), Console(self.progress)
         self.fitcompress.check(self.pruning, self.quantization, self.training)
         self._limit_threads()
@@ -116,6 +121,8 @@ class Experiment:
         for warning in self.fitcompress.prepare(model):
             log.warning(warning)
 
+        if not ranks.leads():
+            return self._assist(trainer, float_model, splits, run)
         with only_run_in(run.folder), prompt(), self._told(run):
             baseline = {} if self.from_run else self._baseline(float_model, splits, console)
             if self.from_run:
@@ -218,6 +225,15 @@ class Experiment:
         finally:
             console.finish()
 
+    def _assist(self, trainer: Trainer, float_model: nn.Module, splits: Splits, run: Run) -> dict[str, Any]:
+        """Train as one of several processes that is not the one that writes; return nothing."""
+        if not self.from_run:
+            self._baseline(float_model, splits, Console("quiet"))
+            if run.resume:
+                self._restore(trainer, run.folder)
+            trainer.fit(lambda row: None, lambda: self._search(trainer, None))
+        return {}
+
     def _keeps_front(self) -> bool:
         return bool(self.quantization.hgq_beta_schedule) if self.training.pareto == "auto" else self.training.pareto
 
@@ -236,10 +252,12 @@ class Experiment:
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
 
-    def _search(self, trainer: Trainer, folder: Path) -> None:
+    def _search(self, trainer: Trainer, folder: Path | None) -> None:
         """Let FITCompress choose bits and masks, where it is asked for."""
         if self.fitcompress.enable_fitcompress:
             result = self.fitcompress.apply(trainer.model, trainer.splits.train, trainer.task.loss)
+            if folder is None:
+                return
             write_json(folder / "fitcompress.json", result.as_json())
 
     def _report(self, run: Run, summary: dict[str, Any], rows: list[Row], model: nn.Module) -> None:

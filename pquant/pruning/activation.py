@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
+from pquant.training import ranks
 from pquant.training.stage import Stage
 
 
@@ -41,8 +42,9 @@ class ActivationPruner(WindowPruner):
     def observe(self, x: Tensor) -> None:
         """Add the activity of the output ``x``: (..., out) of a dense layer, (batch, out, *positions) of a convolution."""
         outputs = self.by_feature(x)
-        self.activity += (outputs > 0 if self.method.statistic == "frequency" else outputs.abs()).sum(1)
-        self.values += outputs.shape[1]
+        active = outputs > 0 if self.method.statistic == "frequency" else outputs.abs()
+        self.activity += ranks.total(active.sum(1).to(self.activity))
+        self.values += ranks.total(torch.full_like(self.values, outputs.shape[1]))
         self.seen += 1
 
     def prune(self, weight: Tensor) -> None:

@@ -11,6 +11,7 @@ from pquant.pruning.masks import global_budget, keep_largest_by_row, uniform_bud
 from pquant.pruning.method import PrunedWeights
 from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
+from pquant.training import ranks
 
 
 class WandaPruner(WindowPruner):
@@ -33,7 +34,7 @@ class WandaPruner(WindowPruner):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the energy of the input ``x``: (..., in) for a dense layer, (batch, in, *positions) for a convolution."""
-        energy = self.by_feature(x).square().sum(1)
+        energy = ranks.total(self.by_feature(x).square().sum(1))
         out, inputs = self.energy.shape
         groups = energy.numel() // inputs
         self.energy += energy.view(groups, 1, inputs).expand(groups, max(out // groups, 1), inputs).reshape(out, inputs)

@@ -24,6 +24,7 @@ from pquant.measures import Penalty, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
 from pquant.quantization.quantizer import Quantizer
+from pquant.training import ranks
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups
@@ -90,6 +91,7 @@ class Trainer:
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         self.optimizer = optimizer(parameter_groups(self.model))
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
         self.loader = batches(self.splits.train, training.batch_size, self.order, self._leaves_one_out())
@@ -158,6 +160,7 @@ class Trainer:
             self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
 
     def _leave(self, epoch: Epoch, loss: float) -> None:
+        ranks.mean_buffers(self.model)
         on_epoch_end(self.model, loss)
         if epoch.stage is not Stage.TRAIN or not epoch.ends_round:
             return
@@ -206,11 +209,15 @@ class Trainer:
         return {"train/loss": float(total) / float(count), "train/penalty": float(extra) / float(count)}
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        finite = torch.isfinite(x).all()
+        (x, y), weight = ranks.part(x, y)
         loss, auxiliary = self.losses(x, y)
         self.optimizer.zero_grad()
-        (loss + auxiliary).backward()
+        together = loss + auxiliary
+        (together if weight == 1 else together * weight).backward()
+        ranks.total_gradients(self.parameters)
         self.follow_step()
-        return loss.detach(), auxiliary.detach(), torch.isfinite(x).all()
+        return ranks.total(loss.detach() * weight), auxiliary.detach(), finite
 
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""

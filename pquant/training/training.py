@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import torch
 
 from pquant.settings import Settings, schema, setting
+from pquant.training import ranks
 from pquant.training.stage import Horizon
 
 Rewind = Literal["never", "every-round", "post-training-stage"]
@@ -72,7 +73,7 @@ class Training(Settings):
             ConfigError: torch knows no such device, or there is none here.
         """
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device(f"cuda:{ranks.local_index() or 0}" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=self.device)
             return torch.device(self.device)
