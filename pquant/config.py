@@ -28,7 +28,7 @@ from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs
 
 ALLOW = "PQUANT_ALLOW"
-TARGETS = ("pquant.*", "torch.*", "torchvision.*", "sklearn.*", "optuna.*")
+TARGETS = ("pquant.*", "torch.nn.*", "torch.optim.*", "torch.utils.data.*", "torchvision.*", "sklearn.*", "optuna.*")
 
 for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)

@@ -59,6 +59,9 @@ def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None
         ("model._target_=my_net.Net", ["my_net.Net", "PQUANT_ALLOW"]),
         ("model._target_=os.system", ["os.system"]),
         ("pruning._target_=pquant.pruning.DTS", ["did you mean 'DST'"]),
+        ("finetuning.experiment_name=../evil", ["FineTuning.experiment_name", "'../evil'"]),
+        ("finetuning.experiment_name=/evil", ["FineTuning.experiment_name", "'/evil'"]),
+        ("finetuning.storage=../../study.db", ["FineTuning.storage", "'../../study.db'"]),
         ("fitcompress.pruning_schedule.start=-4", ["PruningSchedule.start", "above end"]),
     ],
 )
@@ -90,3 +93,24 @@ def test_users_packages_are_allowed_by_the_environment_alone(monkeypatch: pytest
     assert allowed_targets() == TARGETS
     monkeypatch.setenv("PQUANT_ALLOW", "my_net, other.*")
     assert allowed_targets() == (*TARGETS, "my_net.*", "other.*")
+
+
+def test_no_code_that_reads_what_others_wrote_can_run_it() -> None:
+    sources = [*CONF.parent.glob("pquant/**/*.py"), CONF.parent / "run.py"]
+    loads = [line for source in sources for line in source.read_text().splitlines() if "torch.load(" in line]
+    assert loads and all("weights_only=True" in line for line in loads)
+    assert not [
+        source for source in sources for word in ("import pickle", "yaml.load(", "joblib.load", "allow_pickle=True") if word in source.read_text()
+    ]
+
+
+def test_a_saved_configuration_builds_only_what_is_allowed(tmp_path: Path) -> None:
+    with initialize_config_dir(config_dir=str(CONF)):
+        OmegaConf.save(compose("config", overrides=["tracker=none"]), tmp_path / "config.yaml")
+    for target in ("os.system", "subprocess.run", "builtins.eval", "torch.hub.load", "torch.load", "pquant.interrupt.subprocess.run"):
+        config = OmegaConf.load(tmp_path / "config.yaml")
+        config.model = {"_target_": target, "_args_": [f"touch {tmp_path / 'owned'}"]}
+        with pytest.raises(CONFIGURATION_ERRORS) as caught:
+            build_experiment(config)
+        assert target in explain(caught.value) and "\n" not in explain(caught.value)
+    assert not (tmp_path / "owned").exists()

@@ -51,3 +51,12 @@ def test_the_second_run_in_a_folder_is_refused_until_the_first_ends(tmp_path: Pa
             pass
     with only_run_in(tmp_path):
         pass
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "pareto").mkdir()
+    unfinished, others = [".checkpoint.pt.0123abcd.tmp", "pareto/.epoch_0001.pt.deadbeef.tmp"], ["notes.tmp", ".mine.tmp", "checkpoint.pt"]
+    for name in (*unfinished, *others):
+        (tmp_path / name).touch()
+    with only_run_in(tmp_path):
+        assert [name for name in (*unfinished, *others) if (tmp_path / name).exists()] == others

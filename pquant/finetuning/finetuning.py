@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pquant.errors import ConfigError
@@ -92,6 +93,12 @@ class FineTuning(Settings):
     max_failure_rate: float = setting(0.25, ge=0, le=1)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, and that the names of folder and file do not lead elsewhere."""
         super().__post_init__()
+        for field in ("experiment_name", "storage"):
+            path = PurePath(getattr(self, field))
+            if ".." in path.parts or (field == "experiment_name" and path.is_absolute()):
+                raise self.error(
+                    field, "a name within the folder of all sweeps" if field == "experiment_name" else "a file in the study's folder or a URL"
+                )
         directions(self.objectives, self.directions)

@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from pquant.errors import ConfigError
 
+TOKEN = 8
+"""Hexadecimal digits in the name of a file that is being written."""
+
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), so that a crash leaves either the old file or the new one.
@@ -24,7 +27,7 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
     Raises:
         OSError: the folder is missing, full or read-only; the old file is then intact and nothing else is left.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -43,6 +46,8 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold a run's folder; whoever else asks for it meanwhile is refused. The lock goes with the process, however that ends.
 
+    What a killed run was writing is removed first.
+
     Raises:
         ConfigError: another process holds it.
     """
@@ -52,6 +57,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise ConfigError(f"another run is at work in {folder}: wait for its end, or give this one a folder of its own (hydra.run.dir)") from error
     try:
+        for unfinished in folder.rglob(f".*.{'[0-9a-f]' * TOKEN}.tmp"):
+            unfinished.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

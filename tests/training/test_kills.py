@@ -1,0 +1,71 @@
+"""``python run.py`` killed at random moments, writes among them, goes on with ``resume=auto`` to the same files, bit for bit."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "killed_run.py"
+METHODS = {
+    "none": [],
+    "cs": [],
+    "dst": [],
+    "pdp": [],
+    "wanda": ["pruning.t_start_collecting_batch=2", "pruning.t_delta=4"],
+    "autosparse": ["pruning.autotune_epochs=2", "pruning.alpha_reset_epoch=3"],
+    "activation_pruning": ["pruning.t_start_collecting_batch=2", "pruning.t_delta=4"],
+    "mdmm": [],
+    "magnitude": [],
+}
+BITS = {"fixed": [], "hgq": ["quantization.hgq_beta_schedule=[[0,1e-6],[3,1e-4]]", "training.pareto=true"]}
+SCHEDULE = ["pretraining_epochs=1", "epochs=2", "rounds=2", "fine_tuning_epochs=1", "rewind=every-round", "save_weights_epoch=1", "batch_size=512"]
+COMMAND = ["tracker=none", "progress=quiet", "model.sizes=[null,8,null]", "resume=auto", *(f"training.{setting}" for setting in SCHEDULE)]
+KILLS = 2
+
+
+def run(folder: Path, overrides: list[str], kill_after: int = 0, seconds_more: float = 0.0) -> int:
+    """Run in ``folder``; return the number of changes of files there, 0 of a run that was killed."""
+    counted = folder.with_name(f"{folder.name}.changes")
+    counted.unlink(missing_ok=True)
+    watch = {"WATCHED": str(folder), "KILL_AFTER": str(kill_after), "SECONDS_MORE": str(seconds_more), "COUNTED": str(counted)}
+    command = [sys.executable, str(SCRIPT), *COMMAND, *overrides, f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **watch}, timeout=300)
+    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    assert kill_after or done.returncode == 0
+    return int(counted.read_text()) if done.returncode == 0 else 0
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Return all that a run leaves in its folder but times."""
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "metrics.csv").open() as file:
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    same = [folder / "model.safetensors", folder / "model.json", *sorted(folder.glob("pareto*/*")), *folder.glob("pareto.*")]
+    whole = {path.name: path.read_bytes() for path in same if path.is_file()}
+    return {"summary": {key: value for key, value in summary.items() if key != "wall_seconds"}, "rows": rows, "files": files} | whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, bits: str, tmp_path: Path) -> None:
+    overrides = [f"pruning={method}", *METHODS[method], f"quantization={bits}", *BITS[bits]]
+    changes = run(tmp_path / "whole", overrides)
+    assert changes > 20
+    moments = random.Random(f"{method} {bits}")
+    for _ in range(KILLS):
+        run(tmp_path / "killed", overrides, moments.randint(1, changes), moments.choice([0.0, moments.uniform(0, 0.1)]))
+    run(tmp_path / "killed", overrides)
+    whole, killed = left(tmp_path / "whole"), left(tmp_path / "killed")
+    assert killed.keys() == whole.keys()
+    for name, content in whole.items():
+        assert killed[name] == content, name

@@ -1,0 +1,92 @@
+"""A run that fails within every stage and goes on from its checkpoint file ends as one that never failed, whatever prunes and quantizes it."""
+
+import itertools
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pquant
+from pquant.data import Splits
+from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda
+from pquant.quantization import Quantization
+from pquant.training import Training
+from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.trainer import Trainer
+
+METHODS: list[PruningMethod] = [
+    NoPruning(),
+    CS(threshold_decay=1e-3),
+    DST(alpha=1e-2),
+    PDP(sparsity=0.5, epsilon="auto"),
+    Wanda(sparsity=0.5, t_start_collecting_batch=3, t_delta=5),
+    AutoSparse(threshold_init=-2.0, alpha_reset_epoch=3, autotune_epochs=2),
+    ActivationPruning(threshold=0.4, t_start_collecting_batch=3, t_delta=5),
+    MDMM(target_sparsity=0.5),
+    Magnitude(sparsity=0.5),
+]
+FIXED = {
+    "default_weight_keep_negatives": True,
+    "default_weight_fractional_bits": 7,
+    "default_data_keep_negatives": True,
+    "default_data_integer_bits": 3,
+    "default_data_fractional_bits": 4,
+}
+HGQ = {"use_hgq": True, "hgq_beta_schedule": [[0, 1e-6], [4, 1e-3]], "granularity": "per_weight", "data_granularity": "per_channel"}
+QUANTIZATIONS = {"none": Quantization(enable_quantization=False), "fixed": Quantization(**FIXED), "hgq": Quantization(**FIXED, **HGQ)}
+STEPS = 4
+LENGTHS = {"pretraining_epochs": 2, "epochs": 2, "rounds": 2, "fine_tuning_epochs": 2, "batch_size": 16}
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+def trainer(method: PruningMethod, quantization: Quantization, training: Training) -> Trainer:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(96, 6, generator=generator), torch.randint(0, 3, (96,), generator=generator)
+    splits = Splits(*(TensorDataset(x[part], y[part]) for part in (slice(0, 64), slice(64, 80), slice(80, 96))), num_classes=3)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=training.total_epochs)
+    model = pquant.compress(net, method, quantization, torch.zeros(2, 6))
+    return Trainer(model, splits, training, partial(torch.optim.Adam, lr=1e-2), cosine, torch.device("cpu"), seed=0)
+
+
+def interrupted(make: partial[Trainer], path: Path, deaths: list[int]) -> Trainer:
+    """Return the trainer that came to the end, after one that died at each of the steps ``deaths``, counted from its own start on."""
+    for death in [*deaths, None]:
+        run, steps = make(), itertools.count(1)
+        if path.exists():
+            run.load_state_dict(load_checkpoint(path))
+
+        def step(steps: itertools.count = steps, death: int | None = death) -> None:
+            if next(steps) == death:
+                raise Killed
+
+        try:
+            run.fit(lambda row, run=run: save_checkpoint(path, run.state_dict()), after_step=step)
+        except Killed:
+            continue
+        assert death is None
+        return run
+    raise AssertionError
+
+
+@pytest.mark.parametrize("bits", QUANTIZATIONS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_run_killed_within_every_stage_ends_bit_identical(method: PruningMethod, bits: str, tmp_path: Path) -> None:
+    make = partial(trainer, method, QUANTIZATIONS[bits], Training(**LENGTHS, rewind="every-round", save_weights_epoch=1))
+    whole = make()
+    whole.fit(lambda row: None)
+    moments = random.Random(f"{type(method).__name__} {bits}")
+    deaths = [moments.randint(1, STEPS)] + [STEPS + moments.randint(1, STEPS) for _ in range(6)]
+    ended = interrupted(make, tmp_path / "checkpoint.pt", deaths)
+    assert [{**row, "seconds": 0} for row in ended.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    for name, value in whole.model.state_dict().items():
+        other = ended.model.state_dict()[name]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
