@@ -90,12 +90,7 @@ class WindowPruner(Pruner):
 
 
 class WindowMethod(PruningMethod):
-    """A method that collects for some steps of the train stage, then decides.
-
-    Args:
-        t_delta: steps of the train stage in which the method collects.
-        t_start_collecting_batch: steps of the train stage before that.
-    """
+    """A method that collects for ``t_delta`` steps of the train stage after the first ``t_start_collecting_batch``."""
 
     t_delta: int
     t_start_collecting_batch: int
