@@ -141,7 +141,7 @@ def _comment(field: Field) -> str:
 @contextmanager
 def explaining(arguments: Sequence[str]) -> Iterator[None]:
     """Add comments to what Hydra prints where the ``arguments`` ask for the configuration (``--cfg job``)."""
-    if not any(argument.startswith(("--cfg", "-c")) for argument in arguments):
+    if not any(argument in ("--cfg", "-c") or argument.startswith("--cfg=") for argument in arguments):
         yield
         return
     printed = StringIO()

@@ -84,7 +84,7 @@ def test_a_printed_configuration_keeps_its_values_and_explains_every_section() -
 
 
 def test_only_configurations_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    with explaining(["run.py", "seed=1"]):
+    with explaining(["run.py", "seed=1", "-cn", "other", "--config-name=other"]):
         print("seed: 0")
     assert capsys.readouterr().out == "seed: 0\n"
     with explaining(["run.py", "--cfg=job"]):
