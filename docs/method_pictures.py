@@ -25,8 +25,8 @@ from pquant.quantization import fixed_point
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images" / "methods"
 PRUNING = ("magnitude", "dst", "pdp", "wanda", "mdmm", "cs", "autosparse", "activation_pruning")
-PRETRAINING, EPOCHS, MOMENTS = 8, 48, (1, 8, 48)
-LAYER, POINTS = "layers.2", 400
+PRETRAINING, EPOCHS, MOMENTS = 8, 48, (1, 12, 48)
+LAYER, POINTS = "layers.0", 200
 
 
 def preset(*overrides: str) -> Experiment:
@@ -83,7 +83,7 @@ def pruning(name: str) -> None:
         axis.axline((0, 0), slope=1, color="0.85", linewidth=1, zorder=0)
         for chosen, color in ((y != 0, "#357"), (y == 0, "#c44")):
             axis.plot(x[chosen], y[chosen], ".", markersize=3, color=color)
-        axis.set(title=f"epoch {epoch} of training", xlabel="weight", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
+        axis.set(title=f"epoch {epoch} of training", xlabel="weight", xlim=(-0.7, 0.7), ylim=(-0.7, 0.7))
     axes[0].set_ylabel("what the layer trains with")
     line(axes[3], zeros, "share of zeros of the layer", (-0.02, 1))
     save(figure, name)

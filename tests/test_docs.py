@@ -41,3 +41,11 @@ def test_every_page_of_the_docs_is_in_the_navigation() -> None:
     named = set(re.findall(r"[\w./-]+\.md", str(nav)))
     written = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
     assert written - named == set()
+
+
+def test_every_method_has_a_page_with_its_picture() -> None:
+    methods = {file.stem for file in (ROOT / "conf" / "pruning").glob("*.yaml")} - {"none"} | {"fixed"}
+    written = {page.stem: page.read_text() for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert written.keys() == methods
+    assert [name for name, text in written.items() if f"../images/methods/{name}.svg" not in text] == []
+    assert [name for name, text in written.items() if "<!-- fields: pquant." not in text] == []
