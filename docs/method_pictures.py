@@ -126,6 +126,24 @@ def hgq(name: str) -> None:
     save(figure, name)
 
 
+def fitcompress(name: str) -> None:
+    """Draw the path of the search, and the bits that it gave each layer."""
+    experiment = preset("pruning=none", "fitcompress=on")
+    model = network(experiment)
+    experiment.fitcompress.prepare(model)
+    train(model, print, epochs=0)
+    found = experiment.fitcompress.apply(model, Digits().load(0).train, F.cross_entropy)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
+    axes[0].plot([step.length for step in found.path], [step.compression for step in found.path], ".-", color="#357")
+    axes[0].axhline(found.compression_goal, color="0.6", linewidth=1, linestyle="--")
+    axes[0].set(
+        title="the path: each step lowers one layer", xlabel="length of the path, the sum of the square roots of FIT", ylabel="size over float32"
+    )
+    axes[1].bar(list(found.layers), [layer.bits for layer in found.layers.values()], color="#357")
+    axes[1].set(title="bits of a weight that were found")
+    save(figure, name)
+
+
 def line(axis: Axes, values: list[float], title: str, limits: tuple[float, float] | None = None) -> None:
     """Draw one figure over the epochs of training."""
     axis.plot(range(1, len(values) + 1), values, color="#357")
@@ -139,7 +157,7 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
-PICTURES = {**dict.fromkeys(PRUNING, pruning), "fixed": fixed, "hgq": hgq}
+PICTURES = {**dict.fromkeys(PRUNING, pruning), "fixed": fixed, "hgq": hgq, "fitcompress": fitcompress}
 
 
 def main(names: list[str]) -> None:
