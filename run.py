@@ -15,6 +15,7 @@ from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, expla
 from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
 from pquant.interrupt import Interrupted, requeue
+from pquant.reference import explaining
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
@@ -46,7 +47,8 @@ def main() -> None:
     """Run; exit with one line for an error that people can mend, and with 128 + the signal's number when one ended the run."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        job()
+        with explaining(sys.argv):
+            job()
     except CLEAR_ERRORS as error:
         refuse(error)
         raise

@@ -66,7 +66,24 @@ class Run:
 class Experiment:
     """The method objects of one job.
 
-    ``model`` is a module, or a callable that makes one; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them from the data.
+    Args:
+        data: where examples come from.
+        model: a module, or a callable that makes one; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them from the data.
+        optimizer: makes the optimizer from groups of parameters.
+        scheduler: makes the schedule of the learning rate, stepped once an epoch.
+        training: lengths of the stages, and how a step is made.
+        pruning: the pruning method.
+        quantization: the bits of each tensor of each layer.
+        fitcompress: the search for bits and sparsity before training.
+        finetuning: the study, where this job is one of its trials.
+        tracker: follows the run beside the files in its folder.
+        export: what the finalized model becomes.
+        seed: of data splits, initial weights, order of examples and dropout.
+        dry_run: print what would be pruned and with which bits, train nothing.
+        resume: a run's folder: go on after its last complete epoch; "auto": in hydra.run.dir, where there is one.
+        from_run: a run's folder: train nothing, evaluate and export what it ended with.
+        from_epoch: with ``from_run``: an epoch of that run's Pareto archive instead, or "all" of them.
+        progress: a live bar on a terminal, else lines ("auto"), lines ("plain") or nothing ("quiet").
     """
 
     data: DataSource

@@ -6,7 +6,7 @@ its type, default and range; :func:`schema` registers the class so that a YAML f
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -58,17 +58,25 @@ class Settings:
                 return converted
         choices = [choice for kind in allowed if get_origin(kind) is Literal for choice in get_args(kind)]
         hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{type(self).__name__}.{name} must be {' or '.join(map(_describe, allowed))}, got {value!r}{hint_text}")
+        raise ConfigError(f"{type(self).__name__}.{name} must be {' or '.join(map(describe, allowed))}, got {value!r}{hint_text}")
 
     def _in_range(self, name: str, value: float, bounds: dict[str, float]) -> None:
-        low, high = bounds.get("ge", bounds.get("gt", -math.inf)), bounds.get("le", bounds.get("lt", math.inf))
+        low, high = _ends(bounds)
         inside = low <= value <= high and value != bounds.get("gt") and value != bounds.get("lt")
         if inside and math.isfinite(value):
             return
-        left = "[" if "ge" in bounds else "("
-        right = "]" if "le" in bounds else ")"
-        expected = f"in {left}{low:g}, {high:g}{right}" if bounds else "finite"
+        expected = f"in {interval(bounds)}" if bounds else "finite"
         raise ConfigError(f"{type(self).__name__}.{name} must be {expected}, got {value!r}")
+
+
+def interval(bounds: Mapping[str, float]) -> str:
+    """Return the bounds of a :func:`setting` as people write them: ``(0, 1]``."""
+    low, high = _ends(bounds)
+    return f"{'[' if 'ge' in bounds else '('}{low:g}, {high:g}{']' if 'le' in bounds else ')'}"
+
+
+def _ends(bounds: Mapping[str, float]) -> tuple[float, float]:
+    return bounds.get("ge", bounds.get("gt", -math.inf)), bounds.get("le", bounds.get("lt", math.inf))
 
 
 def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
@@ -95,7 +103,8 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
     return isinstance(value, NoneType if kind is None else kind), value
 
 
-def _describe(kind: Any) -> str:
+def describe(kind: Any) -> str:
+    """Return a type as people say it."""
     origin = get_origin(kind)
     if origin is Literal:
         choices = [repr(choice) for choice in get_args(kind)]
@@ -103,7 +112,7 @@ def _describe(kind: Any) -> str:
     if kind is NoneType:
         return "null"
     if origin is list:
-        return f"a list of {_describe(get_args(kind)[0])}"
+        return f"a list of {describe(get_args(kind)[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a dictionary"}
     return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
 

@@ -10,9 +10,10 @@ from pquant.settings import schema
 @schema("data", "digits")
 @dataclass(frozen=True)
 class Digits(Fractions):
-    """1797 images of 8x8 pixels with values 0 to 16, 10 classes; no network needed.
+    """1797 images of 8x8 pixels with values 0 to 16, 10 classes; no network needed. Each pixel is standardised by itself.
 
-    Inputs are (64,), or (1, 8, 8) for a convolutional network with ``flatten`` false; each pixel is standardised by itself.
+    Args:
+        flatten: inputs are (64,); else (1, 8, 8), for a convolutional network.
     """
 
     flatten: bool = True

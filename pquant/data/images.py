@@ -22,9 +22,15 @@ LOCAL_COPY = f"npz with keys {', '.join(GIVEN_SPLIT)}"
 class Images(Settings):
     """Images with a test set of their own; the validation set is drawn from the training images, the classes in proportion.
 
-    ``path`` is an npz file with uint8 images ``x_train``, ``x_test`` (N, height, width[, channels]) and labels ``y_train``, ``y_test``;
-    without it torchvision fetches them into ``root``, once. ``limit`` keeps at most that many training images. Channels are standardised;
-    inputs are (channels, height, width), or one axis with ``flatten``.
+    Channels are standardised.
+
+    Args:
+        path: an npz file with uint8 images ``x_train``, ``x_test`` (N, height, width[, channels]) and labels ``y_train``, ``y_test``; null:
+            torchvision fetches them.
+        root: where torchvision keeps what it fetched, once.
+        validation_fraction: share of the training images held out for validation.
+        limit: training images at most; null for all.
+        flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
     """
 
     torchvision_name: ClassVar[str]

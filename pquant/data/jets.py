@@ -22,9 +22,12 @@ LOCAL_COPY = "csv or parquet with 16 features and a column 'class', or npz with 
 class Jets(Fractions):
     """830,000 simulated jets, 16 high-level features, 5 classes: g, q, t, w, z.
 
-    J. Duarte et al., "Fast inference of deep neural networks in FPGAs for particle physics", 2018, arXiv 1804.06913. Fetched once from
-    OpenML (``hls4ml_lhc_jets_hlf``, id 42468) and kept in ``root``; or ``path``: a csv or parquet file with a column "class", or an npz
-    file with ``x`` and ``y``.
+    J. Duarte et al., "Fast inference of deep neural networks in FPGAs for particle physics", 2018, arXiv 1804.06913. OpenML has them as
+    ``hls4ml_lhc_jets_hlf``, id 42468.
+
+    Args:
+        path: a csv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
+        root: where what was fetched is kept, once.
     """
 
     path: str | None = None

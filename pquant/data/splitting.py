@@ -19,7 +19,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Fractions(Settings):
-    """What a source that is one table says of its splits: the fractions of all rows held out, and whether features are standardised."""
+    """What a source that is one table says of its splits.
+
+    Args:
+        validation_fraction: share of all rows held out for validation.
+        test_fraction: share of all rows held out for the test.
+        standardize: whether features get mean 0 and deviation 1, as measured on the training rows.
+    """
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     test_fraction: float = setting(0.2, gt=0, lt=1)

@@ -11,11 +11,13 @@ from pquant.settings import schema
 @schema("data", "table")
 @dataclass(frozen=True)
 class Table(Fractions):
-    """A csv, parquet or npz file; every column but ``target`` is a feature.
+    """A csv, parquet or npz file; every column but ``target`` is a feature. Classes are numbered by their sorted names.
 
-    An npz file has features ``x`` (N, F) and targets (N,) under the name ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test``
-    with the test set that is then used. ``task`` "auto" takes text, truth values and integers of up to 100 values for classes, all else for
-    a regression. Classes are numbered by their sorted names.
+    Args:
+        path: the file. An npz file has features ``x`` (N, F) and targets (N,) under the name ``target``, or ``x_train``, ``y_train``, ``x_test`` and
+            ``y_test`` with the test set that is then used.
+        target: the column to predict.
+        task: "auto" takes text, truth values and integers of up to 100 values for classes, all else for a regression.
     """
 
     path: str = ""

@@ -31,7 +31,7 @@ MODES = ALL_MODES - {"WRAP_SM"}
 class HLS4ML(Settings):
     """A project for dense networks with ReLU, one format a tensor: each layer with the exact precision of its sum, each quantizer as a cast.
 
-    Attributes:
+    Args:
         backend: hls4ml's name of the HLS tool that the project is for; none is run.
         part: the FPGA.
         clock_period: ns.

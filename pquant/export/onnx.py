@@ -29,7 +29,7 @@ MODES = ALL_MODES - {"WRAP_SM"}
 class ONNX(Settings):
     """ONNX files whose outputs equal the finalized model's, float32 values in and out.
 
-    Attributes:
+    Args:
         vectors: how many inputs the model, its integers and onnxruntime are compared on.
         qonnx_vectors: how many the executor of qonnx gets, which is slow.
     """

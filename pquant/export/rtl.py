@@ -35,7 +35,7 @@ MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SA
 class RTL(Settings):
     """Fully unrolled Verilog by alkaid, verified and counted.
 
-    Attributes:
+    Args:
         clock_period: ns, for the constraints and the latency.
         pipelined: whether to cut the logic by registers; else it is combinational.
         latency_cutoff: most delay in ns, as alkaid estimates it, between two registers; null for the clock period.

@@ -12,7 +12,12 @@ from pquant.settings import Settings, schema, setting
 
 @dataclass(frozen=True)
 class Sampler(Settings):
-    """An Optuna sampler by its class name, with its arguments."""
+    """What draws the values of each trial.
+
+    Args:
+        type: class name in ``optuna.samplers``.
+        params: its arguments.
+    """
 
     type: str = "TPESampler"
     params: dict[str, Any] = setting({})
@@ -20,9 +25,13 @@ class Sampler(Settings):
 
 @dataclass(frozen=True)
 class EarlyStopping(Settings):
-    """What stops hopeless trials at the end of an epoch: an Optuna pruner by its class name (null: nothing), with its arguments.
+    """What stops hopeless trials at the end of an epoch.
 
     Its steps are epochs, from 0. It works on the objective of studies that have one, which must be a figure of ``metrics.csv``.
+
+    Args:
+        type: class name in ``optuna.pruners``; null: nothing is stopped.
+        params: its arguments.
     """
 
     type: str | None = None
@@ -31,9 +40,11 @@ class EarlyStopping(Settings):
 
 @dataclass(frozen=True)
 class HyperparameterSearch(Settings):
-    """The space: ``numerical`` maps a field to [low, high, step] or [low, high, log], ``categorical`` to its choices; null takes a field out.
+    """The space that is searched. A group, such as ``pruning``, is a field too: its choices are the names of its files.
 
-    Integers make an integer range. A group, such as ``pruning``, is a field too: its choices are the names of its files.
+    Args:
+        numerical: maps a field to [low, high, step] or [low, high, log], integers making an integer range; null takes a field out.
+        categorical: maps a field to its choices; null takes a field out.
     """
 
     numerical: dict[str, Any] = setting({})
@@ -69,12 +80,20 @@ def _is_number(value: Any) -> bool:
 @schema("finetuning", "finetuning")
 @dataclass(frozen=True)
 class FineTuning(Settings):
-    """A study of ``num_trials`` trials in all; 0 means a single run.
+    """A study of several trials, or a single run.
 
-    ``objectives`` are figures of ``summary.json``; ``directions`` ("maximize" or "minimize", one each) are only needed for figures of one's own.
-    ``constraints`` bounds figures from above ({ebops: 50000}): a trial that exceeds one is never the best. ``storage`` is a file in the study's
-    folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database. The study stops when more than ``max_failure_rate`` of
-    ``num_trials`` have failed. ``model_name`` is a note for people.
+    Args:
+        experiment_name: of the study: that of its folder, too.
+        model_name: a note for people.
+        sampler: what draws the values of each trial.
+        num_trials: trials in all; 0 means a single run.
+        hyperparameter_search: the space that is searched.
+        objectives: figures of ``summary.json`` to optimize; several have a front.
+        directions: "maximize" or "minimize", one an objective; only needed for figures of one's own.
+        constraints: bounds figures from above, as {ebops: 50000}: a trial that exceeds one is never the best.
+        early_stopping: what stops hopeless trials.
+        storage: a file in the study's folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database.
+        max_failure_rate: share of ``num_trials`` that may fail before the study stops.
 
     Raises:
         ConfigError: a value out of range, or directions that do not fit the objectives.

@@ -25,8 +25,11 @@ Call = tuple[CompressedLayer, Tensor, Tensor]
 class StoppingRule(Settings):
     """How many examples the Fisher information is estimated from.
 
-    An iteration is one batch of ``batch_size``. The estimate stops after ``min_iterations`` once the standard error of the whole trace,
-    relative to it and by the spread between batches, is below ``tolerance``; and after ``max_iterations`` in any case.
+    Args:
+        tolerance: standard error of the whole trace, relative to it and by the spread between batches, below which the estimate stops.
+        min_iterations: batches at least.
+        max_iterations: batches at most.
+        batch_size: examples of a batch.
     """
 
     tolerance: float = setting(0.1, ge=0)

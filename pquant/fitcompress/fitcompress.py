@@ -35,7 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PruningSchedule(Settings):
-    """Shares of weights to try: 1 - 10^x for ``steps`` values of x from ``start`` to ``end``."""
+    """Shares of weights to try: 1 - 10^x.
+
+    Args:
+        start: first x.
+        end: last x.
+        steps: how many x, evenly spaced.
+    """
 
     start: float = setting(0.0, le=0)
     end: float = setting(-3.0, le=0)

@@ -70,14 +70,20 @@ class ActivationPruner(WindowPruner):
 class ActivationPruning(WindowMethod):
     """Removes output channels, weights and bias, that are rarely active.
 
-    Pretraining: off. Training: outputs before the activation function are collected for ``t_delta`` steps after the first
-    ``t_start_collecting_batch``; then each channel o with p_o <= ``threshold`` goes once and for all, and training goes on without it. A window
-    longer than training ends with it, and a warning says so. Fine-tuning: the same mask.
+    Pretraining: off. Training: outputs before the activation function are collected over a window; then each channel o with p_o <= ``threshold`` goes
+    once and for all, and training goes on without it. A window longer than training ends with it, and a warning says so. Fine-tuning: the same mask.
 
-    p_o is the mean over samples, positions and steps of 1[y_o > 0], the share of time in which a ReLU after the layer is open (``statistic``
-    "frequency"), or of |y_o| ("mean_abs"), for layers that no ReLU follows. The most active channel of a layer always stays. The layer that
-    makes the model's output keeps all its channels unless ``prune_output_layer``; list other heads, and the partners of a residual sum whose
-    channels must stay, in ``disable_pruning_for_layers``.
+    p_o is the mean over samples, positions and steps of what ``statistic`` says. The most active channel of a layer always stays. Partners of a
+    residual sum whose channels must stay, and heads that do not make the model's output, belong in ``disable_pruning_for_layers``.
+
+    Args:
+        pruning_method: the method's name in the specification.
+        threshold: the most activity with which a channel goes.
+        t_delta: steps of the train stage in which outputs are collected.
+        t_start_collecting_batch: steps of the train stage before that.
+        statistic: "frequency": 1[y_o > 0], the share of time in which a ReLU after the layer is open; "mean_abs": |y_o|, for layers that no ReLU
+            follows.
+        prune_output_layer: whether the layer that makes the model's output may lose channels too.
     """
 
     pruning_method: Literal["activation_pruning"] = "activation_pruning"

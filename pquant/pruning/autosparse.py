@@ -119,15 +119,23 @@ def expected(losses: Sequence[float], ahead: int) -> float:
 class AutoSparse(PruningMethod):
     """Trained soft thresholds; pruned weights get a share of their gradient that is annealed to 0.
 
-    Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is scaled by alpha, which falls from ``alpha``
-    to 0 over the epochs of the stage, all rounds together, and is 0 from ``alpha_reset_epoch`` on. Fine-tuning: the shrunk weights, baked, with
-    their mask. There is no auxiliary loss and no target: smaller ``alpha``, larger ``threshold_init`` (a logit) and more ``threshold_decay`` (the
-    weight decay of s, which pulls sigmoid(s) towards 1/2) give more zeros. As sigmoid(s) < 1, a weight beyond 1 is never pruned.
+    Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is scaled by a share that falls from ``alpha``
+    to 0 over the epochs of the stage, all rounds together. Fine-tuning: the shrunk weights, baked, with their mask. There is no auxiliary loss and no
+    target: smaller ``alpha``, larger ``threshold_init`` and more ``threshold_decay`` give more zeros. As sigmoid(s) < 1, a weight beyond 1 is never
+    pruned.
 
-    ``autotune_epochs``: after each of the first training epochs alpha's start moves by 0.05 within [0, 1], up where the training loss is worse than
-    that of pretraining, extrapolated as a power of the epoch's number, and down otherwise; without pretraining, the first training epoch stands for
-    it. It needs the loss: ``pquant.on_epoch_end(model, loss)``; the trainer gives it. ``backward_sparsity`` gives no gradient to the half of a
-    layer's weights with the lowest |W| - sigmoid(s), survivors among them where less than half is pruned.
+    Args:
+        pruning_method: the method's name in the specification.
+        alpha: share of its gradient that a pruned weight gets as training begins.
+        alpha_reset_epoch: epoch of the train stage from which that share is 0.
+        autotune_epochs: first training epochs after each of which alpha's start moves by 0.05 within [0, 1]: up where the training loss is worse than
+            that of pretraining, extrapolated as a power of the epoch's number, else down; without pretraining, the first training epoch stands for
+            it. A loop of your own must tell the loss: ``pquant.on_epoch_end(model, loss)``.
+        backward_sparsity: whether the half of a layer's weights with the lowest |W| - sigmoid(s) gets no gradient, survivors among them where less
+            than half is pruned.
+        threshold_init: where the logits s of the thresholds start.
+        threshold_type: what shares a threshold: a channel, a layer, or each weight has its own.
+        threshold_decay: weight decay of s, which pulls sigmoid(s) towards 1/2.
     """
 
     decays_thresholds: ClassVar[bool] = True

@@ -75,8 +75,13 @@ class CS(PruningMethod):
     the epochs of each round, and the loss has ``threshold_decay`` * sum(m) over all layers. Between rounds s <- min(beta s, s0), beta <- 1, whatever
     is rewound. Fine-tuning: the mask 1[s > 0], frozen; c is folded into the weights.
 
-    There is no target: the sparsity follows from ``threshold_init`` (s0; the paper's integer 0, or about 0.1 for a denser and -0.1 for a sparser
-    network) and from ``threshold_decay`` (lambda), a sum over weights, so that it is small. The optimizer's weight decay spares the scores.
+    There is no target: the sparsity follows from ``threshold_init`` and ``threshold_decay``. The optimizer's weight decay spares the scores.
+
+    Args:
+        pruning_method: the method's name in the specification.
+        final_temp: beta in the last epoch of a round.
+        threshold_init: s0, where scores start: the paper's integer 0, or about 0.1 for a denser and -0.1 for a sparser network.
+        threshold_decay: lambda, the weight of the mask in the loss, a sum over weights, so that it is small; more gives more zeros.
     """
 
     decays_thresholds: ClassVar[bool] = True

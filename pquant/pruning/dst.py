@@ -97,9 +97,14 @@ class DST(PruningMethod):
 
     Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask, frozen.
 
-    ``alpha`` weighs the loss, a sum over thresholds, so that weightwise thresholds feel it fan-in times more often. ``max_pruning_pct`` is the share
-    of a layer that, when pruned, makes its thresholds start again from 0, as in the authors' code; with ``beyond_max`` "clamp" they are only
-    lowered to where less than that is pruned. ``threshold_decay`` is the thresholds' weight decay.
+    Args:
+        pruning_method: the method's name in the specification.
+        alpha: weight of the loss that pushes thresholds up, a sum over thresholds, so that weightwise thresholds feel it fan-in times more often;
+            more gives more zeros.
+        max_pruning_pct: share of a layer that, when pruned, makes its thresholds give way.
+        threshold_init: where thresholds start, in units of weights.
+        threshold_type: what shares a threshold: a channel, a layer, or each weight has its own.
+        beyond_max: how thresholds give way beyond ``max_pruning_pct``: start again from 0, as in the authors' code, or only as far as needed.
     """
 
     decays_thresholds: ClassVar[bool] = True

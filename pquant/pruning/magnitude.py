@@ -33,8 +33,12 @@ class MagnitudePruner(Pruner):
 class Magnitude(PruningMethod):
     """The smallest weights go when training starts, and training goes on without them.
 
-    Pretraining: off. Training: as it begins, the ``sparsity`` share of smallest |W| is masked, over all layers together (``budget`` "global")
-    or in each layer ("uniform"). Fine-tuning: the same mask.
+    Pretraining: off. Training: as it begins, the smallest |W| are masked. Fine-tuning: the same mask.
+
+    Args:
+        pruning_method: the method's name.
+        sparsity: share of zeros.
+        budget: whether that share is taken over all layers together ("global") or in each ("uniform").
     """
 
     pruning_method: Literal["magnitude"] = "magnitude"

@@ -140,18 +140,27 @@ class MDMM(PruningMethod):
     """Gradient descent on the weights, ascent on a multiplier, until the share of zeros is what was asked.
 
     Pretraining: off. Training: dense weights; each layer adds the loss scale * (lambda h + damping h^2 / 2), h the violation of its constraint, and
-    after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon``, frozen. With ``project`` a mask less than 5
-    points off its target takes exactly the target's number of weights; the log says so.
+    after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon``, frozen.
 
-    The metric is the share of zeros among weights or, for StructuredSparsity, among groups of ``rf`` consecutive weights of a row, whose L2 norm
-    is compared with ``epsilon``. The target is ``target_value``, or ``target_sparsity`` where that is 0. As training begins, one magnitude
-    threshold over all layers shares it out. With Equality lambda takes both signs, with the inequalities it stays non-negative.
+    As training begins, one magnitude threshold over all layers shares the target out. With Equality lambda takes both signs, with the inequalities it
+    stays non-negative. SGD follows the loss's scale, Adam does not: with SGD, weights that swing about 0 by more than ``epsilon`` ask for a smaller
+    ``scale``.
 
-    ``l0_mode`` counts zeros hard ("coarse") or smoothly. ``scale_mode`` "sum" multiplies a layer's loss by its number of weights or groups, so that
-    each is pulled alike whatever the size of the layer. With ``use_grad`` lambda is a parameter which the user's optimizer maximizes over, at the
-    rate ``constraint_lr``.
-
-    SGD follows the loss's scale, Adam does not: with SGD, weights that swing about 0 by more than ``epsilon`` ask for a smaller ``scale``.
+    Args:
+        pruning_method: the method's name in the specification.
+        constraint_type: how the share of zeros is compared with the target.
+        target_value: the target; 0 takes ``target_sparsity``.
+        metric_type: zeros among weights, or among groups of ``rf`` consecutive weights of a row, whose L2 norm is compared with ``epsilon``.
+        target_sparsity: the target where ``target_value`` is 0.
+        rf: weights of a group (hls4ml's reuse factor), for StructuredSparsity.
+        epsilon: magnitude up to which a weight, or a group's norm, counts as zero.
+        scale: weight of the constraint in the loss, and the pace of lambda.
+        damping: weight of the quadratic term, which keeps lambda from swinging.
+        use_grad: whether lambda is a parameter which the user's optimizer maximizes over, at the rate ``constraint_lr``.
+        l0_mode: counts zeros hard ("coarse") or smoothly.
+        scale_mode: "sum" multiplies a layer's loss by its number of weights or groups, so that each is pulled alike whatever the size of the layer.
+        constraint_lr: pace of lambda a step.
+        project: whether a mask less than 5 points off its target takes exactly the target's number of weights; the log says so.
     """
 
     pruning_method: Literal["mdmm"] = "mdmm"

@@ -192,8 +192,11 @@ PrunedWeights = Mapping[str, tuple[Pruner, Tensor]]
 class PruningMethod(Settings):
     """Base of all method objects: the fields that every method shares. It holds no tensors.
 
-    ``threshold_decay`` means what the method's paper makes of it: the mask's L1 coefficient in CS, the weight decay of trained thresholds
-    elsewhere; a method without either takes only 0.
+    Args:
+        disable_pruning_for_layers: names or globs of layers that are not pruned, such as ``layers.0`` or ``features.*``.
+        enable_pruning: whether anything is pruned; false switches the method off and keeps its settings.
+        threshold_decay: what the method's paper makes of it: the mask's L1 coefficient in CS, the weight decay of trained thresholds elsewhere; a
+            method without either takes only 0.
     """
 
     decays_thresholds: ClassVar[bool] = False

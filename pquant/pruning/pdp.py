@@ -100,10 +100,15 @@ class PDP(PruningMethod):
     out to them, once; in epoch e of the stage, all rounds together, a layer prunes the share min(1, epsilon (e + 1)) of its part by the mask
     m = sigmoid((W^2 - t^2) / tau), t halfway between the largest pruned |W| and the smallest kept. Evaluation and fine-tuning: the hard mask.
 
-    ``epsilon`` "auto" ends the ramp at two thirds of the stage; a fixed one that cannot reach its end is warned of. ``temperature`` is tau, in
-    squared weight units; with ``temperature_scale`` "relative" tau is that times the mean W^2 of the layer. ``structured_pruning`` takes output
-    channels by their L2 norm, with their bias; ``sparsity`` is then the share of channels. Each layer keeps one at least, and the layer that makes
-    the model's output keeps all.
+    Args:
+        pruning_method: the method's name in the specification.
+        epsilon: by which share of its part a layer is pruned more each epoch; "auto" ends the ramp at two thirds of the stage. One that cannot reach
+            its end is warned of.
+        sparsity: share of zeros, or of channels with ``structured_pruning``.
+        temperature: tau, in squared weight units.
+        structured_pruning: whether output channels go by their L2 norm, with their bias. Each layer keeps one at least, and the layer that makes the
+            model's output keeps all.
+        temperature_scale: with "relative" tau is ``temperature`` times the mean W^2 of the layer.
     """
 
     pruning_method: Literal["pdp"] = "pdp"

@@ -69,12 +69,18 @@ class WandaPruner(WindowPruner):
 class Wanda(WindowMethod):
     """One mask from |weight| times input norm, then training goes on with it.
 
-    Pretraining: off. Training: inputs are collected for ``t_delta`` steps after the first ``t_start_collecting_batch``, then the mask is taken once.
-    A window longer than training ends with it, and a warning says so. Fine-tuning: the same mask.
+    Pretraining: off. Training: inputs are collected over a window, then the mask is taken once, ranked within each output row. A window longer than
+    training ends with it, and a warning says so. Fine-tuning: the same mask.
 
-    ``sparsity`` is the share of zeros, ranked within each output row. With ``calculate_pruning_budget`` each layer's share comes from one magnitude
-    threshold over all layers that take part, else all have the same. With ``N`` and ``M``, N weights of every M consecutive inputs stay (N
-    counts non-zeros, as in "2:4"), and ``sparsity`` does not apply.
+    Args:
+        pruning_method: the method's name in the specification.
+        M: length of the groups of consecutive inputs of which N weights stay; null for no groups.
+        N: weights that stay of every M, counting non-zeros, as in "2:4"; ``sparsity`` does not apply then.
+        sparsity: share of zeros.
+        t_delta: steps of the train stage in which inputs are collected.
+        t_start_collecting_batch: steps of the train stage before that.
+        calculate_pruning_budget: whether each layer's share comes from one magnitude threshold over all layers that take part; else all have the
+            same.
 
     Raises:
         ConfigError: N without M, N > M, or (for a layer) inputs that M does not divide.

@@ -32,22 +32,41 @@ class Quantization(Settings):
     """Fixed-point or high-granularity quantization of all layers.
 
     Bits are k (keep negatives), i (integer, without the sign), f (fractional); see :mod:`pquant.quantization.fixed_point`. The defaults of the
-    specification give every tensor zero bits: set them, or use the presets ``quantization=fixed`` and ``quantization=hgq``. ``i`` may be "auto":
-    chosen from the data (or the weights) when training starts.
+    specification give every tensor zero bits: set them, or use the presets ``quantization=fixed`` and ``quantization=hgq``. With ``use_hgq`` the bits
+    are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs plus ``hgq_gamma`` times the sum
+    of all bit widths, in the train and fine-tuning stages.
 
-    ``granularity`` says what shares a bit width in weights, ``data_granularity`` in data. ``pruning_first`` quantizes the pruned weight;
-    otherwise the quantized weight is pruned, by a method that leaves the survivors as they are.
-
-    With ``use_hgq`` the bits are trained (:mod:`pquant.quantization.hgq`), starting from these; the loss then has ``hgq_beta`` times the EBOPs
-    plus ``hgq_gamma`` times the sum of all bit widths, in the train and fine-tuning stages. ``hgq_beta_schedule``, a list of [epoch, value] pairs
-    with the epochs of the train stage from 0, replaces ``hgq_beta``; it is log-linear between the pairs. ``hgq_lr`` is the learning rate of the
-    bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
-
-    ``layer_specific`` maps a layer's exact dotted name or a glob to what differs there; the first rule that fits a layer wins::
+    ``layer_specific`` for example::
 
         layer_specific:
           layers.0: {input: {k: true, i: 4}, weight: {f: 5}, output: {enable: false}}
           "features.*": {enable_quantization: false}
+
+    Args:
+        default_data_keep_negatives: k of layers' inputs and outputs: whether they have a sign.
+        default_data_integer_bits: i of layers' inputs and outputs, without the sign; "auto": chosen from the data when training starts.
+        default_data_fractional_bits: f of layers' inputs and outputs; may be negative.
+        default_weight_keep_negatives: k of weights and biases: whether they have a sign.
+        default_weight_integer_bits: i of weights and biases, without the sign; "auto": chosen from the weights when training starts.
+        default_weight_fractional_bits: f of weights and biases; may be negative.
+        quantize_input: whether inputs of layers are quantized.
+        quantize_output: whether outputs of layers are quantized.
+        enable_quantization: whether anything is quantized.
+        hgq_gamma: price of a bit in the loss.
+        hgq_beta: price of an EBOP in the loss: higher is smaller.
+        layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output); the first rule that fits
+            wins.
+        use_hgq: whether bits are trained.
+        use_real_tanh: whether tanh stays one; else it is a hard tanh, which needs no table in hardware.
+        overflow_mode_data: what inputs and outputs beyond the range become.
+        overflow_mode_parameters: what weights and biases beyond the range become.
+        round_mode: which neighbour a value between two steps becomes.
+        use_relu_multiplier: whether each ReLU has a trained shift, a multiplication by a power of 2.
+        hgq_beta_schedule: [epoch, value] pairs, epochs of the train stage from 0, that replace ``hgq_beta``; log-linear between them.
+        hgq_lr: learning rate of the bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
+        granularity: what shares a bit width in weights.
+        data_granularity: what shares a bit width in inputs and outputs.
+        pruning_first: whether the pruned weight is quantized; else the quantized weight is pruned, by a method that leaves the survivors as they are.
 
     Raises:
         ConfigError: a value out of range, or an unknown key in ``layer_specific``.

@@ -18,8 +18,16 @@ Granularity = Literal["per_tensor", "per_channel", "per_weight"]
 class TensorFormat(Settings):
     """How one tensor is quantized: its bits, its modes, and what shares a bit width.
 
-    ``i`` may be "auto": the integer bits are then chosen from the values seen in calibration. The batch axis of data is always shared; the
-    channel axis is the first of the others, as it is the first of a weight.
+    The batch axis of data is always shared; the channel axis is the first of the others, as it is the first of a weight.
+
+    Args:
+        k: whether it has a sign.
+        i: integer bits, without the sign; "auto": chosen from the values seen in calibration.
+        f: fractional bits; may be negative.
+        round_mode: which neighbour a value between two steps becomes.
+        overflow_mode: what values beyond the range become.
+        granularity: what shares a bit width.
+        enable: whether it is quantized at all.
     """
 
     k: bool = False

@@ -105,5 +105,5 @@ class _Bar:
 
 
 def _facts(row: Mapping[str, Any]) -> str:
-    names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity"}
-    return "  ".join(f"{name} {show(name, row[key]):>7}" for name, key in names.items() if key in row)
+    names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity", "EBOPs": "ebops"}
+    return "  ".join(f"{name} {show(key, row[key]):>7}" for name, key in names.items() if key in row)

@@ -27,8 +27,13 @@ EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
 class WandbTracker(Settings):
     """Sends the figures of a run to Weights & Biases, or keeps them in the run's folder for a later ``wandb sync``.
 
-    ``mode`` is "auto" (what ``$WANDB_MODE`` says, else online for a user who is logged in) or what W&B calls one. Without a login a run is offline:
-    nobody is ever prompted. When W&B fails, that is logged once and the run goes on without it.
+    Without a login a run is offline: nobody is ever prompted. When W&B fails, that is logged once and the run goes on without it.
+
+    Args:
+        project: W&B's project.
+        group: W&B's group, null for none; trials of a study are grouped under it.
+        name: of the run; null: W&B makes one up.
+        mode: "auto" (what ``$WANDB_MODE`` says, else online for a user who is logged in) or what W&B calls one.
     """
 
     project: str = "pquant"

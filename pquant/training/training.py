@@ -18,19 +18,26 @@ Rewind = Literal["never", "every-round", "post-training-stage"]
 class Training(Settings):
     """Lengths of the stages in epochs, the rewinding policy, and the batch.
 
-    The run is ``pretraining_epochs`` without pruning, ``rounds`` times ``epochs`` with it, then ``fine_tuning_epochs`` with frozen masks. The weights
-    at the start of epoch ``save_weights_epoch`` of the first round (-1: none) are put back by ``rewind``: after every round but the last and after
-    the last ("every-round"), or only after the last ("post-training-stage").
+    The run is ``pretraining_epochs`` without pruning, ``rounds`` times ``epochs`` with it, then ``fine_tuning_epochs`` with frozen masks.
 
-    ``baseline`` trains a float twin first, so that the results can say what compression cost. ``device`` is "auto" (a GPU if there is one) or what
-    torch calls one. ``threads`` limits torch's CPU threads, 0 leaves them. ``compile`` compiles forward and losses into one graph, once a stage,
-    which takes up to a minute each; "auto" does on a GPU. With ``precision`` "bf16" layers multiply in bfloat16 in training steps; quantizers, losses
-    and evaluation stay in float32.
-
-    ``pareto`` keeps the model after every epoch that no other surpasses in both validation metric and EBOPs; "auto" does where the price of bits
-    has a schedule. ``on_nan`` says what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it
-    began, or take back every such step (which costs each step a copy of the model and its momenta). ``extra`` holds all other keys of the section,
-    for the user's own code.
+    Args:
+        epochs: of one round of the train stage, with pruning at work.
+        fine_tuning_epochs: with frozen masks, at the end.
+        pretraining_epochs: without pruning, at the beginning.
+        rewind: when the saved weights are put back: after every round and the last ("every-round"), or only after the last ("post-training-stage").
+        rounds: how often the train stage is gone through.
+        save_weights_epoch: epoch of the first round at whose start the weights are saved for ``rewind``; -1: none.
+        batch_size: examples of a step.
+        baseline: whether a float twin is trained first, so that the results can say what compression cost.
+        device: "auto" (a GPU if there is one) or what torch calls one, such as ``cpu`` or ``cuda:0``.
+        threads: torch's CPU threads; 0 leaves them as they are.
+        pareto: whether the model is kept after every epoch that no other surpasses in both validation metric and EBOPs; "auto" does where the price
+            of bits has a schedule.
+        compile: whether forward and losses are compiled into one graph, once a stage, which takes up to a minute each; "auto" does on a GPU.
+        precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
+        on_nan: what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it began, or take back
+            every such step (which costs each step a copy of the model and its momenta).
+        extra: all other keys of the section, for the user's own code.
     """
 
     epochs: int = setting(200, ge=0)

@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def ordinary_terminal(monkeypatch):
 def test_plain_lines_have_stage_epoch_and_figures(capsys, rows):
     train(Console("plain"), rows)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "epoch  1/13  pretrain  loss   2.000  accuracy 51.00 %  sparsity  5.00 %"
+    assert lines[0] == "epoch  1/13  pretrain  loss   2.000  accuracy 51.00 %  sparsity  5.00 %  EBOPs     999"
     assert lines[-1].startswith("epoch 13/13  finetune")
     assert len(lines) == len(rows)
 
@@ -43,7 +44,7 @@ def test_a_long_run_has_about_twenty_lines(capsys, rows, total):
         console.epoch(rows[0] | {"epoch": number, "stage": stage, "round": number % 5})
     console.finish()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 20 and all(len(line) <= 80 for line in lines)
+    assert len(lines) <= 20 and all(len(line) <= 95 for line in lines)
     numbers = [int(line.split("/")[0].split()[1]) for line in lines]
     assert numbers[0] == 1 and numbers[-1] == total
     if total == 1000:
@@ -90,13 +91,14 @@ def test_quiet_says_nothing(capsys, rows, summary, tmp_path):
 
 def test_a_terminal_gets_a_live_bar(monkeypatch, rows):
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
     console = Console("auto")
     console.note("a [note]")
     train(console, rows)
     console.finish()
     text = sys.stdout.getvalue()
     assert "a [note]" in text and "13/13" in text and "finetune" in text and "63.00 %" in text
+    assert re.search(r"\d+:\d\d", text), "the time left"
     assert "epoch 13/13" not in text and "\x1b[" in text
 
 

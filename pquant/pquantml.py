@@ -1,0 +1,261 @@
+"""What each section of a PQuantML configuration means here; the names are those of ``pquant-ml`` 0.1.0 and of older files.
+
+What a file leaves out has PQuantML's default, not a preset's of this package.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pquant.errors import ConfigError, unknown
+from pquant.fitcompress import FITCompress
+from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
+from pquant.quantization import Quantization
+from pquant.training import Training
+
+CONF = Path(__file__).parents[1] / "conf"
+SECTIONS = (
+    "pruning_parameters",
+    "quantization_parameters",
+    "training_parameters",
+    "fitcompress_parameters",
+    "hpo_parameters",
+    "finetuning_parameters",
+)
+METHODS: dict[str, type[PruningMethod]] = {
+    "cs": CS,
+    "dst": DST,
+    "pdp": PDP,
+    "wanda": Wanda,
+    "autosparse": AutoSparse,
+    "activation_pruning": ActivationPruning,
+    "mdmm": MDMM,
+    "fitcompress": NoPruning,
+}
+DEFAULTS = {
+    "default_weight_keep_negatives": True,
+    "default_weight_fractional_bits": 7,
+    "default_data_fractional_bits": 7,
+    "quantize_output": False,
+    "hgq_gamma": 3e-4,
+    "hgq_beta": 1e-5,
+}
+"""PQuantML's quantization where its code (0.1.0) differs from the specification, and so from our constructor."""
+RENAMED = {
+    "use_high_granularity_quantization": ["use_hgq"],
+    "granularity": ["granularity", "data_granularity"],
+    "default_integer_bits": ["default_weight_integer_bits", "default_data_integer_bits"],
+    "default_fractional_bits": ["default_weight_fractional_bits", "default_data_fractional_bits"],
+}
+BITS = {"keep_negatives": "k", "integer_bits": "i", "fractional_bits": "f", "quantize": "enable"}
+OPTIMIZER = {"lr": "lr", "learning_rate": "lr", "l2_decay": "weight_decay", "momentum": "momentum"}
+SCHEDULES = {"cosine": {"cosine_tmax": "T_max"}, "multistep": {"milestones": "milestones", "gamma": "gamma"}}
+LENGTHS = {"epochs", "fine_tuning_epochs", "pretraining_epochs", "rewind", "rounds", "save_weights_epoch"}
+"""Fields of the training section that PQuantML has, too."""
+SILENT = {"hgq_heterogeneous", "plot_frequency", "pruning_method", "model_name"}
+"""What no result depends on."""
+
+
+@dataclass
+class Converted:
+    """Choices of groups, values of fields by dotted name, a study's own values, and what could not be said."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def meaning(old: Any) -> Converted:
+    """Return what a PQuantML configuration means here.
+
+    Raises:
+        ConfigError: no PQuantML configuration, or an unknown pruning method.
+    """
+    if not isinstance(old, Mapping) or not any(section in old for section in SECTIONS):
+        raise ConfigError(f"this is no PQuantML configuration: expected at least one of {', '.join(SECTIONS)}")
+    new = Converted()
+    parts = {section: dict(old.get(section) or {}) for section in SECTIONS}
+    training = {key: value for key, value in old.items() if key not in SECTIONS} | parts["training_parameters"]
+    _pruning(parts["pruning_parameters"], training, new)
+    _quantization(parts["quantization_parameters"], training, new)
+    _fitcompress(parts["fitcompress_parameters"], new)
+    _training(training, new)
+    _study(parts["hpo_parameters"] | parts["finetuning_parameters"], new)
+    return new
+
+
+def _pruning(section: dict[str, Any], training: dict[str, Any], new: Converted) -> None:
+    name = section.get("pruning_method")
+    if name is None:
+        new.choices["pruning"] = "none"
+        return
+    if name not in METHODS:
+        raise ConfigError(f"pruning_parameters.pruning_method: {unknown('method', str(name), METHODS)}")
+    method = METHODS[name]
+    new.choices["pruning"] = "none" if method is NoPruning else name
+    if "threshold_decay" in training:
+        section.setdefault("threshold_decay", training.pop("threshold_decay"))
+    section["disable_pruning_for_layers"] = [layer for layer in section.get("disable_pruning_for_layers") or [] if layer]
+    if section.get("N") is not None and section.get("M") is not None:
+        section["N"] = section["M"] - section["N"]
+        new.warnings.append(f"pruning_parameters.N counts weights that go, pruning.N those that stay: {section['N']} of {section['M']}")
+    _take("pruning", method, section, {}, new)
+
+
+def _quantization(section: dict[str, Any], training: dict[str, Any], new: Converted) -> None:
+    for old, names in RENAMED.items():
+        if old in section:
+            value = section.pop(old)
+            section = {name: value for name in names} | section
+    if section.pop("use_symmetric_quantization", False):
+        section |= {"overflow_mode_parameters": "SAT_SYM", "overflow_mode_data": "SAT_SYM"}
+    if section.pop("dynamic_data_quantization", False):
+        section["default_data_integer_bits"] = "auto"
+        new.warnings.append("dynamic_data_quantization followed each batch; integer bits of data are now chosen once, when training starts")
+    section["pruning_first"] = training.pop("pruning_first", False)
+    rules = {name: dict(_rule(name, rule, new)) for name, rule in (section.get("layer_specific") or {}).items()}
+    section["layer_specific"] = {name: rule for name, rule in rules.items() if rule}
+    hgq = bool(section.get("use_hgq"))
+    new.choices["quantization"] = "hgq" if hgq else "fixed" if section.get("enable_quantization", True) else "none"
+    _take("quantization", Quantization, section, DEFAULTS, new)
+    if not hgq:
+        new.values = {name: value for name, value in new.values.items() if ".hgq_" not in name}
+    elif new.values["quantization.hgq_lr"] is None:
+        new.warnings.append("bits learn at the weights' rate, as in PQuantML; quantization.hgq_lr=0.01 moves them faster")
+
+
+def _rule(layer: str, rule: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (tensor, its settings) of one layer's rule; bits that stand without a tensor are those of the weight and the bias."""
+    tensors = {tensor: rule[tensor] for tensor in ("weight", "bias", "input", "output") if tensor in rule}
+    bare = {key: value for key, value in rule.items() if key in BITS}
+    for key in rule.keys() - tensors.keys() - bare.keys():
+        new.warnings.append(f"quantization_parameters.layer_specific.{layer}.{key} has no counterpart: left out")
+    for tensor, bits in ({"weight": bare, "bias": bare} if bare else {} | tensors).items():
+        kinds = {"k": bool, "enable": bool, "i": int, "f": int}
+        yield tensor, {BITS[key]: kinds[BITS[key]](value) for key, value in bits.items() if key in BITS}
+
+
+def _fitcompress(section: dict[str, Any], new: Converted) -> None:
+    if section.get("enable_fitcompress"):
+        new.choices["fitcompress"] = "on"
+        if new.choices["pruning"] != "none" and section.get("optimize_pruning"):
+            section["optimize_pruning"] = False
+            new.warnings.append("FITCompress makes masks of its own only with pruning=none: optimize_pruning is switched off")
+        _take("fitcompress", FITCompress, section, {}, new)
+
+
+def _training(section: dict[str, Any], new: Converted) -> None:
+    _optimization(section, new)
+    data = section.pop("dataset", None)
+    if data is not None and (CONF / "data" / f"{data}.yaml").exists():
+        new.choices["data"] = str(data)
+    elif data is not None:
+        new.warnings.append(f"dataset '{data}' has no preset: say data=table data.path=<file> data.target=<column>, or a class by data._target_")
+    if not section.get("label_smoothing"):
+        section.pop("label_smoothing", None)
+    _take("training", Training, section, {}, new)
+    if new.values["training.rewind"] == "never":
+        new.values["training.save_weights_epoch"] = -1
+
+
+def _optimization(section: dict[str, Any], new: Converted) -> None:
+    """Take out of the section what is said of the optimizer and its schedule."""
+    schedule, optimizer = str(section.pop("lr_schedule", "")), str(section.pop("optimizer", "")).lower()
+    if (CONF / "optimizer" / f"{optimizer}.yaml").exists():
+        new.choices["optimizer"] = optimizer
+    elif optimizer:
+        new.warnings.append(f"training_parameters.optimizer '{optimizer}' has no preset: any of torch.optim by optimizer._target_")
+    for key, name in OPTIMIZER.items():
+        if key in section and (name != "momentum" or optimizer == "sgd"):
+            new.values[f"optimizer.{name}"] = _number(section[key])
+    if schedule in SCHEDULES:
+        new.choices["scheduler"] = schedule
+        new.values |= {f"scheduler.{name}": _number(section[key]) for key, name in SCHEDULES[schedule].items() if key in section}
+    for key in [*OPTIMIZER, *(key for keys in SCHEDULES.values() for key in keys)]:
+        section.pop(key, None)
+
+
+def _study(section: dict[str, Any], new: Converted) -> None:
+    """Turn a search over bare names into a study over fields; PQuantML looks a name up in one section after the other."""
+    search = section.get("hyperparameter_search") or {}
+    spaces = {kind: dict(_space(search.get(kind) or {}, new)) for kind in ("numerical", "categorical")}
+    if not any(spaces.values()):
+        return
+    sampler = section.get("sampler") or {}
+    kind = sampler.get("type", "TPESampler")
+    presets = {_yaml(file).get("sampler", {}).get("type"): file.stem for file in sorted((CONF / "finetuning").glob("*.yaml"))}
+    new.study["finetuning"] = presets.get(kind, "random")
+    if kind not in presets:
+        new.study["finetuning.sampler.type"] = kind
+    own = _yaml(CONF / "study.yaml")["finetuning"]["hyperparameter_search"]["numerical"]
+    spaces["numerical"] = dict.fromkeys(own) | spaces["numerical"]  # what every study searches by itself is taken out
+    new.study |= {f"finetuning.hyperparameter_search.{kind}": space for kind, space in spaces.items() if space}
+    new.study |= {f"finetuning.{key}": section[key] for key in ("experiment_name", "num_trials") if key in section}
+    if sampler.get("params"):
+        new.study["finetuning.sampler.params"] = sampler["params"]
+
+
+def _space(names: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, Any]]:
+    for name, values in names.items():
+        if name == "lr_schedule":
+            yield "scheduler", values
+            continue
+        fields = [f"optimizer.{OPTIMIZER[name]}"] if name in OPTIMIZER else _named(name, new)
+        if fields:
+            yield fields[0], [_number(value) for value in values]
+        if len(fields) != 1:
+            kept = f"only {fields[0]} is searched" if fields else "left out"
+            new.warnings.append(f"hyperparameter_search.{name} stands for {' and '.join(fields) or 'no field here'}: {kept}")
+
+
+def _named(name: str, new: Converted) -> list[str]:
+    """Return the fields that a bare name means, of the first section that has one."""
+    for group, cls in (("pruning", METHODS.get(new.choices["pruning"], NoPruning)), ("quantization", Quantization), ("training", Training)):
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        found = [f"{group}.{field}" for field in RENAMED.get(name, [name]) if field in known]
+        if found:
+            return found
+    return []
+
+
+def _take(group: str, cls: type[Any], section: Mapping[str, Any], defaults: Mapping[str, Any], new: Converted) -> None:
+    """Give ``new`` the value of every field of ``cls``: what the section says, else the default; warn of what is no field."""
+    known = {spec.name: spec for spec in dataclasses.fields(cls) if spec.name not in SILENT}
+    for name, spec in known.items():
+        plain = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
+        plain = dataclasses.asdict(plain) if dataclasses.is_dataclass(plain) else plain  # type: ignore[arg-type]
+        if name in section:
+            new.values[f"{group}.{name}"] = _like(plain, section[name])
+        elif group != "training" or name in LENGTHS:
+            new.values[f"{group}.{name}"] = defaults.get(name, plain)
+    new.warnings += [f"{group}_parameters.{key} has no counterpart: left out" for key in section if key not in known and key not in SILENT]
+
+
+def _like(default: Any, value: Any) -> Any:
+    """Return a value as the type of its field: PQuantML writes 7. for 7 bits and 1. for true, and YAML reads 1e-5 as text."""
+    value = _number(value)
+    if isinstance(default, bool) and value in (0, 1):
+        return bool(value)
+    if isinstance(default, dict) and isinstance(value, Mapping):
+        return {key: _like(default.get(key), part) for key, part in value.items()}
+    if isinstance(default, list) and isinstance(value, list) and default:
+        return [_like(default[0], part) for part in value]
+    if isinstance(default, int) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text())
