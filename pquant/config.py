@@ -1,6 +1,8 @@
 """From a composed configuration to an experiment, and from a configuration error to one clear line."""
 
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -139,6 +142,15 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
     for key in OWN:
         saved[key] = config[key]
     return folder, saved, False
+
+
+def command(config: DictConfig, folder: Path) -> str:
+    """Return the command of a job, quoted for a shell: the one that was given, but for a trial of a sweep and with ``resume=<folder>`` the one that
+    the job itself has, from the overrides that Hydra keeps in its folder.
+    """
+    saved = folder / ".hydra" / "overrides.yaml"
+    given = HydraConfig.get().mode is RunMode.RUN and config.resume in (None, AUTO)
+    return shlex.join(["python", *(sys.argv if given or not saved.is_file() else ["run.py", *OmegaConf.load(saved)])])
 
 
 def _saved_config(key: str, folder: Path) -> DictConfig:
