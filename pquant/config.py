@@ -27,6 +27,7 @@ from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.tracking.environment import saved_command
 from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs
 
@@ -145,12 +146,9 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
 
 
 def command(config: DictConfig, folder: Path) -> str:
-    """Return the command of a job, quoted for a shell: the one that was given, but for a trial of a sweep and with ``resume=<folder>`` the one that
-    the job itself has, from the overrides that Hydra keeps in its folder.
-    """
-    saved = folder / ".hydra" / "overrides.yaml"
-    given = HydraConfig.get().mode is RunMode.RUN and config.resume in (None, AUTO)
-    return shlex.join(["python", *(sys.argv if given or not saved.is_file() else ["run.py", *OmegaConf.load(saved)])])
+    """Return the command of a job as given, quoted for a shell; for a trial of a sweep and with ``resume=<folder>`` the one that the job itself has."""
+    own = HydraConfig.get().mode is not RunMode.RUN or config.resume not in (None, AUTO)
+    return (saved_command(folder) if own else None) or shlex.join(["python", *sys.argv])
 
 
 def _saved_config(key: str, folder: Path) -> DictConfig:

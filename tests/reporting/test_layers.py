@@ -36,7 +36,7 @@ def test_each_layer_has_its_figures_and_the_last_row_those_of_the_model(capsys):
     rows = lines(capsys)
     ebops = [row["ebops"] for row in pquant.layer_table(model)]
     sparsity = f"{100 * pquant.sparsity(model):.2f} %"
-    assert rows["first"] == ["PQDense", "4 x 6", "Magnitude", sparsity, "8", "8", "float", f"{ebops[0]:,.0f}"]
+    assert rows["first"] == ["PQDense", "4 x 6", "Magnitude", sparsity, "8", "8", "8", f"{ebops[0]:,.0f}"]
     assert rows["act"][:4] == ["PQActivation", "", "", ""]
     assert rows["last"][2] == "-" and rows["last"][7] == f"{ebops[2]:,.0f}"
     assert rows["all"] == ["", "36", "", sparsity, "", "", "", f"{pquant.ebops(model):,.0f}"]
