@@ -20,6 +20,7 @@ from pquant.tracking.files import plain, write_atomic
 
 NO_SETTINGS = ("tracker", "progress", "resume", "dry_run", "finetuning")
 FIGURES = ("sparsity", "weight_bits", "ebops", "nonzero_params", "size_bytes", "rtl/luts_estimated", "rtl/luts_yosys", "wall_seconds")
+PARTS = {"test": "Test", "val": "Validation", "float": "Float"}
 AXES = 8
 """Settings that have an axis of their own."""
 
@@ -54,7 +55,7 @@ def load_runs(folders: Sequence[Path]) -> list[RunRecord]:
 def write_comparison(path: Path, runs: Sequence[RunRecord]) -> None:
     """Write a self-contained page that compares ``runs``; it links to their reports, relative to ``path``."""
     metric = judged_by(run.figures for run in runs)
-    measured = [name for part in ("test", "val", "float") if metric for name in [f"{part}/{metric}"]]
+    measured = [name for part in PARTS if metric for name in [f"{part}/{metric}"]]
     figures = [name for name in (*measured, *FIGURES) if any(run.figures.get(name) is not None for run in runs)]
     varied = varied_settings(runs)
     points = [_point(number, run, varied, metric, runs) for number, run in enumerate(runs)]
@@ -74,9 +75,15 @@ def write_comparison(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def varied_settings(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the dotted keys whose values are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    """Return the dotted keys that tell runs apart: with different values among those that have them, and not just saying what another of their section
+    says (a method's class beside its name).
+    """
+    found: dict[tuple[str, tuple[int, ...]], str] = {}
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        values = [run.settings.get(key) for run in runs]
+        if len(set(values) - {None}) > 1:
+            found.setdefault((key.partition(".")[0], tuple(map(values.index, values))), key)
+    return list(found.values())
 
 
 def _load(folder: Path, name: str) -> RunRecord:
@@ -101,7 +108,7 @@ def _numbers_last(path: Path) -> list[tuple[int, str]]:
 
 def _words(name: str) -> str:
     part, _, figure = name.rpartition("/")
-    return f"{label(part)} {label(figure).lower()}" if part in ("test", "val", "float") else label(figure)
+    return f"{PARTS[part]} {label(figure).lower()}" if part in PARTS else label(figure)
 
 
 def _point(number: int, run: RunRecord, varied: Sequence[str], metric: str | None, runs: Sequence[RunRecord]) -> dict[str, Any]:
