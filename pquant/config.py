@@ -146,7 +146,7 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
 
 
 def command(config: DictConfig, folder: Path) -> str:
-    """Return the command of a job as given, quoted for a shell; for a trial of a sweep and with ``resume=<folder>`` the one that the job itself has."""
+    """Return the command of a job as given, quoted for a shell; for a trial and with ``resume=<folder>`` the one that the job itself has."""
     own = HydraConfig.get().mode is not RunMode.RUN or config.resume not in (None, AUTO)
     return (saved_command(folder) if own else None) or shlex.join(["python", *sys.argv])
 

@@ -75,8 +75,8 @@ def write_comparison(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def varied_settings(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the dotted keys that tell runs apart: with different values among those that have them, and not just saying what another of their section
-    says (a method's class beside its name).
+    """Return the dotted keys that tell runs apart: with different values among those that have them, and saying more than an earlier one of their
+    section (not a method's name beside its class).
     """
     found: dict[tuple[str, tuple[int, ...]], str] = {}
     for key in dict.fromkeys(key for run in runs for key in run.settings):

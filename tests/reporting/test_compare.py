@@ -87,7 +87,8 @@ def test_the_command_says_where_the_page_is(sweep: Path, capsys: pytest.CaptureF
 
 
 SORTING = """function probe() {
-  const header = document.querySelectorAll(".sortable th")[1], names = () => [...document.querySelectorAll("tbody tr")].map(row => row.cells[0].innerText);
+  const header = document.querySelectorAll(".sortable th")[1];
+  const names = () => [...document.querySelectorAll("tbody tr")].map(row => row.cells[0].innerText);
   header.firstElementChild.click();
   const rising = names();
   header.firstElementChild.click();
