@@ -8,6 +8,7 @@ from pquant.layers.compressed import CompressedLayer
 from pquant.layers.convert import unconverted
 from pquant.layers.trace import Example
 from pquant.measures import layer_table, sparsity
+from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import ebops
 from pquant.reporting.headline import label, show
 
@@ -50,7 +51,7 @@ def summarize(model: nn.Module, example_input: Example | None = None) -> None:
 def _method(layer: nn.Module) -> str:
     if not isinstance(layer, CompressedLayer):
         return ""
-    return type(layer.pruner.method).__name__ if layer.prunable else "-"
+    return "-" if isinstance(layer.pruner, NoPruner) else type(layer.pruner.method).__name__
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

@@ -53,3 +53,9 @@ def test_unknown_ebops_are_a_dash_and_a_bare_layer_has_a_row(capsys):
     pquant.summarize(pquant.compress(nn.Conv2d(1, 2, 3), None, EIGHT))
     rows = lines(capsys)
     assert rows["-"][1] == "2 x 1 x 3 x 3" and rows["-"][-1] == "-" and rows["all"][-1] == ""
+
+
+def test_a_finalized_model_has_a_table_too(capsys):
+    model = pquant.compress(Net(), Magnitude(), EIGHT, torch.randn(5, 6))
+    pquant.summarize(pquant.finalize(model))
+    assert lines(capsys)["first"][:3] == ["PQDense", "4 x 6", "-"]
