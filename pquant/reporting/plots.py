@@ -65,8 +65,12 @@ def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot
     axes.step(*_places(best, metric, cost), where="post", color=FIRST, linewidth=1.2, marker="o", markersize=3.5)
     for row in best[:: max(len(best) // 6, 1)]:
         axes.annotate(str(row["epoch"]), (row[cost], row[metric]), xytext=(3, -9), textcoords="offset points", color=TEXT, fontsize=FONT_SIZE - 3)
-    if min((row[cost] for row in rows), default=0) > 0:
+    costs = [row[cost] for row in rows]
+    if costs and 0 < 10 * min(costs) < max(costs):
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick("", value)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(name, value)))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
