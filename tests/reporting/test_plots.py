@@ -77,4 +77,4 @@ def test_bars_are_as_long_as_their_values():
 def test_large_figures_are_written_in_full(rows):
     for row in rows:
         row["ebops"] = 1e5 * row["epoch"]
-    assert "1,000,000" in texts(curves(rows)[3].svg)
+    assert [text for text in texts(curves(rows)[3].svg) if text.endswith("00,000")]
