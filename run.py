@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, explain, run_folder
+from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, command, explain, run_folder
 from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
 from pquant.interrupt import Interrupted, requeue
@@ -34,7 +34,7 @@ def run(config: DictConfig, watch: Callable[[Row], None], go_on: bool) -> dict[s
     folder, composed, resumes = run_folder(config)
     experiment = build_experiment(composed)
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return experiment.run(Run(folder, plain, " ".join(["python", *sys.argv]), go_on or resumes), watch)
+    return experiment.run(Run(folder, plain, command(config, folder), go_on or resumes), watch)
 
 
 def refuse(error: BaseException) -> None:

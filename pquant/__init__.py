@@ -4,6 +4,7 @@ from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, u
 from pquant.measures import Penalty, figures, layer_table, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
+from pquant.reporting.layers import summarize
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
@@ -28,6 +29,7 @@ __all__ = [
     "prune_one_shot",
     "set_stage",
     "sparsity",
+    "summarize",
     "trace_ranges",
     "unconverted",
 ]

@@ -1,6 +1,8 @@
 """From a composed configuration to an experiment, and from a configuration error to one clear line."""
 
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -24,6 +27,7 @@ from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.tracking.environment import saved_command
 from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs
 
@@ -139,6 +143,12 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
     for key in OWN:
         saved[key] = config[key]
     return folder, saved, False
+
+
+def command(config: DictConfig, folder: Path) -> str:
+    """Return the command of a job as given, quoted for a shell; for a trial and with ``resume=<folder>`` the one that the job itself has."""
+    own = HydraConfig.get().mode is not RunMode.RUN or config.resume not in (None, AUTO)
+    return (saved_command(folder) if own else None) or shlex.join(["python", *sys.argv])
 
 
 def _saved_config(key: str, folder: Path) -> DictConfig:

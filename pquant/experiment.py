@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -27,18 +28,20 @@ from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.fitcompress import FITCompress
 from pquant.fitcompress.waiting import release
 from pquant.interrupt import graceful, prompt
-from pquant.layers.convert import compress, finalize, unconverted
+from pquant.layers.convert import compress, finalize
 from pquant.measures import figures, layer_table
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
+from pquant.reporting.confusion import Confusion
 from pquant.reporting.console import Console
-from pquant.reporting.html import write_report
-from pquant.reporting.layers import print_layers
+from pquant.reporting.html import Details, write_report
+from pquant.reporting.layers import summarize
+from pquant.reporting.weights import weight_histograms
 from pquant.tracking.environment import config_hash, difference, environment
 from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
 from pquant.training import ranks
-from pquant.training.archive import ParetoArchive, load_archived
+from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.trainer import Row, Trainer
 from pquant.training.training import Training
@@ -141,21 +144,25 @@ class Experiment:
         if not ranks.leads():
             return self._assist(trainer, float_model, splits, run)
         with only_run_in(run.folder), prompt(), self._told(run):
-            baseline = {} if self.from_run else self._baseline(float_model, splits, console)
             if self.from_run:
-                self._take_over(trainer, Path(self.from_run))
+                baseline = self._take_over(trainer, Path(self.from_run))
             else:
+                baseline = self._baseline(float_model, splits, console)
                 self._fit(trainer, run, console, watch)
             trainer.trace_ranges()
             measured = figures(trainer.model)
             final = finalize(trainer.model)
-            summary = {**trainer.evaluate("test", "test", final), **trainer.evaluate("validation", "val", final), **baseline, **measured}
+            confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
+            tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
+            summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
             summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
             summary |= {"config_hash": config_hash(run.config), **environment()}
             final = final.cpu()
             save_model(final, run.folder)
             summary |= self.export.export(final, splits, run.folder)
-            self._report(run, summary, trainer.rows, final)
+            archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
+            details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+            self._report(run, summary, trainer.rows, final, details)
         console.summary(summary, run.folder)
         return summary
 
@@ -262,12 +269,15 @@ class Experiment:
         trainer.load_state_dict(state)
         return state
 
-    def _take_over(self, trainer: Trainer, folder: Path) -> None:
-        """Give a trainer the model of an earlier run, and its epochs up to there."""
+    def _take_over(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        """Give a trainer the model of an earlier run, and its epochs up to there; return the figures of that run's float baseline."""
         self._restore(trainer, folder)
         if isinstance(self.from_epoch, int):
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
+        summary = folder / "summary.json"
+        figures = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+        return {name: value for name, value in figures.items() if name.startswith("float/")}
 
     def _search(self, trainer: Trainer, folder: Path | None) -> None:
         """Let FITCompress choose bits and masks, where it is asked for."""
@@ -277,14 +287,14 @@ class Experiment:
                 return
             write_json(folder / "fitcompress.json", result.as_json())
 
-    def _report(self, run: Run, summary: dict[str, Any], rows: list[Row], model: nn.Module) -> None:
+    def _report(self, run: Run, summary: dict[str, Any], rows: list[Row], model: nn.Module, details: Details) -> None:
         write_json(run.folder / "summary.json", summary)
+        write_report(run.folder, summary, rows, layer_table(model), run.config, run.command, details)
         self.tracker.summary(summary)
-        write_report(run.folder, summary, rows, layer_table(model), run.config, run.command)
 
     def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
         """Print, layer by layer, what would be pruned and with which bits; train nothing."""
-        print_layers(layer_table(model), unconverted(model, _example(splits)), type(self.fitcompress.masks(self.pruning)).__name__)
+        summarize(model, _example(splits))
         return {}
 
 

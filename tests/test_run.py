@@ -1,6 +1,7 @@
 """``run.py`` as a user runs it."""
 
 import csv
+import html
 import json
 import os
 import subprocess
@@ -133,6 +134,15 @@ def test_any_model_of_a_rising_price_is_finalized_later(tmp_path: Path) -> None:
     assert all(ended[name] == whole[name] for name in ("test/accuracy", "ebops", "sparsity", "epochs"))
     refused = run("from_epoch=3", f"hydra.run.dir={tmp_path / 'none'}", check=False)
     assert refused.returncode == 1 and "from_epoch needs from_run" in refused.stderr
+
+
+def test_the_report_of_an_earlier_model_has_its_baseline_and_the_command_as_given(folder: Path, tmp_path: Path) -> None:
+    run(f"from_run={folder}", "tracker=none", f"hydra.run.dir={tmp_path / 'a b'}")
+    ended, whole = (json.loads((one / "summary.json").read_text()) for one in (tmp_path / "a b", folder))
+    assert ended["float/accuracy"] == whole["float/accuracy"]
+    page = html.unescape((tmp_path / "a b" / "report.html").read_text())
+    assert f"python run.py from_run={folder} tracker=none 'hydra.run.dir={tmp_path}/a b'" in page
+    assert all(part in page for part in ("float baseline", "Answers on the test set", "as deployed, pruned and quantized"))
 
 
 def test_dry_run_lists_the_layers_and_trains_nothing(tmp_path: Path) -> None:

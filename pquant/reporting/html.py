@@ -1,15 +1,30 @@
 """The report of a run: one page that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pquant.reporting.confusion import confused_pairs, confusion_cells
 from pquant.reporting.headline import headline, label, metric_names, show
-from pquant.reporting.plots import curves, layer_bars, stages
+from pquant.reporting.plots import Plot, Rows, curves, front_plot, layer_bars, stages
+from pquant.reporting.weights import Weights, histogram_plots
 from pquant.tracking.files import plain, write_atomic
 
 SECTIONS = ("data", "model", "pruning", "quantization")
 COLUMNS = ("params", "nonzero", "sparsity", "weight_bits", "input_bits", "output_bits", "ebops")
+EXPORTS = {"rtl": "RTL", "onnx": "ONNX", "hls4ml": "hls4ml"}
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a report shows beside the figures: weight histograms, the confusion matrix of the test set (None for a regression), and the epochs
+    whose models the Pareto archive keeps.
+    """
+
+    weights: Sequence[Weights] = ()
+    confusion: Sequence[Sequence[int]] | None = None
+    archived: Sequence[int] = ()
 
 
 def write_report(
@@ -19,6 +34,7 @@ def write_report(
     layers: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
     command: str,
+    details: Details = Details(),
 ) -> Path:
     """Write ``report.html`` into the run's folder and return its path.
 
@@ -29,8 +45,10 @@ def write_report(
         layers: one row a layer, see :func:`pquant.layer_table`.
         config: the composed configuration, plain values.
         command: how the run was started.
+        details: what else there is to show.
     """
     summary, rows, layers = plain(summary), plain(list(rows)), plain(list(layers))
+    confusion = [list(row) for row in details.confusion or ()]
     page = render(
         "report.html.j2",
         folder=folder.name,
@@ -39,7 +57,12 @@ def write_report(
         figures=headline(summary),
         stages=stages(rows),
         curves=curves(rows),
+        fronts=_front(rows, details.archived),
         bars=layer_bars(layers),
+        histograms=histogram_plots(list(details.weights)),
+        confusion=confusion_cells(confusion),
+        confused=confused_pairs(confusion),
+        exports=_exports(summary),
         columns={name: label(name) for name in COLUMNS},
         layers=[_layer(layer) for layer in layers],
         command=command,
@@ -90,6 +113,28 @@ def _layer(layer: Mapping[str, Any]) -> dict[str, str]:
         "shape": " × ".join(map(str, layer.get("shape") or [])),
         **figures,
     }
+
+
+def _front(rows: Rows, archived: Sequence[int]) -> list[Plot]:
+    """Return the plot of the Pareto archive, none where a run has none."""
+    kept = [row for row in rows if row.get("epoch") in archived]
+    return [front_plot(rows, kept, f"val/{metric_names(kept[0], 'val')[0]}")] if kept else []
+
+
+def _exports(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the figures of what was exported, in words, by target."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in summary.items():
+        target, _, figure = name.partition("/")
+        if target in EXPORTS and value is not None:
+            found.setdefault(EXPORTS[target], {})[label(figure)] = _said(figure, value)
+    return found
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return show(name, value) if isinstance(value, (int, float)) else str(value)
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

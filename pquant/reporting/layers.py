@@ -1,30 +1,60 @@
-"""The table of a model's layers, as ``dry_run=true`` prints it."""
+"""The table of a model's layers, for people."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 
-def print_layers(rows: Sequence[Mapping[str, Any]], unconverted: Sequence[str], method: str) -> None:
-    """Print one row a layer (see :func:`pquant.layer_table`), and what stays float."""
+from pquant.layers.compressed import CompressedLayer
+from pquant.layers.convert import unconverted
+from pquant.layers.trace import Example
+from pquant.measures import layer_table, sparsity
+from pquant.pruning.method import NoPruner
+from pquant.quantization.ebops import ebops
+from pquant.reporting.headline import label, show
+
+FIGURES = ("sparsity", "input_bits", "weight_bits", "output_bits", "ebops")
+WIDTH = 120
+"""Columns of the table where the output is no terminal."""
+
+
+def summarize(model: nn.Module, example_input: Example | None = None) -> None:
+    """Print a row a layer of a compressed or finalized model, as it would be deployed now, and what stays float.
+
+    A row has the layer's name, class and weight shape, the pruning method, the sparsity, the mean total bits of input, weight and output, and the
+    EBOPs of one inference ("-" where the input's shape is not known). The last row has the shares and sums of the whole model.
+
+    Args:
+        model: what ``compress`` or ``finalize`` gave.
+        example_input: a batch as the model takes it, to find functional calls that stay float.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="What will be compressed")
-    for column in ("layer", "type", "shape"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("pruned by")
-    for column in ("weight", "input", "output"):
-        table.add_column(f"{column}\nbits", justify="right")
+    table = Table(title="Layers as deployed", show_footer=True)
+    rows = layer_table(model)
+    for name, footer in (("layer", "all"), ("type", ""), ("shape", f"{sum(row.get('params', 0) for row in rows):,}"), ("pruned by", "")):
+        table.add_column(name, footer, no_wrap=name != "pruned by")
+    total = {"sparsity": sparsity(model)} | ({"ebops": ebops(model)} if all(row["ebops"] is not None for row in rows) else {})
+    for name in FIGURES:
+        table.add_column(label(name).replace(" ", "\n"), show(name, total[name]) if name in total else "", justify="right")
     for row in rows:
         shape = " x ".join(map(str, row.get("shape", [])))
-        pruned = method if row.get("prunable") else "-"
-        bits = [_bits(row[key]) if key in row else "" for key in ("weight_bits", "input_bits", "output_bits")]
-        table.add_row(row["name"], row["type"], shape, pruned if "params" in row else "", *bits)
-    console = Console()
+        table.add_row(row["name"] or "-", row["type"], shape, _method(model.get_submodule(row["name"])), *(_cell(row, name) for name in FIGURES))
+    console = Console(markup=False)
+    if not console.is_terminal and not console.is_jupyter:
+        console.width = WIDTH
     console.print(table)
-    for left in unconverted:
-        console.print(f"stays float: {left}", markup=False)
+    for left in unconverted(model, example_input):
+        console.print(f"stays float: {left}")
 
 
-def _bits(width: float | None) -> str:
-    return "float" if width is None else f"{width:g}"
+def _method(layer: nn.Module) -> str:
+    if not isinstance(layer, CompressedLayer):
+        return ""
+    return "-" if isinstance(layer.pruner, NoPruner) else type(layer.pruner.method).__name__
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    return "float" if name.endswith("_bits") and row[name] is None else show(name, row[name])

@@ -1,53 +1,53 @@
 """The page of a study: its trials as points, accuracy against what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pquant.finetuning.objectives import METRICS
+from pquant.pareto import front
 from pquant.reporting.headline import label, show
 from pquant.reporting.html import render
 from pquant.tracking.files import plain, write_atomic
 
-AXES = {"ebops": "minimize", "sparsity": "maximize"}
+AXES = {"ebops": "minimize", "sparsity": "maximize", "rtl/luts_estimated": "minimize"}
 
 
 def write_pareto(path: Path, study: str, points: Sequence[dict[str, Any]]) -> None:
-    """Write a self-contained page with a plot of the validation metric against EBOPs and one against sparsity.
+    """Write a self-contained page with a plot of the validation metric against each of ``AXES`` that is known.
 
     Args:
         path: the file.
         study: the study's name.
         points: the complete trials: number, params (text by field), command, feasible, best, figures.
     """
-    plots = [plot for axis in AXES for plot in [_plot(points, axis)] if plot]
-    write_atomic(path, render("pareto.html.j2", study=study, plots=plain(plots), count=len(points)))
+    named = [{"name": f"trial {point['number']}"} | point for point in points]
+    write_atomic(path, render("pareto.html.j2", study=study, plots=scatter_plots(named), count=len(points)))
 
 
-def front(points: Sequence[tuple[float, float]], x_direction: str, y_direction: str) -> list[int]:
-    """Return the indices of the points (x, y) that no other surpasses, by x; of equal points the first."""
-    signs = [1 if direction == "minimize" else -1 for direction in (x_direction, y_direction)]
-    order = sorted(range(len(points)), key=lambda index: (signs[0] * points[index][0], signs[1] * points[index][1], index))
-    best, kept = float("inf"), []
-    for index in order:
-        if signs[1] * points[index][1] < best:
-            best = signs[1] * points[index][1]
-            kept.append(index)
-    return sorted(kept, key=lambda index: points[index][0])
+def scatter_plots(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the plots of points that also have a ``name``, as the page's script draws them; none where no point has both figures."""
+    return plain([plot for axis in AXES for plot in [_plot(points, axis)] if plot])
+
+
+def judged_by(figures: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the metric that the first of some summaries has, None where none has one."""
+    return next((name for one in figures for name in METRICS if one.get(f"val/{name}") is not None), None)
 
 
 def _plot(points: Sequence[dict[str, Any]], axis: str) -> dict[str, Any]:
-    metric = next((name for name in METRICS for one in points if f"val/{name}" in one["figures"]), None)
-    known = [one for one in points if metric and axis in one["figures"] and f"val/{metric}" in one["figures"]]
+    metric = judged_by(one["figures"] for one in points)
+    known = [one for one in points if one["figures"].get(axis) is not None and one["figures"].get(f"val/{metric}") is not None]
     if metric is None or not known:
         return {}
-    able = [one for one in known if one["feasible"]]
+    able, words = [one for one in known if one["feasible"]], label(axis.rpartition("/")[2])
     places = [(one["figures"][axis], one["figures"][f"val/{metric}"]) for one in able]
+    best = front(places, AXES[axis], METRICS[metric])  # type: ignore[arg-type]
     return {
-        "title": f"{label(metric)} on the validation data against {label(axis)}",
-        "x": {"label": label(axis), "percent": axis == "sparsity"},
+        "title": f"{label(metric)} on the validation data against {words}",
+        "x": {"label": words, "percent": axis == "sparsity"},
         "y": {"label": label(metric), "percent": metric == "accuracy"},
-        "front": [able[index]["number"] for index in front(places, AXES[axis], METRICS[metric])],
+        "front": [able[index]["number"] for index in best],
         "points": [_point(one, axis, metric) for one in known],
     }
 
@@ -55,10 +55,10 @@ def _plot(points: Sequence[dict[str, Any]], axis: str) -> dict[str, Any]:
 def _point(one: dict[str, Any], axis: str, metric: str) -> dict[str, Any]:
     figures = one["figures"]
     named = {metric: f"val/{metric}", "sparsity": "sparsity", "ebops": "ebops", "weight_bits": "weight_bits", "size_bytes": "size_bytes"}
-    said = {label(name): show(key, figures[key]) for name, key in named.items() if key in figures}
+    said = {label(name): show(key, figures[key]) for name, key in named.items() if figures.get(key) is not None}
     return {
         "x": figures[axis],
         "y": figures[f"val/{metric}"],
-        **{key: one[key] for key in ("number", "command", "feasible", "best")},
+        **{key: one[key] for key in ("number", "name", "command", "feasible", "best")},
         "lines": [f"{name}={value}" for name, value in one["params"].items()] + [f"{name}: {value}" for name, value in said.items()],
     }

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.sax.saxutils import escape
 
 from pquant.reporting.headline import label, metric_names, show
 
@@ -22,7 +23,8 @@ PAINT = {TEXT: "--muted", GRID: "--line", FIRST: "--accent", SECOND: "--second"}
 COLOURS = {"--muted": "#555b66", "--line": "#d5d9e0", "--accent": "#1f6feb", "--second": "#c2410c"}
 """What those variables are where there is no page."""
 
-WIDTH, HEIGHT, LINE_HEIGHT = 4.6, 2.5, 0.21
+WIDTH, HEIGHT = 4.6, 2.5
+PIXELS, BAR, LETTER, VALUE_ROOM = 331, 17, 5.6, 56
 NAME_LENGTH, FONT_SIZE = 24, 10
 
 
@@ -47,8 +49,9 @@ def curves(rows: Rows) -> list[Plot]:
 
 
 def layer_bars(layers: Rows) -> list[Plot]:
-    """Return the bars of sparsity and of weight bits by layer; layers without the figure are left out."""
-    known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits")}
+    """Return the bars of sparsity, of weight bits and of EBOPs by layer; layers without the figure are left out."""
+    known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits", "ebops")}
+    known["ebops"] = [layer for layer in known["ebops"] if layer["ebops"] or "params" in layer]
     return [Plot(label(name), _bars(with_it, name)) for name, with_it in known.items() if with_it]
 
 
@@ -57,15 +60,19 @@ def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     name, what = metric.partition("/")[2], label(cost.rpartition("/")[2])
-    figure, axes = _axes(HEIGHT)
+    figure, axes = _axes()
     axes.scatter(*_places(rows, metric, cost), s=8, color=GRID, linewidths=0)
     axes.step(*_places(best, metric, cost), where="post", color=FIRST, linewidth=1.2, marker="o", markersize=3.5)
     for row in best[:: max(len(best) // 6, 1)]:
         axes.annotate(str(row["epoch"]), (row[cost], row[metric]), xytext=(3, -9), textcoords="offset points", color=TEXT, fontsize=FONT_SIZE - 3)
-    if min((row[cost] for row in rows), default=0) > 0:
+    costs = [row[cost] for row in rows]
+    if costs and 0 < 10 * min(costs) < max(costs):
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick("", value)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name == "accuracy" else f"{value:,.5g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(name, value)))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_xlabel(f"{what} (points of the front by epoch)", color=TEXT, fontsize=FONT_SIZE)
     return Plot(f"{label(name)} against {what}", _svg(figure))
@@ -99,7 +106,7 @@ def _number(value: Any) -> float | None:
 def _curve(rows: Rows, name: str, lines: Mapping[str, list[float]]) -> str:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure, axes = _axes(HEIGHT)
+    figure, axes = _axes()
     epochs = [int(row.get("epoch", position)) for position, row in enumerate(rows, 1)]
     _shade(axes, rows, epochs)
     for (line, values), colour in zip(lines.items(), (FIRST, SECOND), strict=False):
@@ -107,12 +114,18 @@ def _curve(rows: Rows, name: str, lines: Mapping[str, list[float]]) -> str:
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if name in ("accuracy", "sparsity") else f"{value:,.5g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(name, value)))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_xlabel("epoch", color=TEXT, fontsize=FONT_SIZE)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=FONT_SIZE, labelcolor=TEXT)
     return _svg(figure)
+
+
+def _tick(name: str, value: float) -> str:
+    if name in ("accuracy", "sparsity"):
+        return f"{100 * value:.4g} %"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.5g}"
 
 
 def _shade(axes: "Axes", rows: Rows, epochs: Sequence[int]) -> None:
@@ -127,25 +140,31 @@ def _shade(axes: "Axes", rows: Rows, epochs: Sequence[int]) -> None:
 
 
 def _bars(layers: Rows, name: str) -> str:
-    figure, axes = _axes(0.3 + LINE_HEIGHT * len(layers))
     values = [float(layer[name]) for layer in layers]
-    bars = axes.barh(range(len(layers)), values, color=FIRST, height=0.62)
-    axes.bar_label(bars, [show(name, value) for value in values], padding=4, color=TEXT, fontsize=FONT_SIZE)
-    axes.set_yticks(range(len(layers)), [_shortened(str(layer.get("name", ""))) for layer in layers], parse_math=False)
-    axes.set_xticks([])
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_xlim(0, 1.25 if name == "sparsity" else 1.25 * max(*values, 1e-9))
-    return _svg(figure)
+    names = [_shortened(str(layer.get("name", ""))) for layer in layers]
+    left = 8 + LETTER * max(map(len, names))
+    scale = (PIXELS - left - VALUE_ROOM) / (1 if name == "sparsity" else max(*values, 1e-9))
+    drawn = [f'<text x="{left - 6:.0f}" y="{BAR * row + 13}" text-anchor="end">{escape(text)}</text>' for row, text in enumerate(names)]
+    for row, value in enumerate(values):
+        drawn.append(f'<rect x="{left:.0f}" y="{BAR * row + 4}" width="{max(scale * value, 0):.1f}" height="11" style="fill: var(--accent)"/>')
+        drawn.append(f'<text x="{left + 4 + scale * value:.1f}" y="{BAR * row + 13}">{escape(show(name, value))}</text>')
+    return drawing(PIXELS, BAR * len(layers) + 4, "".join(drawn))
+
+
+def drawing(width: float, height: float, content: str) -> str:
+    """Return SVG ``content`` as an image of its own, with the text of a plot."""
+    frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img"'
+    return f'{frame} style="fill: var(--muted); font-size: {FONT_SIZE}px">{content}</svg>'
 
 
 def _shortened(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :].lstrip(".")
 
 
-def _axes(height: float) -> "tuple[Figure, Axes]":
+def _axes() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=TEXT, labelsize=FONT_SIZE, length=0)

@@ -4,10 +4,13 @@ import hashlib
 import itertools
 import json
 import platform
+import shlex
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pquant.tracking.files import plain
 
@@ -36,6 +39,14 @@ def difference(earlier: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
             if earlier.get(name) != now.get(name):
                 return difference(earlier.get(name), now.get(name), f"{key}.{name}" if key else name)
     return key, earlier, now
+
+
+def saved_command(folder: Path) -> str | None:
+    """Return the command that makes the run of a folder again, from the overrides that Hydra keeps there; None where it keeps none."""
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        return None
+    return shlex.join(["python", "run.py", *yaml.safe_load(saved.read_text(encoding="utf-8"))])
 
 
 def _version(package: str) -> str | None:

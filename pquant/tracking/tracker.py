@@ -7,6 +7,13 @@ from typing import Any, Protocol
 
 from pquant.settings import Settings, schema
 
+ARTIFACTS = ("report.html", "summary.json", "metrics.csv", "model.safetensors", "model.json")
+
+
+def artifacts(folder: Path) -> list[Path]:
+    """Return the files of a run's folder that are worth keeping beside its figures."""
+    return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
+
 
 class Tracker(Protocol):
     """Follows one run at a time: ``start``, then ``log`` after every epoch, ``summary`` at the end, and ``finish`` in any case."""
@@ -20,7 +27,7 @@ class Tracker(Protocol):
         ...
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Take the final figures of the run."""
+        """Take the final figures of the run; its report and model lie in the folder by then."""
         ...
 
     def finish(self, status: str) -> None:

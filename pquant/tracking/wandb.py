@@ -3,8 +3,7 @@
 import logging
 import netrc
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,9 @@ from urllib.parse import urlsplit
 
 from pquant.errors import ConfigError
 from pquant.settings import Settings, schema
+from pquant.tracking.panels import log_panels
+from pquant.tracking.session import Session
+from pquant.tracking.tracker import artifacts
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -53,6 +55,7 @@ class WandbTracker(Settings):
         except Exception as error:
             raise ConfigError(f"tracker=wandb cannot import wandb ({error}): install it, or use tracker=none") from error
         self._session.begin(
+            folder,
             lambda: init(
                 project=self.project,
                 group=self.group,
@@ -62,7 +65,7 @@ class WandbTracker(Settings):
                 mode=self._resolved_mode(RunSettings().base_url),
                 reinit="finish_previous",
                 settings=RunSettings(console="off", silent=True),
-            )
+            ),
         )
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -70,17 +73,18 @@ class WandbTracker(Settings):
         self._session.do(lambda run: run.log(dict(row), step=row["epoch"]))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Set the summary of the W&B run."""
+        """Set the summary of the W&B run; log its report, its layers and histograms as panels, and its files as an artifact."""
         self._session.do(lambda run: run.summary.update(dict(figures)))
+        if self._session.folder and artifacts(self._session.folder):
+            self._session.do(lambda run: log_panels(run, self._session.folder))
 
     def finish(self, status: str) -> None:
         """End the W&B run with an exit code that says how it ended."""
-        self._session.do(lambda run: run.finish(exit_code=EXIT_CODES[status]))
-        self._session.run = None
+        self._session.end(lambda run: run.finish(exit_code=EXIT_CODES[status]))
 
     @cached_property
-    def _session(self) -> "_Session":
-        return _Session()
+    def _session(self) -> "Session[Run]":
+        return Session("Weights & Biases")
 
     def _resolved_mode(self, server: str) -> Literal["online", "offline", "disabled"]:
         match os.environ.get("WANDB_MODE") if self.mode == "auto" else self.mode:
@@ -109,29 +113,3 @@ def logged_in(server: str) -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return any(known[host][2] for host in hosts if host in known)
-
-
-class _Session:
-    """The live run of W&B; none before it begins, after it ends and once it has failed."""
-
-    def __init__(self) -> None:
-        self.run: Run | None = None
-
-    def begin(self, init: Callable[[], "Run"]) -> None:
-        """Set the run to what ``init`` gives."""
-        with self._giving_up_on_error():
-            self.run = init()
-
-    def do(self, action: Callable[["Run"], object]) -> None:
-        """Do something with the run, if there is one."""
-        if self.run is not None:
-            with self._giving_up_on_error():
-                action(self.run)
-
-    @contextmanager
-    def _giving_up_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.run = None
-            log.warning("Weights & Biases failed, the run goes on without it: %s: %s", type(error).__name__, error)

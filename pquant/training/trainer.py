@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 Row = dict[str, Any]
+Watch = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ def plan(training: Training) -> list[Epoch]:
     stages += [(Stage.FINETUNE, 0, training.fine_tuning_epochs)]
     steps = [(stage, round_, index, index == length - 1) for stage, round_, length in stages for index in range(length)]
     return [Epoch(stage, round_, index, number, ends) for number, (stage, round_, index, ends) in enumerate(steps, 1)]
+
+
+def _unwatched(output: Tensor, target: Tensor) -> None:
+    pass
 
 
 def _nothing() -> None:
@@ -231,8 +236,11 @@ class Trainer:
         return self.task.loss(output.float(), y), self.penalty().to(self.device)
 
     @torch.no_grad()
-    def evaluate(self, part: str, prefix: str, model: nn.Module | None = None) -> Row:
-        """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``."""
+    def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, watch: Watch = _unwatched) -> Row:
+        """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``.
+
+        ``watch`` sees the (output, target) of every batch.
+        """
         model = (model or self.model).eval()
         loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in batches(getattr(self.splits, part), 4 * self.training.batch_size):
@@ -240,6 +248,7 @@ class Trainer:
             output = model(x)
             loss += self.task.loss(output, y) * len(x)
             score += self.task.score(output, y)
+            watch(output, y)
             count += len(x)
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 

@@ -1,3 +1,10 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 
@@ -52,3 +59,32 @@ def layers() -> list[dict]:
         {"name": "act", "type": "PQActivation", "input_bits": None, "output_bits": 8.0, "ebops": None},
         {"name": "last", **dense, "weight_bits": None, "input_bits": None, "output_bits": None, "ebops": None, "unknown": [1, {"a": 2}]},
     ]
+
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const drawn = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect().height > 20 && svg.getBBox().width > 20);
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const found = { drawn, wide, ...(window.probe ? probe() : {}) };
+  document.documentElement.setAttribute("data-found", JSON.stringify(found));
+});
+</script>"""
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Return a function that opens a page in a headless browser and gives what it drew, how much wider than the window it is, and its console."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+
+    def opened(page: Path, width: int = 1200, probe: str = "") -> dict:
+        probed = tmp_path / f"probed_{page.name}"
+        probed.write_text(page.read_text(encoding="utf-8") + f"<script>{probe}</script>" + PROBE, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}"]
+        options += ["--enable-logging=stderr", f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
+        done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=120)
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        return json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done.stdout).group(1))) | {"console": console}
+
+    return opened

@@ -8,6 +8,8 @@ import torch
 import yaml
 
 from pquant.reporting import write_report
+from pquant.reporting.html import Details
+from pquant.reporting.weights import Weights
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 COMMAND = "python run.py pruning=dst 'note=\"<b>&\"'"
@@ -101,3 +103,29 @@ def test_a_run_without_epochs_layers_or_figures_has_a_page(write):
     page = Page(write(summary={}, rows=[], layers=[], config={}))
     assert "A run of pquant" in page.texts
     assert not [tag for tag, _ in page.tags if tag == "svg"]
+
+
+def test_the_report_shows_weights_confusion_and_what_was_exported(write, summary):
+    details = Details([Weights("<conv>", 0.5, [0, 3, 0], [1, 1, 1])], [[7, 2], [0, 9]])
+    summary |= {"rtl/luts_estimated": 1234, "rtl/bit_exact": True, "rtl/simulator": "verilator", "onnx/bit_exact": False}
+    page = Page(write(details=details))
+    said = {text.strip() for text in page.texts}
+    assert {"<conv>", "RTL", "LUTs (estimated)", "1,234", "verilator", "yes", "ONNX", "no", "7", "9"} <= said
+    assert [attributes["style"] for tag, attributes in page.tags if tag == "td" and "style" in attributes] == [
+        "--share: 77.8%",
+        "--share: 22.2%",
+        "--share: 0.0%",
+        "--share: 100.0%",
+    ]
+
+
+def test_many_classes_are_shown_by_their_mistakes(write):
+    table = [[0] * 100 for _ in range(100)]
+    table[41][17] = 12
+    assert {"41 taken for 17", "12 times"} <= set(Page(write(details=Details(confusion=table))).texts)
+
+
+def test_the_archive_is_shown_by_the_epochs_that_it_keeps(write):
+    assert "Pareto archive" not in Page(write()).texts
+    page = Page(write(details=Details(archived=(3, 9))))
+    assert {"Pareto archive", "Accuracy against EBOPs", "3", "9"} <= set(page.texts)

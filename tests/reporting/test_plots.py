@@ -51,9 +51,10 @@ def test_one_epoch_no_epoch_and_a_regression():
 
 def test_layer_bars_show_the_layers_that_have_the_figure(layers):
     plots = layer_bars(layers)
-    assert [plot.title for plot in plots] == ["Sparsity", "Weight bits"]
+    assert [plot.title for plot in plots] == ["Sparsity", "Weight bits", "EBOPs"]
     assert sorted(texts(plots[0].svg)) == ["75.00 %", "75.00 %", "first", "last"]
     assert sorted(texts(plots[1].svg)) == ["6.5", "first"]
+    assert sorted(texts(plots[2].svg)) == ["1,234", "first"]
     assert layer_bars([]) == []
 
 
@@ -65,3 +66,15 @@ def test_layer_names_are_text_not_markup_nor_formulas():
 
 def test_a_figure_of_all_zeros_still_has_an_axis():
     assert len(layer_bars([{"name": "a", "sparsity": 0.0, "weight_bits": 0.0}])) == 2
+
+
+def test_bars_are_as_long_as_their_values():
+    svg = layer_bars([{"name": "a", "ebops": 50.0}, {"name": "b", "ebops": 100.0}, {"name": "relu", "ebops": 0.0}])[0].svg
+    widths = [float(bar.get("width")) for bar in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")]
+    assert len(widths) == 2 and widths[1] == pytest.approx(2 * widths[0], abs=0.1)
+
+
+def test_large_figures_are_written_in_full(rows):
+    for row in rows:
+        row["ebops"] = 1e5 * row["epoch"]
+    assert [text for text in texts(curves(rows)[3].svg) if text.endswith("00,000")]

@@ -1,15 +1,23 @@
+import json
 import logging
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
+import pquant
 from pquant.errors import ConfigError
+from pquant.export.weights import save_model
+from pquant.quantization import Quantization
 from pquant.tracking import WandbTracker
+from pquant.tracking.panels import histograms
 from pquant.tracking.wandb import logged_in
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
+EIGHTHS = Quantization(default_weight_keep_negatives=True, default_weight_fractional_bits=3)
 SERVER = "https://api.wandb.ai"
 
 
@@ -173,3 +181,38 @@ def test_an_offline_run_leaves_its_folder_says_nothing_and_keeps_the_key_out(mon
         assert time.monotonic() < deadline, "W&B's own process has not written the row"
         time.sleep(0.1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_an_offline_run_keeps_report_layers_histograms_and_files(tmp_path, caplog):
+    pruned = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    model = pquant.finalize(pquant.compress(pruned, None, EIGHTHS, torch.randn(5, 4)))
+    save_model(model, tmp_path)
+    (tmp_path / "report.html").write_text("<p>the report</p>")
+    tracker = WandbTracker(mode="offline")
+    tracker.start(tmp_path, {})
+    tracker.log({"epoch": 1, "val/accuracy": 0.5})
+    with caplog.at_level(logging.WARNING, logger="pquant"):
+        tracker.summary({"test/accuracy": 0.5})
+        tracker.finish("finished")
+    assert [record.message for record in caplog.records if record.name.startswith("pquant")] == []
+    (media,) = (tmp_path / "wandb").glob("offline-run-*/files/media")
+    assert [path.read_text() for path in media.rglob("report*.html")] == ["<p>the report</p>"]
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    names = ["layers/table", "weights/0", "bits/0", "masks/2", "model.safetensors", "model.json"]
+    deadline = time.monotonic() + 20
+    while any(name.encode() not in written.read_bytes() for name in names):
+        assert time.monotonic() < deadline, [name for name in names if name.encode() not in written.read_bytes()]
+        time.sleep(0.1)
+
+
+def test_histograms_have_each_weight_its_bits_and_what_each_output_keeps(tmp_path):
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), None, EIGHTHS)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.5, 0, 0, 0], [0.5, 0.25, 0.5, 0.25]]))
+    model = pquant.finalize(model)
+    save_model(model, tmp_path)
+    found = dict(histograms(tmp_path, json.loads((tmp_path / "model.json").read_text())["layers"]))
+    assert sorted(found) == ["bits/0", "masks/0", "weights/0"]
+    assert found["weights/0"].tolist() == model[0].weight.flatten().tolist()
+    assert found["masks/0"].tolist() == [0.25, 1.0]
+    assert set(found["bits/0"].tolist()) == {model[0].weight_quantizer.mean_width()} and len(found["bits/0"]) == 8

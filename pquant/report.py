@@ -1,0 +1,28 @@
+"""Compare finished runs: ``python -m pquant.report outputs/sweeps/tpe`` or ``python -m pquant.report <run> <run>... [--output page.html]``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pquant.errors import ConfigError
+from pquant.reporting.compare import load_runs, write_comparison
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page and say where it is."""
+    parser = argparse.ArgumentParser(prog="python -m pquant.report", description="One page that compares finished runs; needs no network.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="a run's folder, or one with runs below it, such as a sweep's")
+    parser.add_argument("--output", type=Path, help="the page (default: compare.html in the only folder given, else in the current one)")
+    given = parser.parse_args(arguments)
+    page = given.output or (given.folders[0] if len(given.folders) == 1 else Path()) / "compare.html"
+    try:
+        runs = load_runs(given.folders)
+        write_comparison(page, runs)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(runs)} runs compared in {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A tracker's connection to its service, which never stands in the way of a run."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+log = logging.getLogger(__name__)
+
+Live = TypeVar("Live")
+
+
+class Session(Generic[Live]):
+    """The live run of a service; none before it begins, after it ends and once it has failed, which is logged once.
+
+    ``folder`` is that of the run that began last.
+    """
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.run: Live | None = None
+        self.folder = Path()
+
+    def begin(self, folder: Path, init: Callable[[], Live]) -> None:
+        """Set the run to what ``init`` gives."""
+        self.folder = folder
+        with self._giving_up_on_error():
+            self.run = init()
+
+    def do(self, action: Callable[[Live], object]) -> None:
+        """Do something with the run, if there is one."""
+        if self.run is not None:
+            with self._giving_up_on_error():
+                action(self.run)
+
+    def end(self, action: Callable[[Live], object]) -> None:
+        """Do a last thing with the run."""
+        self.do(action)
+        self.run = None
+
+    @contextmanager
+    def _giving_up_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.run = None
+            log.warning("%s failed, the run goes on without it: %s: %s", self.service, type(error).__name__, error)
