@@ -67,7 +67,9 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
 
 
 def read(file: Path) -> list[Row]:
-    """Return the rows of a CSV file; what is empty is left out, and what looks like a number is one."""
+    """Return the rows of a CSV file, none where it is missing; what is empty is left out, and what looks like a number is one."""
+    if not file.exists():
+        return []
     with file.open(newline="") as lines:
         return [{name: _value(text) for name, text in row.items() if text} for row in csv.DictReader(lines)]
 
@@ -103,6 +105,8 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def origin(folder: Path) -> str:
     """Return the line under a table: when, where, with which seeds and by which command its runs were made."""
+    if not (folder / "origin.json").exists():
+        return "\nNot measured yet.\n"
     made = json.loads((folder / "origin.json").read_text())
     seeds = sorted({row["seed"] for row in read(folder / "runs.csv")})
     return (
