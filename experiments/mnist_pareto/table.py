@@ -94,7 +94,11 @@ def main() -> None:
     for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
         insert(page, "experiments/mnist_pareto/table.py ebops", ebops)
     insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", levels(rows, LUTS.figure) + made)
-    insert(HERE / "README.md", "experiments/mnist_pareto/table.py single", table("one network", {k: of(rows, v) for k, v in SINGLE.items()}, COLUMNS) + made)
+    insert(
+        HERE / "README.md",
+        "experiments/mnist_pareto/table.py single",
+        table("one network", {k: of(rows, v) for k, v in SINGLE.items()}, COLUMNS) + made,
+    )
     plt.rcParams["svg.hashsalt"] = "pquant"
     draw_front(rows)
     draw_bits(read(HERE / "results" / "layers.csv"))
