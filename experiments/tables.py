@@ -1,6 +1,6 @@
 """From the runs of a sweep to ``results/``, and from there to the tables in pages: what all folders share.
 
-``python experiments/<name>/table.py`` makes the tables again from ``results/``; with a sweep's folder as argument it first takes the figures from there.
+``python experiments/<name>/table.py`` makes the tables again from ``results/``; given a sweep's folder it first takes the figures from there.
 """
 
 import csv

@@ -41,7 +41,8 @@ def levels(rows: list[Row], figure: str) -> str:
     text = [f"| test accuracy of at least | {' | '.join(f'{name} | seeds' for name in FAMILIES)} |", "|---" + "|---:|---:" * len(FAMILIES) + "|"]
     for level in LEVELS:
         found = [least(family(rows, start), figure, level) for start in FAMILIES.values()]
-        text.append(f"| {100 * level:.0f} % | {' | '.join(f'{spread(each, ",.0f")} | {len(each)}' for each in found)} |")
+        cells = [f"{spread(each, ',.0f')} | {len(each)}" for each in found]
+        text.append(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 
