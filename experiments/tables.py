@@ -57,7 +57,8 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
         writer = csv.DictWriter(file, ["variant", "seed", *figures], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    arguments = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
+    overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
+    arguments = [one for one in overrides if not one.startswith("experiment/")]  # a sweep may have been made part by part
     origin = {
         "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries}),
         "machines": sorted({", ".join(f"{name} {one.get(name)}" for name in MACHINE) for one in summaries.values()}),
