@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 END = "<!-- end -->"
-MACHINE = ("cpu", "cores", "version/torch")
 Row = dict[str, Any]
 
 
@@ -61,7 +60,7 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
     arguments = [one for one in overrides if not one.startswith("experiment/")]  # a sweep may have been made part by part
     origin = {
         "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries}),
-        "machines": sorted({", ".join(f"{name} {one.get(name)}" for name in MACHINE) for one in summaries.values()}),
+        "machines": sorted({f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()}),
         "command": " ".join(["python run.py -m", *arguments]),
     }
     (folder / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
