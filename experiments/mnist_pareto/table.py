@@ -94,7 +94,7 @@ def main() -> None:
     ebops = levels(rows) + made
     for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
         insert(page, "experiments/mnist_pareto/table.py ebops", ebops)
-    luts = table("network", {"HGQ, at the end of its run": of(rows, "hgq_rtl")}, (*COLUMNS, LUTS))
+    luts = table("network", {"HGQ, short run": of(rows, "hgq_short_rtl")}, (*COLUMNS, LUTS))
     insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", luts + made)
     insert(
         HERE / "README.md",
