@@ -57,7 +57,7 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
-    arguments = [one for one in overrides if not one.startswith("experiment/")]  # a sweep may have been made part by part
+    arguments = [one for one in overrides if not one.startswith(("experiment/", "seed="))]  # a sweep may have been made part by part
     origin = {
         "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries}),
         "machines": sorted({f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()}),

@@ -77,8 +77,8 @@ def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(np.char.equal(y[:, None], np.array(list("gqtwz") * 4)[:16]).astype(float), 0.5)
     np.savez(tmp_path / "jets.npz", x=x, y=y)
     short = ["training.pretraining_epochs=1", "training.epochs=2", "training.fine_tuning_epochs=1", "training.batch_size=64"]
-    part, everything = "experiment/jets=dst_8bit,none_hgq", ["experiment=jets/all", "seed=0,1", "data.path=jets.npz", *short]
-    subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", part, *everything], cwd=tmp_path, check=True, capture_output=True)
+    part, everything = ["experiment/jets=dst_8bit,none_hgq", "seed=0,1"], ["experiment=jets/all", "data.path=jets.npz", *short]
+    subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *part, *everything], cwd=tmp_path, check=True, capture_output=True)
     for name in ("experiments", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     command = [sys.executable, "experiments/jets/table.py", "outputs/jets"]
