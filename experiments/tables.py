@@ -103,12 +103,12 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
 
 
-def origin(folder: Path) -> str:
-    """Return the line under a table: when, where, with which seeds and by which command its runs were made."""
+def origin(folder: Path, rows: Sequence[Row] = ()) -> str:
+    """Return the line under a table: when, where, with which seeds and by which command its runs (all of the folder, unless given) were made."""
     if not (folder / "origin.json").exists():
         return "\nNot measured yet.\n"
     made = json.loads((folder / "origin.json").read_text())
-    seeds = sorted({row["seed"] for row in read(folder / "runs.csv")})
+    seeds = sorted({row["seed"] for row in rows or read(folder / "runs.csv")})
     return (
         f"\nMean ± standard deviation. Measured {', '.join(made['dates'])}; {'; '.join(made['machines'])}; seeds {', '.join(map(str, seeds))}; "
         f"`{made['command']}`\n"

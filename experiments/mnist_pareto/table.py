@@ -90,17 +90,15 @@ def main() -> None:
     rows = results(__file__, [column.figure for column in (*COLUMNS, LUTS)])
     if len(sys.argv) > 1:
         bits_by_layer(Path(sys.argv[1]))
-    made = origin(HERE / "results")
-    ebops = levels(rows) + made
+    ways = [row for start in FAMILIES.values() for row in family(rows, start)]
+    ebops = levels(rows) + origin(HERE / "results", ways)
     for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
         insert(page, "experiments/mnist_pareto/table.py ebops", ebops)
-    luts = table("network", {"HGQ, short run": of(rows, "hgq_short_rtl")}, (*COLUMNS, LUTS))
-    insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", luts + made)
-    insert(
-        HERE / "README.md",
-        "experiments/mnist_pareto/table.py single",
-        table("one network", {k: of(rows, v) for k, v in SINGLE.items()}, COLUMNS) + made,
-    )
+    exported = of(rows, "hgq_short_rtl")
+    luts = table("network", {"HGQ, short run": exported}, (*COLUMNS, LUTS)) + origin(HERE / "results", exported)
+    insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", luts)
+    single = table("one network", {label: of(rows, name) for label, name in SINGLE.items()}, COLUMNS) + origin(HERE / "results", ways)
+    insert(HERE / "README.md", "experiments/mnist_pareto/table.py single", single)
     plt.rcParams["svg.hashsalt"] = "pquant"
     draw_front(rows)
     draw_bits(read(HERE / "results" / "layers.csv"))
