@@ -23,7 +23,7 @@ EXPECTED = {
     "pip install uv && uv run python run.py": RUN,
     ". .venv/bin/activate": "",
     "python run.py --help": r"== Sections.*\n(.*\n)*pruning .*wanda",
-    "python run.py dry_run=true": r"What will be compressed(.*\n)*.*layers\.0 .*PQDense.*64 x 64.*DST",
+    "python run.py dry_run=true": r"Layers as deployed(.*\n)*.*layers\.0 .*PQDense.*64 x 64.*DST",
     "python run.py pruning=wanda pruning.sparsity=0.8": r"Sparsity +(79\.9|80\.0)\d %",
     "python run.py quantization=hgq quantization.hgq_beta=1e-5": RUN,
     "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# share of zeros",
