@@ -1,10 +1,21 @@
 """Compose one job from conf/ and run it: ``python run.py pruning=wanda quantization.use_hgq=true``."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserver" in multiprocessing.get_all_start_methods():
+    # Workers are forked from a process that has imported what they need: it does so while this one is importing, too.
+    from multiprocessing import forkserver
+
+    from joblib.externals.loky.backend.context import set_start_method
+
+    forkserver.set_forkserver_preload(["__main__", "pquant.finetuning.workers"])
+    forkserver.ensure_running()
+    set_start_method("forkserver")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
