@@ -1,12 +1,17 @@
 """Several tensors through one autograd function at once: small ones cost less together than one by one."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 Elementwise = type[torch.autograd.Function]
+Shapes = tuple[torch.Size, ...]
 
 
 def as_one(function: Elementwise, columns: Sequence[Sequence[Tensor]], *settings: Any) -> list[Tensor]:
@@ -17,31 +22,80 @@ def as_one(function: Elementwise, columns: Sequence[Sequence[Tensor]], *settings
         columns: its first arguments: the tensors, then what goes with each and is spread over it.
         settings: its other arguments, which have no gradient.
     """
-    shapes = [tensor.shape for tensor in columns[0]]
-    return list(_AsOne.apply(function, shapes, settings, *(tensor for column in columns for tensor in column)))
+    return list(_AsOne.apply(function, len(columns[0]), settings, *(tensor for column in columns for tensor in column)))
 
 
 class _AsOne(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Any, shapes: list[torch.Size], settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        count = len(shapes)
-        ctx.function, ctx.shapes, ctx.given = function, shapes, [tensor.shape for tensor in tensors]
-        columns = [end_to_end(tensors[start : start + count], shapes) for start in range(0, len(tensors), count)]
-        return tuple(apart(function.forward(ctx, *columns, *settings), shapes))
+    def forward(ctx: Any, function: Any, count: int, settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        columns = [tensors[start : start + count] for start in range(0, len(tensors), count)]
+        ctx.function, ctx.given = function, [tuple(tensor.shape for tensor in column) for column in columns]
+        shapes = ctx.given[0]
+        return tuple(apart(function.forward(ctx, *(end_to_end(column, shapes) for column in columns), *settings), shapes))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        columns = ctx.function.backward(ctx, end_to_end(grads, ctx.shapes))[: len(ctx.given) // len(ctx.shapes)]
-        parts = [part for column in columns for part in apart(column, ctx.shapes)]
-        return None, None, None, *(part if part.shape == shape else part.sum_to_size(shape) for part, shape in zip(parts, ctx.given, strict=True))
+        shapes = ctx.given[0]
+        columns = ctx.function.backward(ctx, end_to_end(grads, shapes))
+        return None, None, None, *(part for column, given in zip(columns, ctx.given, strict=False) for part in apart(column, shapes, given))
 
 
-def end_to_end(tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-    """Return tensors, each spread over its shape, in one axis."""
-    return torch.cat([(x if x.shape == shape else x.expand(shape)).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
+def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
+    """Return tensors, each spread over its shape, in one axis; a view where there is one tensor alone."""
+    given = tuple(tensor.shape for tensor in tensors)
+    if given == shapes:
+        return _flatten_dense_tensors(tensors)
+    spread = _spread(shapes, given)
+    if spread is None or not all(map(is_plain, tensors)) or torch.compiler.is_compiling():
+        return torch.cat([(x if x.shape == shape else x.expand(shape)).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
+    from pquant import loops
+
+    out = torch.empty(spread.total)
+    loops.gather(np.array([tensor.data_ptr() for tensor in tensors]), spread.sizes, spread.repeats, spread.total, out.data_ptr())
+    return out
 
 
-def apart(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Return views of what lies end to end."""
-    parts = flat.split([shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+def apart(flat: Tensor, shapes: Shapes, given: Shapes | None = None) -> list[Tensor]:
+    """Return what lies end to end: views of it in ``shapes``, or its sums over all that tensors of the shapes ``given`` were spread over."""
+    if given is None or given == shapes:
+        return list(_unflatten_dense_tensors(flat, _like(shapes)))
+    spread = _spread(shapes, given)
+    if spread is None or not is_plain(flat) or torch.compiler.is_compiling():
+        return [part.sum_to_size(shape) for part, shape in zip(apart(flat, shapes), given, strict=True)]
+    from pquant import loops
+
+    sums = torch.empty(spread.given)
+    loops.totals(flat.data_ptr(), spread.total, spread.sizes, spread.repeats, sums.data_ptr())
+    return apart(sums, given)
+
+
+@cache
+def _like(shapes: Shapes) -> tuple[Tensor, ...]:
+    """Return tensors of the shapes, without values."""
+    return tuple(torch.empty(shape, device="meta") for shape in shapes)
+
+
+def is_plain(x: Any) -> bool:
+    """Return whether loops over memory take ``x``: float32 values in a row, in CPU memory, and nothing more than a tensor."""
+    return type(x) in (Tensor, nn.Parameter) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
+
+
+class Spread(NamedTuple):
+    """Values by tensor and how often each is repeated; how many there are in all, before and after."""
+
+    sizes: np.ndarray[Any, Any]
+    repeats: np.ndarray[Any, Any]
+    given: int
+    total: int
+
+
+@cache
+def _spread(shapes: Shapes, given: Shapes) -> Spread | None:
+    """Return how tensors of shapes ``given`` are spread over ``shapes``; None where not every value is repeated for a row of others."""
+    for whole, part in zip(shapes, given, strict=True):
+        padded = (1,) * (len(whole) - len(part)) + tuple(part)
+        axes = [axis for axis, size in enumerate(padded) if size != 1]
+        if axes and padded[: axes[-1] + 1] != tuple(whole[: axes[-1] + 1]):
+            return None
+    sizes, totals = np.array([math.prod(part) for part in given]), np.array([math.prod(whole) for whole in shapes])
+    return Spread(sizes, totals // sizes.clip(1), int(sizes.sum()), int(totals.sum()))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import as_one
+from pquant.flat import apart, as_one, end_to_end
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -85,9 +85,22 @@ class DSTPruner(Pruner):
             self.threshold.copy_(torch.where(kept > least, self.threshold, self.threshold.clamp(max=highest)))
 
 
+class _Push(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, alpha: float, *thresholds: Tensor) -> Tensor:
+        ctx.shapes = tuple(threshold.shape for threshold in thresholds)
+        terms = end_to_end(thresholds, ctx.shapes).neg().exp_().mul_(alpha)
+        ctx.save_for_backward(terms)
+        return terms.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *apart(ctx.saved_tensors[0] * -grads[0], ctx.shapes)
+
+
 def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
     """Return alpha * sum(exp(-t)) over all thresholds."""
-    return torch.cat([threshold.flatten() for threshold in thresholds]).neg().exp().sum() * alpha
+    return _Push.apply(alpha, *thresholds)
 
 
 @schema("pruning", "dst")

@@ -4,7 +4,7 @@ Bit widths are trained by gradient, one for a tensor, a channel or a value, agai
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -29,13 +29,12 @@ class _Trained(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, overflow_mode: str) -> Tensor:
-        i, f = torch.round(i), torch.round(f)
         ctx.modes = k, round_mode, overflow_mode == "SAT_SYM"
         ctx.in_a_kernel = kernels.take(x, i, f)
         if ctx.in_a_kernel:
-            signs = torch.full_like(i, k)
-            ctx.save_for_backward(x, signs, i, f)
-            return kernels.quantized(x, signs, i, f, *ctx.modes[1:])
+            ctx.save_for_backward(x, i, f)
+            return kernels.quantized(x, k, i, f, *ctx.modes[1:])
+        i, f = torch.round(i), torch.round(f)
         top, step = pow2(i), pow2(-f)
         high = top - step
         none = high < 0 if k else high <= 0
@@ -52,8 +51,8 @@ class _Trained(torch.autograd.Function):
         g = grads[0]
         keeps_negatives, round_mode, symmetric = ctx.modes
         if ctx.in_a_kernel:
-            x, k, i, f = ctx.saved_tensors
-            return *kernels.gradients(g, x, k, i, f, round_mode, symmetric), None, None, None
+            x, i, f = ctx.saved_tensors
+            return *kernels.gradients(g, x, i, f, keeps_negatives, round_mode, symmetric), None, None, None
         side, error, top, step = ctx.saved_tensors
         outside = side.abs().mul_(g)
         df = (error * g).sum_to_size(step.shape)
@@ -64,26 +63,52 @@ class _Trained(torch.autograd.Function):
         return g - outside, (di * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
 
 
-class _Bits(torch.autograd.Function):
-    """relu(round(i) + round(f) + sign) of several pairs end to end, straight through the rounding."""
+def _width(i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:
+    return torch.round(i).add_(torch.round(f)).add_(sign).relu_()
+
+
+Sloped = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class _Priced(torch.autograd.Function):
+    """A price on the bits of several pairs, straight through their rounding; ``price`` gives its value and its slope by bit."""
 
     @staticmethod
-    def forward(ctx: Any, sign: int | Tensor, *pairs: Tensor) -> Tensor:
-        ctx.shapes = [pair.shape for pair in pairs[: len(pairs) // 2]]
+    def forward(ctx: Any, price: Sloped, sign: int | Tensor, *pairs: Tensor) -> Tensor:
+        ctx.shapes = tuple(pair.shape for pair in pairs[: len(pairs) // 2])
         i, f = (end_to_end(half, ctx.shapes) for half in (pairs[: len(ctx.shapes)], pairs[len(ctx.shapes) :]))
-        bits = torch.round(i).add_(torch.round(f)).add_(sign).relu_()
+        bits = _width(i, f, sign)
+        value, slope = price(bits)
+        ctx.save_for_backward(torch.ops.aten.threshold_backward(slope, bits, 0))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = apart(ctx.saved_tensors[0] * grads[0], ctx.shapes)
+        return None, None, *parts, *parts
+
+
+class _Bits(torch.autograd.Function):
+    """relu(round(i) + round(f) + sign), straight through the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, sign: int, i: Tensor, f: Tensor) -> Tensor:
+        bits = _width(i, f, sign)
         ctx.save_for_backward(bits)
         return bits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        parts = apart(torch.ops.aten.threshold_backward(grads[0], ctx.saved_tensors[0], 0), ctx.shapes)
-        return None, *parts, *parts
+        slope = torch.ops.aten.threshold_backward(grads[0], ctx.saved_tensors[0], 0)
+        return None, slope, slope
 
 
-def bits_of(quantizers: Sequence["HGQQuantizer"], sign: int | Tensor) -> Tensor:
-    """Return the widths max(i + f + sign, 0) of all rounded i and f, end to end in one axis; differentiable in them."""
-    return _Bits.apply(sign, *(quantizer.i for quantizer in quantizers), *(quantizer.f for quantizer in quantizers))
+def price_of(quantizers: Sequence["HGQQuantizer"], sign: Tensor, price: Sloped) -> Tensor:
+    """Return what ``price`` gives for the widths max(i + f + sign, 0) of all rounded i and f, end to end in one axis.
+
+    The price is differentiable in them: ``price`` returns its value, a scalar, and its slope by width.
+    """
+    return _Priced.apply(price, sign, *(quantizer.i for quantizer in quantizers), *(quantizer.f for quantizer in quantizers))
 
 
 class HGQQuantizer(Quantizer):
@@ -134,7 +159,7 @@ class HGQQuantizer(Quantizer):
             self.track(x)
         if not self.training:
             return quantized(x, *self.format(), self.round_mode, self.overflow_mode)
-        return _Trained.apply(x, self.i, self.f, self.keeps_negatives, self.round_mode, "SAT")
+        return _Trained.apply(x, self.i.clone(), self.f, self.keeps_negatives, self.round_mode, "SAT")
 
     def kind(self) -> Hashable | None:
         """Return the modes, where bits are trained and nothing is observed."""
@@ -168,7 +193,7 @@ class HGQQuantizer(Quantizer):
 
     def bits(self) -> Tensor:
         """Return the bits that an operation pays for, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        return bits_of([self], self.sign).view(self.i.shape)
+        return _Bits.apply(self.sign, self.i, self.f)
 
     @property
     def sign(self) -> int:

@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pquant.flat import is_plain
 
 Layout = tuple[int, int, int]
 LONGEST_SUM = 4096
@@ -17,13 +19,9 @@ LONGEST_SUM = 4096
 
 def take(x: Tensor, *bits: Any) -> bool:
     """Return whether the kernels take values, and bits of one shape for them: plain float32, each in a row in CPU memory, not being compiled."""
-    if not all(map(_is_plain, (x, *bits))) or torch.compiler.is_compiling():
+    if not all(map(is_plain, (x, *bits))) or torch.compiler.is_compiling():
         return False
     return not bits or len({one.shape for one in bits}) == 1 and layout(x.shape, bits[0].shape) is not None
-
-
-def _is_plain(x: Any) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
 @cache
@@ -46,33 +44,38 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
 
 def snap_(x: Tensor, low: float, high: float, f: int, round_mode: str) -> None:
     """Bring the values of ``x`` into [low, high] and onto the grid of ``f`` fractional bits, in place."""
-    from pquant.quantization import loops
+    from pquant import loops
 
-    loops.snap(x.detach().numpy().reshape(-1), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode])
+    loops.snap(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode])
 
 
-def quantized(x: Tensor, k: Tensor, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
-    """Return ``x`` in formats (k, i, f) of one shape, which saturate and give 0 where there are no bits; ``symmetric`` ones as SAT_SYM."""
-    from pquant.quantization import loops
+def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
+    """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
+    from pquant import loops
 
-    out, shape = torch.empty_like(x), layout(x.shape, i.shape)
-    loops.quantize(_seen(x, shape), _rows(k, i, f), symmetric, loops.MODES[round_mode], _seen(out, shape))
+    out = torch.empty_like(x)
+    loops.quantize(layout(x.shape, i.shape), _addresses(x, _signs(k, i.numel()), i, f), symmetric, loops.MODES[round_mode], out.data_ptr())
     return out
 
 
-def gradients(g: Tensor, x: Tensor, k: Tensor, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``x`` and of trained bits ``i`` and ``f`` from that of the quantized values."""
-    from pquant.quantization import loops
+    from pquant import loops
 
-    dx, di, df, shape = torch.empty_like(x), torch.empty_like(i), torch.empty_like(f), layout(x.shape, i.shape)
-    bits, results = _rows(k, i, f), (_seen(dx, shape), *_rows(di, df))
-    loops.gradients(_seen(g.contiguous(), shape), _seen(x, shape), bits, symmetric, loops.MODES[round_mode], *results)
+    g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
+    given = _addresses(g, x, _signs(k, i.numel()), i, f)
+    loops.gradients(layout(x.shape, i.shape), given, symmetric, loops.MODES[round_mode], _addresses(dx, di, df))
     return dx, di, df
 
 
-def _seen(x: Tensor, shape: Layout | None) -> Any:
-    return x.detach().numpy().reshape(shape)
+def _addresses(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def _rows(*tensors: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.detach().numpy().reshape(-1) for tensor in tensors)
+def _signs(k: Tensor | bool, count: int) -> Tensor:
+    return _all(float(k), count) if isinstance(k, bool) else k
+
+
+@cache
+def _all(value: float, count: int) -> Tensor:
+    return torch.full((count,), value)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations
-from pquant.quantization.hgq import HGQQuantizer, bits_of
+from pquant.quantization.hgq import HGQQuantizer, price_of
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 
@@ -27,6 +28,7 @@ class Price:
         self.singly = [layer for layer in weighted if met[layer] is None]
         self.flat = [layer for layer in weighted if met[layer] is not None]
         self.biased = [layer for layer in self.flat if layer.bias is not None]
+        self.pruned = any(not isinstance(layer.pruner, NoPruner) for layer in self.flat)
 
         parameters = [layer.weight_quantizer for layer in self.flat] + [layer.bias_quantizer for layer in self.biased]
         own = _trained([*parameters, *(child for layer in layers for child in layer.children())])
@@ -58,20 +60,34 @@ class Price:
 
     def __call__(self) -> Tensor:
         """Return beta * EBOPs + gamma * (sum of all bit widths)."""
-        beta, gamma = self.layers[0].price.unbind()
-        bits = bits_of(self.trained, self.signs)
-        total = gamma * bits[: self.paid].sum() if self.layers[0].quantization.hgq_gamma else bits.new_zeros(())
-        if self.flat:
-            total = torch.addcmul(total, beta, self._operations(bits))
+        total = price_of(self.trained, self.signs, self._sloped)
         for layer in self.singly:
-            total = total + beta * _counted(layer)
+            total = total + layer.price[0] * _counted(layer)
         return total
 
-    def _operations(self, bits: Tensor) -> Tensor:
+    def _sloped(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the price of bit widths, but for the layers counted one by one, and its slope by width."""
+        beta, gamma = self.layers[0].price.unbind()
         table = torch.cat((bits, self.constants))
-        weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
-        masks = [_mask(layer).flatten() for layer in self.flat] + [torch.ones_like(layer.bias, dtype=torch.bool) for layer in self.biased]
-        return torch.dot(weight_bits * table.index_select(0, self.data_at), torch.cat(masks) * self.count)
+        slope = torch.zeros_like(table)
+        total = table.new_zeros(())
+        if self.flat:
+            cost = self.count * beta
+            if self.pruned:
+                masks = torch.cat([_mask(layer).flatten() for layer in self.flat])
+                cost[: len(masks)] *= masks
+            weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
+            weight_slope, data_slope = cost * table.index_select(0, self.data_at), cost * weight_bits
+            total = torch.dot(weight_bits, weight_slope)
+            if self.in_order:
+                slope[: len(weight_slope)] = weight_slope
+            else:
+                slope.index_add_(0, self.weight_at, weight_slope)
+            slope.index_add_(0, self.data_at, data_slope)
+        if self.layers[0].quantization.hgq_gamma:
+            total = total + gamma * bits[: self.paid].sum()
+            slope[: self.paid] += gamma
+        return total, slope[: len(bits)]
 
     def _places(self, quantizer: Quantizer) -> Tensor:
         """Return where the bit widths of a quantizer lie in the table, in their shape."""

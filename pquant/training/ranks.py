@@ -72,7 +72,7 @@ def total_gradients(parameters: Sequence[nn.Parameter]) -> None:
     if count() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shapes = [gradient.shape for gradient in gradients]
+    shapes = tuple(gradient.shape for gradient in gradients)
     for gradient, summed in zip(gradients, apart(total(end_to_end(gradients, shapes)), shapes), strict=True):
         gradient.copy_(summed)
 
