@@ -45,9 +45,9 @@ def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
     given = tuple(tensor.shape for tensor in tensors)
     if given == shapes:
         return _flatten_dense_tensors(tensors)
-    spread = _spread(shapes, given)
-    if spread is None or not all(map(is_plain, tensors)) or torch.compiler.is_compiling():
-        return torch.cat([(x if x.shape == shape else x.expand(shape)).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
+    spread = _looped(shapes, given, tensors)
+    if spread is None:
+        return torch.cat([x.expand(shape).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
     from pquant import loops
 
     out = torch.empty(spread.total)
@@ -58,15 +58,21 @@ def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
 def apart(flat: Tensor, shapes: Shapes, given: Shapes | None = None) -> list[Tensor]:
     """Return what lies end to end: views of it in ``shapes``, or its sums over all that tensors of the shapes ``given`` were spread over."""
     if given is None or given == shapes:
+        if torch.compiler.is_compiling():
+            return [part.view(shape) for part, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]
         return list(_unflatten_dense_tensors(flat, _like(shapes)))
-    spread = _spread(shapes, given)
-    if spread is None or not is_plain(flat) or torch.compiler.is_compiling():
+    spread = _looped(shapes, given, [flat])
+    if spread is None:
         return [part.sum_to_size(shape) for part, shape in zip(apart(flat, shapes), given, strict=True)]
     from pquant import loops
 
     sums = torch.empty(spread.given)
     loops.totals(flat.data_ptr(), spread.total, spread.sizes, spread.repeats, sums.data_ptr())
     return apart(sums, given)
+
+
+def _looped(shapes: Shapes, given: Shapes, tensors: Sequence[Tensor]) -> "Spread | None":
+    return None if torch.compiler.is_compiling() or not all(map(is_plain, tensors)) else _spread(shapes, given)
 
 
 @cache
