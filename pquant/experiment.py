@@ -221,7 +221,7 @@ class Experiment:
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
         trained = _trained(run.config)
         if run.resume:
-            begun = self._restore(trainer, run.folder)["config"]
+            begun = json.loads(self._restore(trainer, run.folder)["config"])
             if begun != trained:
                 key, before, now = difference(begun, trained)
                 where = f"the run in {run.folder} was made with other settings, {key} = {before!r} instead of {now!r}"
@@ -234,7 +234,7 @@ class Experiment:
             self.tracker.log(row)
 
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": trained})
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(trained)})
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)

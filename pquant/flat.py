@@ -12,6 +12,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 Elementwise = type[torch.autograd.Function]
 Shapes = tuple[torch.Size, ...]
+MANY = 6
+"""Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
 
 
 def as_one(function: Elementwise, columns: Sequence[Sequence[Tensor]], *settings: Any) -> list[Tensor]:
@@ -72,7 +74,9 @@ def apart(flat: Tensor, shapes: Shapes, given: Shapes | None = None) -> list[Ten
 
 
 def _looped(shapes: Shapes, given: Shapes, tensors: Sequence[Tensor]) -> "Spread | None":
-    return None if torch.compiler.is_compiling() or not all(map(is_plain, tensors)) else _spread(shapes, given)
+    if len(shapes) < MANY or torch.compiler.is_compiling() or not all(map(is_plain, tensors)):
+        return None
+    return _spread(shapes, given)
 
 
 @cache

@@ -23,14 +23,14 @@ def spreads(draw: st.DrawFn) -> tuple[Tensor, torch.Size]:
     return torch.randn(kept), shape
 
 
-@given(st.lists(spreads(), min_size=1, max_size=5), st.booleans())
+@given(st.lists(spreads(), min_size=1, max_size=9), st.booleans())
 def test_end_to_end_is_what_broadcasting_gives(pairs: list[tuple[Tensor, torch.Size]], double: bool) -> None:
     tensors, shapes = [tensor.double() if double else tensor for tensor, _ in pairs], tuple(shape for _, shape in pairs)
     expected = [value for tensor, shape in zip(tensors, shapes, strict=True) for value in tensor.expand(shape).flatten().tolist()]
     assert end_to_end(tensors, shapes).tolist() == expected
 
 
-@given(st.lists(spreads(), min_size=1, max_size=5))
+@given(st.lists(spreads(), min_size=1, max_size=9))
 def test_taken_apart_it_is_summed_over_what_was_spread(pairs: list[tuple[Tensor, torch.Size]]) -> None:
     shapes, small = tuple(shape for _, shape in pairs), tuple(tensor.shape for tensor, _ in pairs)
     flat = torch.randn(sum(map(math.prod, shapes)))

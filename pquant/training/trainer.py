@@ -1,6 +1,6 @@
 """The training loop: a flat plan of epochs, so that a run can stop after any of them and go on."""
 
-import copy
+import json
 import logging
 import math
 import time
@@ -25,6 +25,7 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import ebops
 from pquant.quantization.quantizer import Quantizer
 from pquant.training import ranks
+from pquant.training.checkpoint import copied
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups
@@ -195,7 +196,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
-        start = copy.deepcopy({**self.state_dict(), "rows": []})
+        start = copied(self.state_dict())
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
         for x, y in self.loader:
             loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
@@ -206,7 +207,7 @@ class Trainer:
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
-            self.load_state_dict(start | {"rows": self.rows})
+            self.load_state_dict(start)
             where = locate(self) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
@@ -263,12 +264,12 @@ class Trainer:
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "rows": self.rows,
+            "rows": json.dumps(self.rows),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state that :meth:`state_dict` gave."""
-        self.position, self.rows = state["position"], list(state["rows"])
+        self.position, self.rows = state["position"], json.loads(state["rows"])
         self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -65,7 +65,7 @@ def test_a_run_saves_what_it_found_and_ends_as_small(whole: tuple[Path, dict]) -
 
 def test_pretraining_is_float_and_training_is_not(whole: tuple[Path, dict]) -> None:
     folder, _ = whole
-    rows = load_checkpoint(folder / "checkpoint.pt")["rows"]
+    rows = json.loads(load_checkpoint(folder / "checkpoint.pt")["rows"])
     ebops = {row["stage"]: row["ebops"] for row in rows}
     assert ebops["train"] < 0.2 * ebops["pretrain"]
     assert [row["sparsity"] for row in rows[:2]] == [0, 0] and min(row["sparsity"] for row in rows[2:]) > 0.1
