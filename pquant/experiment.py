@@ -37,6 +37,7 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
+from pquant.settings import check_fields, setting
 from pquant.tracking.environment import config_hash, difference, environment
 from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
@@ -100,12 +101,16 @@ class Experiment:
     finetuning: FineTuning
     tracker: Tracker
     export: Exporter
-    seed: int = 0
+    seed: int = setting(0, ge=0, lt=2**32)
     dry_run: bool = False
     resume: str | None = None
     from_run: str | None = None
     from_epoch: int | Literal["all"] | None = None
     progress: Literal["auto", "plain", "quiet"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check what is no section."""
+        check_fields(self, "seed", "dry_run", "resume", "from_run", "from_epoch", "progress")
 
     def run(self, run: Run, watch: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.

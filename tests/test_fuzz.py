@@ -69,11 +69,14 @@ def wrong(section: Settings, field: dataclasses.Field[Any]) -> list[str]:
         found += ["nan", "inf"] if float in allowed else ["1.5"]
     if NoneType not in allowed and simple:
         found.append("null")
+    if bool in allowed:
+        found += ['"False"', "'true'", "yes", '"1"', "2"]
     return found
 
 
+BY_CLASS = {type(section): (option, section) for option, section in SECTIONS.items()}
 WRONG = [
-    (option, field.name, text) for option, section in SECTIONS.items() for field in dataclasses.fields(section) for text in wrong(section, field)
+    (option, field.name, text) for option, section in BY_CLASS.values() for field in dataclasses.fields(section) for text in wrong(section, field)
 ]
 
 

@@ -157,3 +157,23 @@ def test_errors_are_one_line_and_come_before_training(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "did you mean 'layers.6'" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "metrics.csv").exists()
+
+
+WRONG = {
+    "prunning=dst": "did you mean 'pruning'",
+    "training.epocs=3": "did you mean 'epochs'",
+    "pruning.max_pruning_pct=1.7": "DST.max_pruning_pct must be in (0, 1], got 1.7",
+    "training.baseline='False'": "training.baseline: must be true or false, got 'False'",
+    "+data.tset_fraction=0.1": "tset_fraction",
+    "training.rewind=every-round": "Training.save_weights_epoch",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_leaves_one_line_and_no_file_but_what_hydra_notes_first(override: str, tmp_path: Path) -> None:
+    done = run(*SHORT, override, f"hydra.run.dir={tmp_path / 'run'}", check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert WRONG[override] in done.stderr and len(done.stderr.splitlines()) == 1
+    left = {str(path.relative_to(tmp_path / "run")) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {"run.log", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
