@@ -21,7 +21,7 @@ from yaml import YAMLError
 import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
-from pquant.errors import ConfigError, DivergedError, did_you_mean, unknown
+from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
 from pquant.experiment import CHECKPOINT, Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
@@ -61,10 +61,17 @@ def build_experiment(config: DictConfig) -> Experiment:
         for field in fields(Experiment):
             if field.name not in config and field.default is MISSING:
                 raise ConfigError(f"section '{field.name}' is missing")
-        values = instantiate(config, _convert_="all", _execution_whitelist_=allowed_targets())
+        values = {str(key): _built(str(key), config[key]) for key in config}
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
     return Experiment(**values)
+
+
+def _built(section: str, node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    with blaming(section):
+        return instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
 
 
 def explain(error: BaseException) -> str:

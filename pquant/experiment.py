@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError, StoppedEarly
+from pquant.errors import ConfigError, StoppedEarly, blaming
 from pquant.export.exporter import Exporter
 from pquant.export.front import export_front
 from pquant.export.weights import save_model
@@ -198,7 +198,8 @@ class Experiment:
             return self.model
         offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
         taken = signature(self.model.func if isinstance(self.model, partial) else self.model).parameters
-        return self.model(**{name: value for name, value in offered.items() if name in taken})
+        with blaming("model"):
+            return self.model(**{name: value for name, value in offered.items() if name in taken})
 
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
         """Return a trainer for ``model``, with the run's seed set."""

@@ -170,3 +170,20 @@ def test_random_settings_train() -> None:
 @pytest.mark.slow
 def test_every_wrong_value_of_every_field_is_refused_by_name() -> None:
     refused(WRONG)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+data.tset_fraction=0.1", "data: Digits.__init__() got an unexpected keyword argument 'tset_fraction'"),
+        ("+pruning.foo=1", "pruning: DST.__init__() got an unexpected keyword argument 'foo'"),
+        ("+model.foo=1", "model: MLP.__init__() got an unexpected keyword argument 'foo'"),
+        ("+optimizer.lrr=1", "optimizer: Adam.__init__() got an unexpected keyword argument 'lrr'"),
+        ("+scheduler.foo=2", "scheduler: CosineAnnealingLR.__init__() got an unexpected keyword argument 'foo'"),
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+    ],
+)
+def test_what_a_section_does_not_take_is_refused_before_training(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        step(build(override))
+    assert explain(caught.value) == line
