@@ -1,4 +1,4 @@
-"""From the runs to the front: test accuracy and EBOPs of every archived model, ``python experiments/mnist_pareto/table.py outputs/mnist_pareto``."""
+"""The tables and plots of this folder: ``python experiments/mnist_pareto/table.py [<sweep's folder>]``."""
 
 import csv
 import json
@@ -6,89 +6,103 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import torch
-from omegaconf import DictConfig, OmegaConf
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-import pquant
-from pquant.config import build_experiment
-from pquant.experiment import Experiment
-from pquant.layers.convert import compress
 from pquant.pareto import front
-from pquant.training.archive import load_archived
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import insert, spread
+from tables import COLUMNS, ROOT, Column, Row, insert, of, origin, read, results, spread, table
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+LUTS = Column("LUTs, estimated", "rtl/luts_estimated", ",.0f")
 LEVELS = (0.97, 0.96, 0.95, 0.90)
-Point = dict[str, float | int | str]
+FAMILIES = {"HGQ, rising price": "hgq_front", "fixed bits, PDP": "fixed_", "FITCompress": "fitcompress_"}
+GOALS = ("02", "05", "10")
+SINGLE = {f"{bits} bits, PDP to 90 %": f"fixed_{bits}bit_90" for bits in (2, 3, 4, 6, 8)} | {
+    f"FITCompress to {int(goal)} %": f"fitcompress_{goal}" for goal in GOALS
+}
 
 
-def archived(run: Path) -> list[Point]:
-    """Return a point for each model in the run's Pareto archive, finalized and judged on the test data."""
-    config = DictConfig(OmegaConf.load(run / ".hydra" / "config.yaml"))
-    experiment: Experiment = build_experiment(config)
-    splits = experiment.data.load(experiment.seed)
-    example = torch.stack([splits.train[index][0] for index in range(32)])
-    model = compress(experiment.build_model(splits), experiment.pruning, experiment.quantization, example)
-    trainer = experiment.trainer(model, splits)
-    points: list[Point] = []
-    with (run / "pareto.csv").open() as file:
-        for row in csv.DictReader(file):
-            trainer.model.load_state_dict(load_archived(run, int(row["epoch"])))
-            accuracy = trainer.evaluate("test", "test", pquant.finalize(trainer.model))["test/accuracy"]
-            points.append({"kind": "hgq", "seed": experiment.seed, "accuracy": accuracy, "ebops": pquant.ebops(trainer.model)})
-    return points
+def family(rows: list[Row], start: str) -> list[Row]:
+    """Return the rows of the variants whose names start so."""
+    return [row for row in rows if row["variant"].startswith(start)]
 
 
-def ended(run: Path) -> Point:
-    """Return the point where a run has ended."""
-    summary = json.loads((run / "summary.json").read_text())
-    return {"kind": "dst_8bit", "seed": summary["seed"], "accuracy": summary["test/accuracy"], "ebops": summary["ebops"]}
+def least(rows: list[Row], level: float) -> list[float]:
+    """Return, by seed, the fewest EBOPs of a model that reaches an accuracy; seeds without one are left out."""
+    reached = [row for row in rows if row["test/accuracy"] >= level]
+    return [min(row["ebops"] for row in reached if row["seed"] == seed) for seed in sorted({row["seed"] for row in reached})]
 
 
-def least(points: list[Point], kind: str, level: float) -> list[float]:
-    """Return, by seed, the fewest EBOPs that reach an accuracy; seeds that do not are left out."""
-    seeds = sorted({point["seed"] for point in points})
-    found = ([point["ebops"] for point in points if point["kind"] == kind and point["seed"] == seed and point["accuracy"] >= level] for seed in seeds)
-    return [min(each) for each in found if each]
-
-
-def main(out: Path) -> None:
-    """Write results/points.csv, results/table.md, the tables of README.md and docs/hgq.md, and docs/images/mnist_pareto.svg."""
-    points = [point for run in sorted((out / "hgq").glob("[0-9]*")) for point in archived(run)]
-    points += [ended(run) for run in sorted((out / "dst_8bit").glob("[0-9]*"))]
-    with (HERE / "results" / "points.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(points[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(points)
-    lines = ["| test accuracy of at least | EBOPs, HGQ | seeds | EBOPs, DST 8 bit | seeds |", "|---|---:|---:|---:|---:|"]
+def levels(rows: list[Row]) -> str:
+    """Return the table of the fewest EBOPs that reach each accuracy, by family."""
+    text = [f"| test accuracy of at least | {' | '.join(f'{name} | seeds' for name in FAMILIES)} |", "|---" + "|---:|---:" * len(FAMILIES) + "|"]
     for level in LEVELS:
-        cells = []
-        for kind in ("hgq", "dst_8bit"):
-            values = least(points, kind, level)
-            cells += [spread(values, ",.0f"), str(len(values))]
-        lines.append(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
-    table = "\n".join(lines) + "\n"
-    (HERE / "results" / "table.md").write_text(table)
-    for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
-        insert(page, "experiments/mnist_pareto/table.py", table)
-    print(table)
+        found = [least(family(rows, start), level) for start in FAMILIES.values()]
+        cells = [f"{spread(each, ',.0f')} | {len(each)}" for each in found]
+        text.append(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
+    return "\n".join(text) + "\n"
+
+
+def bits_by_layer(sweep: Path) -> None:
+    """Write results/layers.csv: the bits that FITCompress chose for each layer, the sign's too."""
+    with (HERE / "results" / "layers.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["variant", "seed", "layer", "bits"])
+        for found in sorted(sweep.glob("*/*/fitcompress.json")):
+            layers = json.loads(found.read_text())["layers"]
+            writer.writerows([*found.parts[-3:-1], name, layer["bits"]] for name, layer in layers.items())
+
+
+def draw_front(rows: list[Row]) -> None:
+    """Write docs/images/mnist_pareto.svg."""
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    for kind, label in (("hgq", "HGQ, rising price"), ("dst_8bit", "DST, 8 bits")):
-        places = [(float(point["ebops"]), 100 * float(point["accuracy"])) for point in points if point["kind"] == kind]
+    for label, start in FAMILIES.items():
+        places = [(float(row["ebops"]), 100 * row["test/accuracy"]) for row in family(rows, start)]
         best = front(places, "minimize", "maximize")
-        (line,) = axis.step(*zip(*(places[index] for index in best), strict=True), where="post", label=label)
-        axis.scatter(*zip(*places, strict=True), s=8, color=line.get_color(), alpha=0.4)
+        if places:
+            (line,) = axis.step(*zip(*(places[index] for index in best), strict=True), where="post", label=label)
+            axis.scatter(*zip(*places, strict=True), s=8, color=line.get_color(), alpha=0.4)
     axis.set(xscale="log", xlabel="EBOPs", ylabel="test accuracy, %", ylim=(88, None))
     axis.legend(frameon=False)
-    plt.rcParams["svg.hashsalt"] = "pquant"
     figure.savefig(ROOT / "docs" / "images" / "mnist_pareto.svg", metadata={"Date": None})
 
 
+def draw_bits(rows: list[Row]) -> None:
+    """Write docs/images/layer_bits.svg: mean over the seeds, and every seed as a dot."""
+    names = list(dict.fromkeys(row["layer"] for row in rows))
+    figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
+    for place, goal in enumerate(GOALS):
+        groups = [[row["bits"] for row in of(rows, f"fitcompress_{goal}") if row["layer"] == name] for name in names]
+        at = [index + 0.27 * (place - 1) for index in range(len(names))]
+        axis.bar(at, [sum(group) / max(len(group), 1) for group in groups], 0.25, label=f"{int(goal)} % of float32", alpha=0.7)
+        for x, group in zip(at, groups, strict=True):
+            axis.scatter([x] * len(group), group, s=8, color="black", zorder=2)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="bits of a weight")
+    axis.legend(frameon=False)
+    figure.savefig(ROOT / "docs" / "images" / "layer_bits.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Write the tables of this folder's page and of docs/hgq.md, and the plots in docs/images."""
+    rows = results(__file__, [column.figure for column in (*COLUMNS, LUTS)])
+    if len(sys.argv) > 1:
+        bits_by_layer(Path(sys.argv[1]))
+    ways = [row for start in FAMILIES.values() for row in family(rows, start)]
+    ebops = levels(rows) + origin(HERE / "results", ways)
+    for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
+        insert(page, "experiments/mnist_pareto/table.py ebops", ebops)
+    exported = of(rows, "hgq_short_rtl")
+    luts = table("network", {"HGQ, short run": exported}, (*COLUMNS, LUTS)) + origin(HERE / "results", exported)
+    insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", luts)
+    single = table("one network", {label: of(rows, name) for label, name in SINGLE.items()}, COLUMNS) + origin(HERE / "results", ways)
+    insert(HERE / "README.md", "experiments/mnist_pareto/table.py single", single)
+    plt.rcParams["svg.hashsalt"] = "pquant"
+    draw_front(rows)
+    draw_bits(read(HERE / "results" / "layers.csv"))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -126,7 +126,9 @@ def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     out = np.empty((math.prod(x.shape[:-1]), matrix.shape[1]), dtype=object)
     out[...] = _constant(0.0)
     if used.any():
-        rows = FVArray(x.reshape(-1, x.shape[-1]), hwconf=COSTS)
+        # alkaid makes tables of products with bits, and takes a bit for 0 or 1, also where it is a sign: 0 or -1
+        signs = any(wire.low < 0 and sum(wire.kif) == 1 for wire in x.ravel())
+        rows = FVArray(x.reshape(-1, x.shape[-1]), {"binary_lut": False} if signs else None, hwconf=COSTS)
         out[:, used] = np.asarray(rows @ matrix[:, used])
     return out.reshape(*x.shape[:-1], -1)
 

@@ -96,7 +96,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _is_environment(name: str) -> bool:
-    return name.startswith("version/") or name in ("seed", "config_hash", "git_commit", "platform")
+    return name.startswith("version/") or name in ("seed", "config_hash", "git_commit", "platform", "cpu", "cores")
 
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str]]:

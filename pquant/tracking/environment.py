@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -15,15 +16,17 @@ import yaml
 from pquant.tracking.files import plain
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pquant")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
-def environment() -> dict[str, str | None]:
-    """Return ``git_commit``, ``platform``, ``version/python`` and ``version/<package>``; None for what is not there.
+def environment() -> dict[str, str | int | None]:
+    """Return ``git_commit``, ``platform``, ``cpu`` (its model), ``cores``, ``version/python`` and ``version/<package>``; None for what is not there.
 
     The commit is that of the repository which holds this package, else of the working directory's.
     """
     versions = {f"version/{name}": _version(name) for name in PACKAGES}
-    return {"git_commit": _git_commit(), "platform": platform.platform(), "version/python": platform.python_version(), **versions}
+    machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
+    return {"git_commit": _git_commit(), **machine, "version/python": platform.python_version(), **versions}
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -47,6 +50,12 @@ def saved_command(folder: Path) -> str | None:
     if not saved.is_file():
         return None
     return shlex.join(["python", "run.py", *yaml.safe_load(saved.read_text(encoding="utf-8"))])
+
+
+def _cpu() -> str | None:
+    """Return the model of the processor: as Linux names it, else as Python does."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or None)
 
 
 def _version(package: str) -> str | None:

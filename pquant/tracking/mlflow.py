@@ -30,8 +30,13 @@ BATCH, LONGEST = 100, 5000
 class MlflowTracker(Settings):
     """Writes the figures of a run, its configuration, report and model into an MLflow store.
 
-    ``uri`` is that of the store; by default what ``$MLFLOW_TRACKING_URI`` says, else an SQLite file ``mlflow.db`` in the run's folder. ``group`` is
-    a tag of that name. Nothing is sent anywhere but to the store. When it fails, that is logged once and the run goes on without it.
+    Nothing is sent anywhere but to the store. When it fails, that is logged once and the run goes on without it.
+
+    Args:
+        experiment: name of MLflow's experiment, which holds runs.
+        group: a tag of that name.
+        name: of the run; None takes the folder's.
+        uri: of the store; None takes what ``$MLFLOW_TRACKING_URI`` says, else an SQLite file ``mlflow.db`` in the run's folder.
     """
 
     experiment: str = "pquant"

@@ -58,6 +58,11 @@ def test_layers_become_logic(model: nn.Module, shape: tuple[int, ...], options: 
     compare(net(model, shape, **options), shape, 200)
 
 
+def test_data_that_is_a_sign_alone_becomes_logic() -> None:
+    signs = {"default_data_keep_negatives": True, "default_data_integer_bits": 0, "default_data_fractional_bits": 0}
+    compare(net(nn.Sequential(nn.Linear(8, 3)), (8,), **signs), (8,))
+
+
 def test_logic_that_differs_is_named_by_layer() -> None:
     model = net(mlp(nn.ReLU()), (6,))
     graph = checked(model, (6,))

@@ -1,3 +1,5 @@
+import importlib
+import os
 import platform
 import subprocess
 
@@ -12,11 +14,23 @@ def test_environment_names_commit_platform_and_versions():
     assert list(found) == [
         "git_commit",
         "platform",
+        "cpu",
+        "cores",
         *(f"version/{name}" for name in ("python", "torch", "numpy", "hydra-core", "omegaconf", "pquant")),
     ]
     assert found["version/python"] == platform.python_version()
     assert found["version/numpy"] == numpy.__version__
-    assert all(found[name] for name in found if name != "git_commit")
+    assert found["cores"] == os.cpu_count()
+    assert all(found[name] for name in found if name not in ("git_commit", "cpu"))
+
+
+def test_the_processor_is_named_as_linux_or_python_does(monkeypatch, tmp_path):
+    module = importlib.import_module("pquant.tracking.environment")
+    monkeypatch.setattr(module, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    assert environment()["cpu"] == "arm"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip 9000\n")
+    assert environment()["cpu"] == "A Chip 9000"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10), subprocess.CalledProcessError(128, "git")])
