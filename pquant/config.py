@@ -5,9 +5,11 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -71,7 +73,20 @@ def _built(section: str, node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return node
     with blaming(section):
-        return instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
+        built = instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
+    if isinstance(built, partial):
+        _check_truth_values(section, built)
+    return built
+
+
+def _check_truth_values(section: str, built: "partial[Any]") -> None:
+    """Refuse text for what a callable of a library or a user declares as true or false, which Python would take for true."""
+    for name, parameter in signature(built.func).parameters.items():
+        kinds = get_args(parameter.annotation) or (parameter.annotation,)
+        truth = isinstance(parameter.default, bool) or any(kind in (bool, "bool", "bool | None") for kind in kinds)
+        value = built.keywords.get(name)
+        if truth and isinstance(value, str) and str not in kinds:
+            raise ConfigError(f"{section}.{name} must be true or false, got {value!r}")
 
 
 def explain(error: BaseException) -> str:

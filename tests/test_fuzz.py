@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from pquant.experiment import Experiment
 from pquant.layers import compress
 from pquant.settings import Settings
 
+from . import test_run
 from .test_config import NEEDED, OPTIONS, build
 
 GROUPS = ("pruning", "quantization", "training", "fitcompress", "data", "export", "finetuning", "tracker")
@@ -170,6 +172,14 @@ def test_random_settings_train() -> None:
 @pytest.mark.slow
 def test_every_wrong_value_of_every_field_is_refused_by_name() -> None:
     refused(WRONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "field", "bad"), random.Random(1).sample(WRONG, 20))
+def test_a_wrong_value_ends_the_command_in_one_line(option: str, field: str, bad: str, tmp_path: Path) -> None:
+    group = option.split("=")[0]
+    study = ["-m"] if group == "finetuning" else []
+    assert field in test_run.refused(tmp_path / "run", *study, option, *NEEDED.get(option, []), f"{group}.{field}={bad}")
 
 
 @pytest.mark.parametrize(
