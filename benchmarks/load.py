@@ -4,7 +4,7 @@
 
 Trials are of the default job, digits, with one epoch. The workers take turns to be killed, one each ``--every`` seconds. At the end the study must
 have exactly ``--trials`` trials, each complete, with a folder that holds a finished run, and nothing else may be left: no unfinished file, no folder
-without a trial, no running trial. Writes ``benchmarks/results/load.{json,md}``; exits with 1 when something is lost or left.
+without a trial, no running trial. Writes ``benchmarks/results/load.{json,md}``; exits with 1 when something is lost or left, or a worker failed by itself.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def worker(folder: Path, trials: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "run.py", *study, *JOB], cwd=ROOT, stdout=said, stderr=said, env=environment)
 
 
-def conduct(folder: Path, trials: int, workers: int, every: float) -> int:
-    """Let the study be worked on to its end; return how many workers were killed."""
+def conduct(folder: Path, trials: int, workers: int, every: float) -> tuple[int, int]:
+    """Let the study be worked on to its end; return how many workers were killed, and how many failed by themselves."""
     team = [worker(folder, trials) for _ in range(workers)]
     kills = 0
     try:
@@ -45,7 +45,7 @@ def conduct(folder: Path, trials: int, workers: int, every: float) -> int:
             until = time.monotonic() + every
             while time.monotonic() < until:
                 if all(process.poll() is not None for process in team):
-                    return kills
+                    return kills, sum(process.returncode != 0 for process in team)
                 time.sleep(0.2)
             one = turn % workers
             if team[one].poll() is None:
@@ -86,12 +86,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, start = Path(temporary) / "study", time.perf_counter()
-        kills = conduct(folder, arguments.trials, arguments.workers, arguments.every)
+        kills, failures = conduct(folder, arguments.trials, arguments.workers, arguments.every)
         seconds, left = time.perf_counter() - start, found(folder)
         said = folder.with_name("log").read_text()
     count = arguments.trials
-    whole = left == {"trials": {"COMPLETE": count}, "trials.csv": {"complete": count}, "runs": {"finished": count}, "orphans": []}
-    figures = {**vars(arguments), "kills": kills, "seconds": seconds, **left, "whole": whole}
+    whole = not failures and left == {"trials": {"COMPLETE": count}, "trials.csv": {"complete": count}, "runs": {"finished": count}, "orphans": []}
+    figures = {**vars(arguments), "kills": kills, "failures": failures, "seconds": seconds, **left, "whole": whole}
     cores = len(os.sched_getaffinity(0))
     text = f"""{count} trials of 1 epoch, digits, {arguments.workers} workers on {cores} cores, one killed every {arguments.every} s:
 
@@ -99,6 +99,7 @@ def main() -> None:
 |---|---:|
 | seconds | {seconds:.0f} |
 | workers killed | {kills} |
+| workers that failed by themselves | {failures} |
 | trials complete | {left["trials"].get("COMPLETE", 0)} |
 | trials in another state | {sum(left["trials"].values()) - left["trials"].get("COMPLETE", 0)} |
 | finished runs | {left["runs"].get("finished", 0)} |
