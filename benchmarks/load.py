@@ -4,7 +4,7 @@
 
 Trials are of the default job, digits, with one epoch. The workers take turns to be killed, one each ``--every`` seconds. At the end the study must
 have exactly ``--trials`` trials, each complete, with a folder that holds a finished run, and nothing else may be left: no unfinished file, no folder
-without a trial, no running trial. Writes ``benchmarks/results/load.{json,md}``; exits with 1 when something is lost or left, or a worker failed by itself.
+without a trial, no running trial. Writes ``benchmarks/results/load.{json,md}``; exits with 1 when something is lost or left, or a worker failed.
 """
 
 import argparse
