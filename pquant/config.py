@@ -5,9 +5,11 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -21,7 +23,7 @@ from yaml import YAMLError
 import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
-from pquant.errors import ConfigError, DivergedError, did_you_mean, unknown
+from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
 from pquant.experiment import CHECKPOINT, Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
@@ -61,10 +63,30 @@ def build_experiment(config: DictConfig) -> Experiment:
         for field in fields(Experiment):
             if field.name not in config and field.default is MISSING:
                 raise ConfigError(f"section '{field.name}' is missing")
-        values = instantiate(config, _convert_="all", _execution_whitelist_=allowed_targets())
+        values = {str(key): _built(str(key), config[key]) for key in config}
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
     return Experiment(**values)
+
+
+def _built(section: str, node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    with blaming(section):
+        built = instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
+    if isinstance(built, partial):
+        _check_truth_values(section, built)
+    return built
+
+
+def _check_truth_values(section: str, built: "partial[Any]") -> None:
+    """Refuse text for what a callable of a library or a user declares as true or false, which Python would take for true."""
+    for name, parameter in signature(built.func).parameters.items():
+        kinds = get_args(parameter.annotation) or (parameter.annotation,)
+        truth = isinstance(parameter.default, bool) or any(kind in (bool, "bool", "bool | None") for kind in kinds)
+        value = built.keywords.get(name)
+        if truth and isinstance(value, str) and str not in kinds:
+            raise ConfigError(f"{section}.{name} must be true or false, got {value!r}")
 
 
 def explain(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The errors that users see before any training starts, and how they name what was probably meant."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -18,6 +19,21 @@ class StoppedEarly(Exception):  # noqa: N818
 
 class DivergedError(RuntimeError):
     """Data, the loss, gradients or weights are no longer numbers."""
+
+
+@contextmanager
+def blaming(section: str) -> Iterator[None]:
+    """Raise what a section's object refuses when it is made as a ``ConfigError`` that names the section.
+
+    Raises:
+        ConfigError: a ``TypeError`` or ``ValueError`` inside.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{section}: {str(error).splitlines()[0]}") from error
 
 
 def did_you_mean(name: str, options: Iterable[object]) -> str:

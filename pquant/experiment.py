@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError, StoppedEarly
+from pquant.errors import ConfigError, StoppedEarly, blaming
 from pquant.export.exporter import Exporter
 from pquant.export.front import export_front
 from pquant.export.weights import save_model
@@ -37,6 +37,7 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
+from pquant.settings import check_fields, setting
 from pquant.tracking.environment import config_hash, difference, environment
 from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
@@ -100,12 +101,16 @@ class Experiment:
     finetuning: FineTuning
     tracker: Tracker
     export: Exporter
-    seed: int = 0
+    seed: int = setting(0, ge=0, lt=2**32)
     dry_run: bool = False
     resume: str | None = None
     from_run: str | None = None
     from_epoch: int | Literal["all"] | None = None
     progress: Literal["auto", "plain", "quiet"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check what is no section."""
+        check_fields(self, "seed", "dry_run", "resume", "from_run", "from_epoch", "progress")
 
     def run(self, run: Run, watch: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
@@ -193,7 +198,8 @@ class Experiment:
             return self.model
         offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
         taken = signature(self.model.func if isinstance(self.model, partial) else self.model).parameters
-        return self.model(**{name: value for name, value in offered.items() if name in taken})
+        with blaming("model"):
+            return self.model(**{name: value for name, value in offered.items() if name in taken})
 
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
         """Return a trainer for ``model``, with the run's seed set."""

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import BooleanNode, DictConfig, OmegaConf, ValidationError
 
 from pquant.errors import ConfigError, did_you_mean
 
@@ -35,38 +35,50 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field; an ``int`` given for a ``float`` and 0/1 given for a ``bool`` are converted."""
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            given = getattr(self, field.name)
-            plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
-            value = self._typed(field.name, plain, hints[field.name])
-            object.__setattr__(self, field.name, value)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._in_range(field.name, value, dict(field.metadata))
+        check_fields(self, *(field.name for field in dataclasses.fields(self)))
 
     def error(self, field: str, expected: str) -> ConfigError:
         """Return the error that says what ``field`` must be and what it is."""
         return ConfigError(f"{type(self).__name__}.{field} must be {expected}, got {getattr(self, field)!r}")
 
-    def _typed(self, name: str, value: Any, hint: Any) -> Any:
-        if hint is Any:
-            return value
-        allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        for kind in allowed:
-            fits, converted = _fit(value, kind)
-            if fits:
-                return converted
-        choices = [choice for kind in allowed if get_origin(kind) is Literal for choice in get_args(kind)]
-        hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{type(self).__name__}.{name} must be {' or '.join(map(describe, allowed))}, got {value!r}{hint_text}")
 
-    def _in_range(self, name: str, value: float, bounds: dict[str, float]) -> None:
-        low, high = _ends(bounds)
-        inside = low <= value <= high and value != bounds.get("gt") and value != bounds.get("lt")
-        if inside and math.isfinite(value):
-            return
-        expected = f"in {interval(bounds)}" if bounds else "finite"
-        raise ConfigError(f"{type(self).__name__}.{name} must be {expected}, got {value!r}")
+def check_fields(owner: Any, *names: str) -> None:
+    """Check fields of a dataclass by type and range, and set each to the value as its type has it.
+
+    Raises:
+        ConfigError: a value of the wrong type, outside its range, or not finite; the message names class, field and value.
+    """
+    hints = get_type_hints(type(owner))
+    for field in dataclasses.fields(owner):
+        if field.name not in names:
+            continue
+        given, label = getattr(owner, field.name), f"{type(owner).__name__}.{field.name}"
+        value = _typed(label, OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given, hints[field.name])
+        object.__setattr__(owner, field.name, value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _in_range(label, value, dict(field.metadata))
+
+
+def _typed(label: str, value: Any, hint: Any) -> Any:
+    if hint is Any:
+        return value
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in allowed:
+        fits, converted = _fit(value, kind)
+        if fits:
+            return converted
+    choices = [choice for kind in allowed if get_origin(kind) is Literal for choice in get_args(kind)]
+    hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
+    raise ConfigError(f"{label} must be {' or '.join(map(describe, allowed))}, got {value!r}{hint_text}")
+
+
+def _in_range(label: str, value: float, bounds: dict[str, float]) -> None:
+    low, high = _ends(bounds)
+    inside = low <= value <= high and value != bounds.get("gt") and value != bounds.get("lt")
+    if inside and math.isfinite(value):
+        return
+    expected = f"in {interval(bounds)}" if bounds else "finite"
+    raise ConfigError(f"{label} must be {expected}, got {value!r}")
 
 
 def interval(bounds: Mapping[str, float]) -> str:
@@ -135,10 +147,28 @@ def schema(group: str, name: str, *, open_to_extra_keys: bool = False) -> Callab
     return register
 
 
+class TruthValue(BooleanNode):
+    """A node of a schema that takes true, false, 0 and 1, and no text that spells one of them."""
+
+    def _validate_and_convert_impl(self, value: Any) -> bool:
+        if isinstance(value, (bool, int)) and value in (0, 1):
+            return bool(value)
+        raise ValidationError("must be true or false, got '$VALUE' (type $VALUE_TYPE)")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TruthValue":
+        """Return a copy that is as strict."""
+        copied = TruthValue()
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
 def _unlock(node: DictConfig) -> None:
-    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries."""
+    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries; make truth values strict."""
     OmegaConf.set_readonly(node, None)
     for key in node:
+        inner: Any = node._get_node(key)
+        if type(inner) is BooleanNode:
+            inner.__class__ = TruthValue
         if isinstance(node[key], DictConfig):
             _unlock(node[key])
             if OmegaConf.get_type(node, str(key)) is dict:

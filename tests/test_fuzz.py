@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from pquant.experiment import Experiment
 from pquant.layers import compress
 from pquant.settings import Settings
 
+from . import test_run
 from .test_config import NEEDED, OPTIONS, build
 
 GROUPS = ("pruning", "quantization", "training", "fitcompress", "data", "export", "finetuning", "tracker")
@@ -69,11 +71,14 @@ def wrong(section: Settings, field: dataclasses.Field[Any]) -> list[str]:
         found += ["nan", "inf"] if float in allowed else ["1.5"]
     if NoneType not in allowed and simple:
         found.append("null")
+    if bool in allowed:
+        found += ['"False"', "'true'", "yes", '"1"', "2"]
     return found
 
 
+BY_CLASS = {type(section): (option, section) for option, section in SECTIONS.items()}
 WRONG = [
-    (option, field.name, text) for option, section in SECTIONS.items() for field in dataclasses.fields(section) for text in wrong(section, field)
+    (option, field.name, text) for option, section in BY_CLASS.values() for field in dataclasses.fields(section) for text in wrong(section, field)
 ]
 
 
@@ -167,3 +172,28 @@ def test_random_settings_train() -> None:
 @pytest.mark.slow
 def test_every_wrong_value_of_every_field_is_refused_by_name() -> None:
     refused(WRONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "field", "bad"), random.Random(1).sample(WRONG, 20))
+def test_a_wrong_value_ends_the_command_in_one_line(option: str, field: str, bad: str, tmp_path: Path) -> None:
+    group = option.split("=")[0]
+    study = ["-m"] if group == "finetuning" else []
+    assert field in test_run.refused(tmp_path / "run", *study, option, *NEEDED.get(option, []), f"{group}.{field}={bad}")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+data.tset_fraction=0.1", "data: Digits.__init__() got an unexpected keyword argument 'tset_fraction'"),
+        ("+pruning.foo=1", "pruning: DST.__init__() got an unexpected keyword argument 'foo'"),
+        ("+model.foo=1", "model: MLP.__init__() got an unexpected keyword argument 'foo'"),
+        ("+optimizer.lrr=1", "optimizer: Adam.__init__() got an unexpected keyword argument 'lrr'"),
+        ("+scheduler.foo=2", "scheduler: CosineAnnealingLR.__init__() got an unexpected keyword argument 'foo'"),
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+    ],
+)
+def test_what_a_section_does_not_take_is_refused_before_training(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        step(build(override))
+    assert explain(caught.value) == line

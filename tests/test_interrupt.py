@@ -1,5 +1,7 @@
 """Signals end a run in good order, and one folder holds one run."""
 
+import csv
+import json
 import os
 import signal
 import threading
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pquant.errors import ConfigError
-from pquant.interrupt import Interrupted, graceful
+from pquant.interrupt import Interrupted, graceful, requeue
 from pquant.tracking.files import only_run_in
+
+from .test_run import SHORT, run
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -29,6 +33,54 @@ def test_a_second_signal_does_not_wait() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert not isinstance(caught.value, Interrupted)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be Slurm's job 17; return the file in which a ``scontrol`` notes its arguments."""
+    noted, script = tmp_path / "noted", tmp_path / "bin" / "scontrol"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\necho "$*" >> {noted}\necho "no such job" >&2\nexit ${{SCONTROL_EXIT:-0}}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    return noted
+
+
+def test_the_signal_of_a_pre_emption_asks_to_be_requeued_in_a_slurm_job_alone(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted) as caught, graceful() as check:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        check()
+    assert caught.value.requeues and not Interrupted(signal.SIGTERM).requeues
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with graceful():
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_requeue_names_the_job_and_says_when_slurm_refuses(slurm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    requeue()
+    assert slurm.read_text() == "requeue 17\n" and not caplog.messages
+    monkeypatch.setenv("SCONTROL_EXIT", "1")
+    requeue()
+    monkeypatch.setenv("PATH", "")
+    requeue()
+    assert caplog.messages[0] == "scontrol requeue 17 failed: no such job\n" and "No such file" in caplog.messages[1]
+
+
+@pytest.mark.slow
+def test_a_pre_empted_run_is_requeued_once_and_goes_on(slurm: Path, tmp_path: Path) -> None:
+    lines = ["import os, signal", "from pquant.tracking import NoTracker", "class Slurm(NoTracker):"]
+    lines += ["    def log(self, row): row['epoch'] != 2 or os.kill(os.getpid(), signal.SIGUSR1)"]
+    (tmp_path / "tests_slurm.py").write_text("\n".join(lines))
+    command = [*SHORT, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}"]
+    environment = {"PQUANT_ALLOW": "tests_slurm", "PYTHONPATH": str(tmp_path)}
+    stopped = run(*command, "tracker=none", "tracker._target_=tests_slurm.Slurm", check=False, **environment)
+    assert stopped.returncode == 128 + signal.SIGUSR1 and "Traceback" not in stopped.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "interrupted"}
+    run(*command, "tracker=none")
+    assert slurm.read_text() == "requeue 17\n"
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
 def test_other_threads_leave_signals_alone() -> None:

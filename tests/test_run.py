@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,12 @@ git_commit version/torch""".split()
 WITHOUT_WANDB = "import runpy, sys; runpy.run_path('run.py', run_name='__main__'); assert 'wandb' not in sys.modules"
 
 
-def run(*overrides: str, check: bool = True, script: tuple[str, ...] = ("run.py",), **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *overrides: str, check: bool = True, script: tuple[str, ...] = ("run.py",), cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PQUANT", "HYDRA"))}
     command = [sys.executable, *script, *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables | environment, timeout=300)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=variables | environment, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -157,3 +160,32 @@ def test_errors_are_one_line_and_come_before_training(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "did you mean 'layers.6'" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "metrics.csv").exists()
+
+
+WRONG = {
+    "prunning=dst": "did you mean 'pruning'",
+    "training.epocs=3": "did you mean 'epochs'",
+    "pruning.max_pruning_pct=1.7": "DST.max_pruning_pct must be in (0, 1], got 1.7",
+    "training.baseline='False'": "training.baseline: must be true or false, got 'False'",
+    "+data.tset_fraction=0.1": "tset_fraction",
+    "training.rewind=every-round": "Training.save_weights_epoch",
+}
+NOTED_FIRST = {"run.log", "multirun.yaml", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
+SECONDS = 5.0
+
+
+def refused(folder: Path, *overrides: str) -> str:
+    """Return the one line that a command ends with, in ``SECONDS`` of a processor, before it writes anything but what Hydra notes first."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run(*SHORT, *overrides, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", check=False, OMP_NUM_THREADS="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stdout + done.stderr
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= NOTED_FIRST
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < SECONDS
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_leaves_one_line_and_no_file_but_what_hydra_notes_first(override: str, tmp_path: Path) -> None:
+    assert WRONG[override] in refused(tmp_path / "run", override)

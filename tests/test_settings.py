@@ -173,6 +173,10 @@ def test_a_schema_has_the_fields_the_defaults_and_the_target() -> None:
         ("count", None),
         ("share", "half"),
         ("on", "maybe"),
+        ("on", "False"),
+        ("on", "true"),
+        ("on", "1"),
+        ("on", 2),
         ("mode", "fats"),
         ("bits", "automatic"),
         ("most", "none"),
@@ -268,3 +272,10 @@ def test_patterns_that_fit_nothing() -> None:
     check_patterns("X.rules", [], [])
     with pytest.raises(ConfigError, match=r"X\.rules: unknown layer 'b': did you mean 'b.0'\? valid: a, b.0"):
         check_patterns("X.rules", ["a", "b"], iter(["a", "b.0"]))
+
+
+def test_text_from_the_environment_is_no_truth_value_unless_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITCH", "False")
+    assert OmegaConf.merge(node(), {"on": "${oc.decode:${oc.env:SWITCH}}"}).on is False
+    with pytest.raises(OmegaConfBaseException, match="must be true or false"):
+        _ = OmegaConf.merge(node(), {"on": "${oc.env:SWITCH}"}).on

@@ -43,13 +43,19 @@ class Claims:
 
     def __init__(self, study: optuna.Study, store: BaseStorage, folder: Path) -> None:
         self.study, self.store, self.folder = study, store, folder
-        self.owner = FileLock(_locks(folder) / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.lock", blocking=False)
+        self.owner = FileLock(_locks(folder) / f"owner-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.lock", blocking=False)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Be the living owner of what is claimed inside."""
-        with self.owner:
+        with study_lock(self.folder):
+            self.owner.acquire()
+        try:
             yield
+        finally:
+            with study_lock(self.folder):
+                self.owner.release()
+                Path(self.owner.lock_file).unlink(missing_ok=True)
 
     def claim(self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]) -> list[optuna.trial.Trial]:
         """Return up to ``count`` trials, with parameters from ``space``, that nobody else has: interrupted ones first, new ones while there are fewer
@@ -78,6 +84,9 @@ class Claims:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not self._is_alive(trial):
                 self.store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        for owner in _locks(self.folder).glob("owner-*.lock"):
+            if not _held(owner):
+                owner.unlink()
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(OWNER)

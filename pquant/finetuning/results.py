@@ -9,10 +9,10 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from pquant.finetuning.claims import FAILURE
+from pquant.finetuning.claims import FAILURE, study_lock
 from pquant.reporting.headline import duration
 from pquant.reporting.pareto import write_pareto
-from pquant.tracking.files import MetricsCsv, plain, write_atomic
+from pquant.tracking.files import UNFINISHED, MetricsCsv, plain, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +21,15 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", T
 
 
 def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
-    """Write all files anew; a process that reads them meanwhile sees the old ones or the new ones."""
-    trials = study.get_trials(deepcopy=False)
-    MetricsCsv(folder / "trials.csv").rewrite(row(trial, objectives) for trial in trials)
-    write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(plain(results(study, objectives)), sort_keys=False, allow_unicode=True))
-    chosen = {trial.number for trial in best_trials(study)}
-    write_pareto(folder / "pareto.html", study.study_name, [point(trial, chosen) for trial in trials if trial.state is TrialState.COMPLETE])
+    """Write all files anew, one process at a time, and remove what a killed one was writing; whoever reads them sees the old ones or the new ones."""
+    with study_lock(folder):
+        for unfinished in folder.glob(UNFINISHED):
+            unfinished.unlink(missing_ok=True)
+        trials = study.get_trials(deepcopy=False)
+        MetricsCsv(folder / "trials.csv").rewrite(row(trial, objectives) for trial in trials)
+        write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(plain(results(study, objectives)), sort_keys=False, allow_unicode=True))
+        chosen = {trial.number for trial in best_trials(study)}
+        write_pareto(folder / "pareto.html", study.study_name, [point(trial, chosen) for trial in trials if trial.state is TrialState.COMPLETE])
 
 
 def row(trial: FrozenTrial, objectives: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pquant.errors import ConfigError
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""
+UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> None:
@@ -57,7 +58,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise ConfigError(f"another run is at work in {folder}: wait for its end, or give this one a folder of its own (hydra.run.dir)") from error
     try:
-        for unfinished in folder.rglob(f".*.{'[0-9a-f]' * TOKEN}.tmp"):
+        for unfinished in folder.rglob(UNFINISHED):
             unfinished.unlink(missing_ok=True)
         yield
     finally:

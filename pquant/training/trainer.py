@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
-from pquant.errors import ConfigError, DivergedError
+from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import Penalty, sparsity
@@ -96,9 +96,11 @@ class Trainer:
         self.model, self.training, self.device = model.to(device), training, device
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
-        self.optimizer = optimizer(parameter_groups(self.model))
+        with blaming("optimizer"):
+            self.optimizer = optimizer(parameter_groups(self.model))
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.scheduler = scheduler(self.optimizer)
+        with blaming("scheduler"):
+            self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
         self.loader = batches(self.splits.train, training.batch_size, self.order, self._leaves_one_out())
         self.plan = plan(training)

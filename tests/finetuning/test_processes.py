@@ -1,13 +1,17 @@
 """Studies in processes of their own: killed, shared, and spread by launchers."""
 
+import json
 import os
+import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -77,6 +81,41 @@ def test_joblib_runs_trials_in_parallel_with_their_share_of_the_cores(study: Stu
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
     threads = [OmegaConf.load(study.folder / str(number) / ".hydra" / "config.yaml").training.threads for number in range(4)]
     assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 4
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Return what a study's trials leave but times and the study's own name."""
+    found: dict[str, Any] = {}
+    for summary in sorted(folder.glob("*/summary.json")):
+        figures = {name: value for name, value in json.loads(summary.read_text()).items() if name not in ("wall_seconds", "config_hash")}
+        found[summary.parent.name] = figures, (summary.parent / "model.safetensors").read_bytes()
+    return found
+
+
+@pytest.mark.slow
+def test_one_seed_gives_the_same_trials_one_after_the_other_and_in_parallel(tmp_path: Path) -> None:
+    overrides = [*SHORT, "training.threads=1", "finetuning.num_trials=4"]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for name, launcher in (("one", []), ("two", parallel), ("three", parallel)):
+        run(ROOT / "run.py", tmp_path / name, *overrides, *launcher)
+    first = left(tmp_path / "one")
+    assert list(first) == ["0", "1", "2", "3"] and len({weights for _, weights in first.values()}) == 4
+    assert left(tmp_path / "two") == first and left(tmp_path / "three") == first
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_leave_nothing_behind(study: Study, tmp_path: Path) -> None:
+    notes, moments = tmp_path / "notes", random.Random(0)
+    notes.mkdir()
+    overrides = ["finetuning.num_trials=12"]
+    for begun in (4, 8):
+        with started(FAKE, study.folder, *overrides, NOTES=str(notes)) as process:
+            while process.poll() is None and len(numbers(notes)) < begun:
+                time.sleep(moments.uniform(0, 0.1))
+    (study.folder / ".trials.csv.0123abcd.tmp").touch()
+    run(FAKE, study.folder, *overrides, NOTES=str(notes))
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 12
+    assert not list(study.folder.rglob("*.tmp")) and not list((study.folder / "locks").glob("owner-*"))
 
 
 @pytest.mark.slow

@@ -557,3 +557,18 @@ def test_random_models_are_finalized_and_reloaded_bit_for_bit(model: tuple[nn.Mo
         fresh = pquant.compress(float_model, pruning, section, x)
         fresh.load_state_dict(compressed.state_dict())
         assert torch.equal(fresh.eval()(test), y)
+
+
+def test_a_finalized_model_whose_sums_fit_float32_is_exact_however_they_are_made() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 64)
+    model = pquant.finalize(pquant.compress(nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 5)), DST(), FIXED, x))
+    y, order = model(x), torch.randperm(40)
+    assert torch.equal(torch.cat([model(row[None]) for row in x]), y)
+    shuffled = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in (shuffled[0].weight, shuffled[0].bias):
+            parameter.copy_(parameter[order].clone())
+        shuffled[2].weight.copy_(shuffled[2].weight[:, order].clone())
+    assert torch.equal(shuffled(x), y)
+    assert torch.equal(model.double()(x.double()), y.double())

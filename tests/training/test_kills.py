@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,35 @@ COMMAND = ["tracker=none", "progress=quiet", "model.sizes=[null,8,null]", "resum
 KILLS = 2
 
 
-def run(folder: Path, overrides: list[str], kill_after: int = 0, seconds_more: float = 0.0) -> int:
-    """Run in ``folder``; return the number of changes of files there, 0 of a run that was killed."""
-    counted = folder.with_name(f"{folder.name}.changes")
-    counted.unlink(missing_ok=True)
-    watch = {"WATCHED": str(folder), "KILL_AFTER": str(kill_after), "SECONDS_MORE": str(seconds_more), "COUNTED": str(counted)}
-    command = [sys.executable, str(SCRIPT), *COMMAND, *overrides, f"hydra.run.dir={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **watch}, timeout=300)
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    assert kill_after or done.returncode == 0
-    return int(counted.read_text()) if done.returncode == 0 else 0
+class Server:
+    """Makes runs, each a process of its own, without importing torch for each."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(SCRIPT)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.kills = 0
+
+    def run(self, folder: Path, overrides: list[str], kill_after: int = 0, seconds_more: float = 0.0) -> int:
+        """Run in ``folder``; return the number of changes of files there, 0 of a run that was killed."""
+        arguments = [*COMMAND, *overrides, f"hydra.run.dir={folder}"]
+        asked = {"arguments": arguments, "watched": str(folder), "kill_after": kill_after, "seconds_more": seconds_more}
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline())
+        killed = answer["exit"] == -signal.SIGKILL
+        assert killed and kill_after or answer["exit"] == 0, arguments
+        self.kills += killed
+        return 0 if killed else answer["changes"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    assert server.process.stdin
+    server.process.stdin.close()
+    server.process.wait()
 
 
 def left(folder: Path) -> dict[str, Any]:
@@ -57,14 +77,14 @@ def left(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, bits: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, bits: str, server: Server, tmp_path: Path) -> None:
     overrides = [f"pruning={method}", *METHODS[method], f"quantization={bits}", *BITS[bits]]
-    changes = run(tmp_path / "whole", overrides)
+    changes = server.run(tmp_path / "whole", overrides)
     assert changes > 20
-    moments = random.Random(f"{method} {bits}")
-    for _ in range(KILLS):
-        run(tmp_path / "killed", overrides, moments.randint(1, changes), moments.choice([0.0, moments.uniform(0, 0.1)]))
-    run(tmp_path / "killed", overrides)
+    moments, before = random.Random(f"{method} {bits}"), server.kills
+    while server.kills < before + KILLS:
+        server.run(tmp_path / "killed", overrides, moments.randint(1, changes), moments.choice([0.0, moments.uniform(0, 0.1)]))
+    server.run(tmp_path / "killed", overrides)
     whole, killed = left(tmp_path / "whole"), left(tmp_path / "killed")
     assert killed.keys() == whole.keys()
     for name, content in whole.items():
