@@ -5,8 +5,10 @@ import html
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PQUANT", "HYDRA"))}
     command = [sys.executable, *script, *overrides]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=variables | environment, timeout=300)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has what runs in its background ignore it
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=variables | environment, timeout=300, preexec_fn=heard)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
