@@ -8,7 +8,7 @@ the first two do not count; so noise of the machine meets them alike. A ratio is
 the quartiles beside it. ``--compile`` adds compiled steps and
 inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
 (``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
-Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``.
+Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``--compile`` ``step_time_<model>_compiled``.
 """
 
 import argparse
@@ -270,10 +270,11 @@ def main() -> None:
     text = table(f"training step, {arguments.model}", training) + "\n" + table(f"inference, {arguments.model}", inferences)
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"step_time_{arguments.model}.md").write_text(text)
+    name = f"step_time_{arguments.model}" + "_compiled" * arguments.compile
+    (RESULTS / f"{name}.md").write_text(text)
     figures = {"torch": torch.__version__, "threads": arguments.threads, "turns": arguments.turns, "training": training, "inference": inferences}
-    (RESULTS / f"step_time_{arguments.model}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    plot(RESULTS / f"step_time_{arguments.model}.svg", f"time of a training step, plain PyTorch = 1 ({arguments.model})", training)
+    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    plot(RESULTS / f"{name}.svg", f"time of a training step, plain PyTorch = 1 ({arguments.model})", training)
 
 
 if __name__ == "__main__":
