@@ -225,6 +225,18 @@ def test_significant_bits_bound_the_relative_error(values: list[float], bits: in
     assert torch.equal(fixed_point(q, k, i, f, round_mode, "SAT"), q), "the format holds the values"
 
 
+@settings(max_examples=100)
+@given(mantissas, st.integers(0, 12), st.booleans(), st.sampled_from(get_args(RoundMode)), st.sampled_from(get_args(OverflowMode)))
+def test_values_with_significant_bits_have_a_format_that_holds_them(
+    values: list[float], bits: int, k: bool, round_mode: RoundMode, overflow_mode: OverflowMode
+) -> None:
+    quantizer = MantissaQuantizer(TensorFormat(k=k, f=bits, round_mode=round_mode, overflow_mode=overflow_mode))
+    q = quantizer(torch.tensor([-1.0, 0.75, *values]))
+    formats = quantizer.format_of(q)
+    assert torch.equal(fixed_point(q, *formats, "TRN", "SAT"), q)
+    assert torch.equal(sum(formats), torch.full_like(q, float(k + bits)))  # type: ignore[arg-type]
+
+
 def test_significant_bits_of_special_values() -> None:
     assert MantissaQuantizer(TensorFormat(k=True, f=3))(torch.tensor([0.0, 1.0, -1.0, 0.75, 2.0**-20])).tolist() == [0, 1, -1, 0.75, 2.0**-20]
     assert MantissaQuantizer(TensorFormat(k=False, f=3))(torch.tensor([-1.0, 1.0])).tolist() == [0, 1]
