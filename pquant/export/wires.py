@@ -141,7 +141,10 @@ def _row_product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def windows(matrix: np.ndarray) -> list[np.ndarray]:
-    """Return matrices that sum to ``matrix`` (of float32 values), none with a column of more than WINDOW bits from highest to lowest: alkaid solves in int32."""
+    """Return matrices that sum to ``matrix``, of float32 values, in none of which a column has more than WINDOW bits from highest to lowest.
+
+    alkaid's solver counts in int32 and gives wrong sums beyond, without a word.
+    """
     mantissas, tops = np.frexp(matrix)
     digits = np.ldexp(mantissas, 53).astype(np.int64)
     bottoms = tops - 54 + np.frexp((digits & -digits).astype(np.float64))[1]

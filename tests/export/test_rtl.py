@@ -67,12 +67,14 @@ def test_data_that_is_a_sign_alone_becomes_logic() -> None:
     compare(net(nn.Sequential(nn.Linear(8, 3)), (8,), **signs), (8,))
 
 
-@pytest.mark.parametrize("alive", [0, 1, 4])
-def test_values_that_are_constants_become_logic(alive: int) -> None:
+@pytest.mark.parametrize("constants", [[0.0] * 5, [0.5, 0.25, -1.0, 0.75, 0.0]])
+@pytest.mark.parametrize(("alive", "read"), [(0, False), (1, True), (4, True), (1, False)])
+def test_values_that_are_constants_become_logic(alive: int, read: bool, constants: list[float]) -> None:
     model = compressed_net(mlp(nn.ReLU()), (6,))
     with torch.no_grad():
         model[0].weight[alive:] = 0
-        model[0].bias[:] = torch.tensor([0.5, 0.25, -1.0, 0.75, 0.0])
+        model[0].bias[:] = torch.tensor(constants)
+        model[2].weight[:, :alive] *= read
     compare(finalize(model), (6,))
 
 
