@@ -47,11 +47,14 @@ def levels(rows: list[Row]) -> str:
 
 
 def bits_by_layer(sweep: Path) -> None:
-    """Write results/layers.csv: the bits that FITCompress chose for each layer, the sign's too."""
+    """Write results/layers.csv, where FITCompress ran: the bits that it chose for each layer, the sign's too."""
+    searches = sorted(sweep.glob("*/*/fitcompress.json"))
+    if not searches:
+        return
     with (HERE / "results" / "layers.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["variant", "seed", "layer", "bits"])
-        for found in sorted(sweep.glob("*/*/fitcompress.json")):
+        for found in searches:
             layers = json.loads(found.read_text())["layers"]
             writer.writerows([*found.parts[-3:-1], name, layer["bits"]] for name, layer in layers.items())
 
@@ -80,7 +83,7 @@ def draw_bits(rows: list[Row]) -> None:
         axis.bar(at, [sum(group) / max(len(group), 1) for group in groups], 0.25, label=f"{int(goal)} % of float32", alpha=0.7)
         for x, group in zip(at, groups, strict=True):
             axis.scatter([x] * len(group), group, s=8, color="black", zorder=2)
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="bits of a weight")
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="bits of a weight (32: not lowered)")
     axis.legend(frameon=False)
     figure.savefig(ROOT / "docs" / "images" / "layer_bits.svg", metadata={"Date": None})
 
