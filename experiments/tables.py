@@ -66,7 +66,9 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
     arguments = [one for one in overrides if not one.startswith(("experiment/", "seed="))]  # a sweep may have been made part by part
     origin = {
         "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries} | {*before["dates"]}),
-        "machines": sorted({f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()} | {*before["machines"]}),
+        "machines": sorted(
+            {f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()} | {*before["machines"]}
+        ),
         "command": " ".join(["python run.py -m", *arguments]),
     }
     (folder / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
