@@ -67,6 +67,12 @@ def test_data_that_is_a_sign_alone_becomes_logic() -> None:
     compare(net(nn.Sequential(nn.Linear(8, 3)), (8,), **signs), (8,))
 
 
+@pytest.mark.parametrize("bits", [0, 1])
+def test_a_batch_norm_of_a_sign_and_few_bits_becomes_logic(bits: int) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 5, 3), nn.BatchNorm1d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    compare(net(model, (2, 6), default_weight_integer_bits=0, default_weight_fractional_bits=bits), (2, 6), 200)
+
+
 @pytest.mark.parametrize("constants", [[0.0] * 5, [0.5, 0.25, -1.0, 0.75, 0.0]])
 @pytest.mark.parametrize(("alive", "read"), [(0, False), (1, True), (4, True), (1, False)])
 def test_values_that_are_constants_become_logic(alive: int, read: bool, constants: list[float]) -> None:
