@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 FIGURES = ["test/accuracy", "sparsity", "weight_bits", "size_bytes", "params"]
 SIZE = Column("size / float32", "size", ".4f")
 COLUMNS = (Column(ACCURACY.title, ACCURACY.figure, ".2f", 100), SIZE, SPARSITY, Column("bits of the rest", "weight_bits", ".2f"))
-WAYS = {"FITCompress, greedy": "greedy", "FITCompress, full": "full"} | {f"{bits} bits, magnitude": f"uniform_{bits}bit" for bits in (8, 4, 3)}
+WAYS = {"FITCompress, greedy": "greedy", "FITCompress, full": "full"} | {f"{bits} bits, magnitude": f"uniform_{bits}bit" for bits in (4, 3)}
 
 
 def main() -> None:
