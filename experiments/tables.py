@@ -45,22 +45,30 @@ def results(script: str, figures: Iterable[str]) -> list[Row]:
 
 
 def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
-    """Write ``runs.csv``, a row for each summary under ``<sweep>/<variant>/<seed>/``, and ``origin.json``: when, where and how they were made."""
+    """Write ``runs.csv``, a row for each summary under ``<sweep>/<variant>/<seed>/``, and ``origin.json``: when, where and how they were made.
+
+    A sweep of some of the variants replaces their rows; those of the others stay, with their dates and machines.
+    """
     summaries = {file: json.loads(file.read_text()) for file in sorted(sweep.rglob("summary.json"))}
     rows = [
         {"variant": file.relative_to(sweep).parts[0], "seed": summary["seed"]} | {name: summary.get(name, "") for name in figures}
         for file, summary in summaries.items()
     ]
+    swept = {row["variant"] for row in rows}
+    kept = [row for row in read(folder / "runs.csv") if row["variant"] not in swept]
+    before = json.loads((folder / "origin.json").read_text()) if kept else {"dates": [], "machines": []}
     folder.mkdir(exist_ok=True)
     with (folder / "runs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["variant", "seed", *figures], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(sorted(kept + rows, key=lambda row: (row["variant"], row["seed"])))
     overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
     arguments = [one for one in overrides if not one.startswith(("experiment/", "seed="))]  # a sweep may have been made part by part
     origin = {
-        "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries}),
-        "machines": sorted({f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()}),
+        "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries} | {*before["dates"]}),
+        "machines": sorted(
+            {f"{one['cpu']}, {one['cores']} cores, torch {one['version/torch']}" for one in summaries.values()} | {*before["machines"]}
+        ),
         "command": " ".join(["python run.py -m", *arguments]),
     }
     (folder / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,25 @@ def test_tables_follow_from_the_results(tmp_path: Path) -> None:
     each = "import runpy, sys; scripts = sys.argv[1:]; sys.argv[1:] = []; [runpy.run_path(script, run_name='__main__') for script in scripts]"
     subprocess.run([sys.executable, "-c", each, *map(str, scripts)], check=True)
     assert {page: page.read_text() for page in pages} == published
+
+
+def test_a_sweep_of_some_variants_replaces_their_rows_and_keeps_the_others(tmp_path: Path) -> None:
+    tables = runpy.run_path(str(ROOT / "experiments" / "tables.py"))
+    machine = {"cpu": "one", "cores": 2, "version/torch": "2"}
+
+    def sweep(name: str, cpu: str, runs: dict[tuple[str, int], float]) -> Path:
+        for (variant, seed), figure in runs.items():
+            file = tmp_path / name / variant / str(seed) / "summary.json"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(machine | {"cpu": cpu, "seed": seed, "figure": figure}))
+        (tmp_path / name / "multirun.yaml").write_text(f"hydra: {{overrides: {{task: [experiment/x=a, seed=0, experiment=x/{name}]}}}}")
+        return tmp_path / name
+
+    tables["collect"](sweep("all", "one", {("a", 0): 1.5, ("a", 3): 2.5, ("b", 0): 3.0}), tmp_path / "results", ["figure"])
+    tables["collect"](sweep("part", "two", {("a", 0): 4.0}), tmp_path / "results", ["figure"])
+    assert (tmp_path / "results" / "runs.csv").read_text() == "variant,seed,figure\na,0,4.0\nb,0,3.0\n"
+    origin = json.loads((tmp_path / "results" / "origin.json").read_text())
+    assert origin["machines"] == ["one, 2 cores, torch 2", "two, 2 cores, torch 2"] and origin["command"] == "python run.py -m experiment=x/part"
 
 
 def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import COLUMNS, insert, of, origin, results, table
+from tables import ACCURACY, EBOPS, SPARSITY, Column, insert, of, origin, results, table
 
 HERE = Path(__file__).parent
+COLUMNS = (ACCURACY, SPARSITY, Column("million EBOPs", EBOPS.figure, ".0f", 1e-6))
 METHODS = "none dst pdp wanda mdmm cs autosparse activation_pruning".split()
 
 

@@ -1,6 +1,5 @@
 """The values of :mod:`pquant.export.replay` as alkaid's symbolic wires, from which it makes logic."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from pquant.export.replay import input_format, replay
 
 COSTS = HWConfig(1, -1, -1)
 TABLE_BITS = 16
+WINDOW = 24
 NATIVE = ("TRN", "RND", "RND_CONV")
 # Each mode is the floor of x plus (steps of the result, steps of x), for x >= 0 and for x < 0.
 OFFSETS = {
@@ -121,16 +121,41 @@ def _constant(value: float) -> FVariable:
 
 
 def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return x @ matrix, for wires (..., inputs); columns of zeros give constants."""
-    used = matrix.any(axis=0)
-    out = np.empty((math.prod(x.shape[:-1]), matrix.shape[1]), dtype=object)
-    out[...] = _constant(0.0)
-    if used.any():
+    """Return x @ matrix, for wires (..., inputs)."""
+    rows = [_row_product(row, matrix) for row in x.reshape(-1, x.shape[-1])]
+    return np.stack(rows).reshape(*x.shape[:-1], -1)
+
+
+def _row_product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return x @ matrix, for wires (inputs,): alkaid gets those that are no constants, and the columns that depend on one."""
+    live = np.array([wire.low < wire.high for wire in x])
+    constants = np.array([float(wire.low) for wire in x[~live]]) @ matrix[~live]
+    out = _array([_constant(value) for value in constants], constants.shape)
+    for part in windows(matrix[live]):
+        used = part.any(axis=0)
         # alkaid makes tables of products with bits, and takes a bit for 0 or 1, also where it is a sign: 0 or -1
-        signs = any(wire.low < 0 and sum(wire.kif) == 1 for wire in x.ravel())
-        rows = FVArray(x.reshape(-1, x.shape[-1]), {"binary_lut": False} if signs else None, hwconf=COSTS)
-        out[:, used] = np.asarray(rows @ matrix[:, used])
-    return out.reshape(*x.shape[:-1], -1)
+        signs = any(wire.low < 0 and sum(wire.kif) == 1 for wire in x[live])
+        given = FVArray(x[live], {"binary_lut": False} if signs else None, hwconf=COSTS)
+        out[used] += np.asarray(given @ part[:, used])
+    return out
+
+
+def windows(matrix: np.ndarray) -> list[np.ndarray]:
+    """Return matrices that sum to ``matrix``, of float32 values, in none of which a column has more than WINDOW bits from highest to lowest.
+
+    alkaid's solver counts in int32 and gives wrong sums beyond, without a word.
+    """
+    mantissas, tops = np.frexp(matrix)
+    digits = np.ldexp(mantissas, 53).astype(np.int64)
+    bottoms = tops - 54 + np.frexp((digits & -digits).astype(np.float64))[1]
+    parts = []
+    left = matrix != 0
+    while left.any():
+        lowest = bottoms.min(axis=0, where=left, initial=np.iinfo(np.int32).max)
+        inside = left & ((tops <= lowest + WINDOW) | (bottoms == lowest))
+        parts.append(np.where(inside, matrix, 0.0))
+        left &= ~inside
+    return parts
 
 
 def _quantized(wire: FVariable, form: Format) -> FVariable:

@@ -298,8 +298,11 @@ class MantissaQuantizer(Quantizer):
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, but at least -32."""
-        i = torch.frexp(x.detach()).exponent.clamp(min=-32).to(x.dtype)
+        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, or x = -2^i where that is held, but at least -32."""
+        mantissa, exponent = torch.frexp(x.detach())
+        if self.k and self.overflow_mode == "SAT":
+            exponent = exponent - (mantissa == -0.5).int()
+        i = exponent.clamp(min=-32).to(x.dtype)
         return torch.full_like(i, self.k), i, self.significant - i
 
     def format(self) -> None:

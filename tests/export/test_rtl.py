@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pquant.errors import ConfigError, ExportError
@@ -16,6 +19,7 @@ from pquant.export.simulation import Port, simulate, simulator_there
 from pquant.export.synthesis import yosys_command
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.finetuning.objectives import directions
+from pquant.layers import finalize
 from pquant.models import CNN, MLP
 
 from .nets import Residual, compressed_net, mlp, net, splits
@@ -61,6 +65,47 @@ def test_layers_become_logic(model: nn.Module, shape: tuple[int, ...], options: 
 def test_data_that_is_a_sign_alone_becomes_logic() -> None:
     signs = {"default_data_keep_negatives": True, "default_data_integer_bits": 0, "default_data_fractional_bits": 0}
     compare(net(nn.Sequential(nn.Linear(8, 3)), (8,), **signs), (8,))
+
+
+@pytest.mark.parametrize("bits", [0, 1])
+def test_a_batch_norm_of_a_sign_and_few_bits_becomes_logic(bits: int) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 5, 3), nn.BatchNorm1d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    compare(net(model, (2, 6), default_weight_integer_bits=0, default_weight_fractional_bits=bits), (2, 6), 200)
+
+
+@pytest.mark.parametrize("constants", [[0.0] * 5, [0.5, 0.25, -1.0, 0.75, 0.0]])
+@pytest.mark.parametrize(("alive", "read"), [(0, False), (1, True), (4, True), (1, False)])
+def test_values_that_are_constants_become_logic(alive: int, read: bool, constants: list[float]) -> None:
+    model = compressed_net(mlp(nn.ReLU()), (6,))
+    with torch.no_grad():
+        model[0].weight[alive:] = 0
+        model[0].bias[:] = torch.tensor(constants)
+        model[2].weight[:, :alive] *= read
+    compare(finalize(model), (6,))
+
+
+@pytest.mark.parametrize("bits", [20, 28, 31])
+def test_weights_of_very_different_size_in_one_sum_become_logic(bits: int) -> None:
+    model = compressed_net(nn.Sequential(nn.Linear(3, 2)), (3,), default_weight_fractional_bits=31, default_weight_integer_bits=1)
+    with torch.no_grad():
+        model[0].weight[:] = torch.tensor([[1.0, 0.75, 0.3125], [0.5, 3 * 2.0**-bits, 1.0]])
+    compare(finalize(model), (3,))
+
+
+exponents = st.integers(-60, 20)
+matrices = st.lists(st.lists(st.tuples(st.integers(-(2**24) + 1, 2**24 - 1), exponents), min_size=3, max_size=3), min_size=1, max_size=6)
+
+
+@given(matrices)
+def test_windows_sum_to_the_matrix_and_are_narrow(rows: list[list[tuple[int, int]]]) -> None:
+    matrix = np.array([[np.ldexp(float(digits), exponent) for digits, exponent in row] for row in rows])
+    parts = wires.windows(matrix)
+    assert np.array_equal(sum(parts, np.zeros_like(matrix)), matrix)
+    for part in parts:
+        for column in part.T[part.any(axis=0)]:
+            lowest = min(float(value).as_integer_ratio()[1] for value in column if value)
+            digits = [int(value * lowest) for value in column]
+            assert max(map(abs, digits)) // np.gcd.reduce(np.array(digits, dtype=object)) < 2**wires.WINDOW
 
 
 def test_logic_that_differs_is_named_by_layer() -> None:

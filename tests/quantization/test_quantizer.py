@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -223,6 +223,19 @@ def test_significant_bits_bound_the_relative_error(values: list[float], bits: in
     k, i, f = quantizer.format_of(x)
     assert torch.equal(k + i + f, torch.full_like(x, 1 + bits))
     assert torch.equal(fixed_point(q, k, i, f, round_mode, "SAT"), q), "the format holds the values"
+
+
+@settings(max_examples=100)
+@example([-0.9], 0, True, "RND", "SAT")
+@given(mantissas, st.integers(0, 12), st.booleans(), st.sampled_from(get_args(RoundMode)), st.sampled_from(get_args(OverflowMode)))
+def test_values_with_significant_bits_have_a_format_that_holds_them(
+    values: list[float], bits: int, k: bool, round_mode: RoundMode, overflow_mode: OverflowMode
+) -> None:
+    quantizer = MantissaQuantizer(TensorFormat(k=k, f=bits, round_mode=round_mode, overflow_mode=overflow_mode))
+    q = quantizer(torch.tensor(values))
+    formats = quantizer.format_of(q)
+    assert torch.equal(fixed_point(q, *formats, "TRN", "SAT"), q)
+    assert torch.equal(sum(formats), torch.full_like(q, float(k + bits)))  # type: ignore[arg-type]
 
 
 def test_significant_bits_of_special_values() -> None:
