@@ -45,7 +45,7 @@ class _AsOne(torch.autograd.Function):
 def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
     """Return tensors, each spread over its shape, in one axis; a view where there is one tensor alone."""
     given = tuple(tensor.shape for tensor in tensors)
-    if given == shapes:
+    if given == shapes and not torch.compiler.is_compiling():
         return _flatten_dense_tensors(tensors)
     spread = _looped(shapes, given, tensors)
     if spread is None:
