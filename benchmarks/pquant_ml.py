@@ -7,8 +7,9 @@ python benchmarks/pquant_ml.py mlp|resnet20 <threads> <method,method,...>
 import json
 import os
 import sys
-import time
 from pathlib import Path
+
+from burst import burst
 
 os.environ["KERAS_BACKEND"] = "torch"
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() not in (Path(__file__).parent, Path(__file__).parents[1])]
@@ -18,8 +19,6 @@ from pquant.core.torch.layers import post_epoch_functions, post_pretrain_functio
 from torch import nn  # noqa: E402
 
 import pquant  # noqa: E402  (PQuantML's)
-
-LONG = 0.05
 
 CONFIGS = {
     "dst": pquant.dst_config,
@@ -100,20 +99,6 @@ def inference(model, x):
             model(x)
 
     return call
-
-
-def burst(call):
-    """Call a few times; return the mean seconds of all but the first two, or of the first where it takes long."""
-    start = time.perf_counter()
-    call()
-    taken = time.perf_counter() - start
-    if taken > LONG:
-        return taken
-    call()
-    start = time.perf_counter()
-    for _ in range(5):
-        call()
-    return (time.perf_counter() - start) / 5
 
 
 def main():

@@ -26,6 +26,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from burst import Call, burst
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -67,9 +68,6 @@ QUANTIZATIONS = {
 }
 PAUSE = 0.02
 """Seconds after which threads that wait for work have stopped spinning."""
-LONG = 0.05
-"""Seconds of a step that is not much disturbed by what ran before."""
-Call = Callable[[], None]
 Burst = Callable[[], float]
 Rows = dict[str, dict[str, float]]
 
@@ -154,20 +152,6 @@ class Reference:
         if not line:
             raise SystemExit("the reference process has ended; its error is above")
         return line
-
-
-def burst(call: Call) -> float:
-    """Call a few times; return the mean seconds of all but the first two, or of the first where it takes long."""
-    start = time.perf_counter()
-    call()
-    taken = time.perf_counter() - start
-    if taken > LONG:
-        return taken
-    call()
-    start = time.perf_counter()
-    for _ in range(5):
-        call()
-    return (time.perf_counter() - start) / 5
 
 
 def measure(bursts: dict[str, Burst], turns: int) -> Rows:
