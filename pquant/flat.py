@@ -12,6 +12,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 Elementwise = type[torch.autograd.Function]
 Shapes = tuple[torch.Size, ...]
+Layout = tuple[int, int, int]
 MANY = 6
 """Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
 
@@ -102,10 +103,24 @@ class Spread(NamedTuple):
 @cache
 def _spread(shapes: Shapes, given: Shapes) -> Spread | None:
     """Return how tensors of shapes ``given`` are spread over ``shapes``; None where not every value is repeated for a row of others."""
-    for whole, part in zip(shapes, given, strict=True):
-        padded = (1,) * (len(whole) - len(part)) + tuple(part)
-        axes = [axis for axis, size in enumerate(padded) if size != 1]
-        if axes and padded[: axes[-1] + 1] != tuple(whole[: axes[-1] + 1]):
-            return None
-    sizes, totals = np.array([math.prod(part) for part in given]), np.array([math.prod(whole) for whole in shapes])
-    return Spread(sizes, totals // sizes.clip(1), int(sizes.sum()), int(totals.sum()))
+    layouts = [layout(whole, part) for whole, part in zip(shapes, given, strict=True)]
+    if any(one is None or one[0] != 1 for one in layouts):
+        return None
+    sizes, repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
+    return Spread(sizes, repeats, int(sizes.sum()), int((sizes * repeats).sum()))
+
+
+def layout(values: torch.Size, given: torch.Size) -> Layout | None:
+    """Return (outer, given, inner) of values, with which others broadcast along the middle axis alone; None where they do not."""
+    if len(given) > len(values):
+        return None
+    padded = torch.Size((1,) * (len(values) - len(given)) + tuple(given))
+    total, count = math.prod(values), math.prod(padded)
+    axes = [axis for axis, size in enumerate(padded) if size != 1]
+    if not axes:
+        return 1, 1, total
+    begin, end = axes[0], axes[-1] + 1
+    if padded[begin:end] != values[begin:end]:
+        return None
+    outer = math.prod(values[:begin])
+    return outer, count, total // max(outer * count, 1)

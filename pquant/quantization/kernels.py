@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pquant.flat import is_plain
+from pquant.flat import Layout, is_plain
+from pquant.flat import layout as flat_layout
 
-Layout = tuple[int, int, int]
 LONGEST_SUM = 4096
 
 
@@ -26,20 +26,12 @@ def take(x: Tensor, *bits: Any) -> bool:
 
 @cache
 def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
-    """Return (outer, formats, inner) of values whose bits have a shape that broadcasts with theirs; None where they can't be seen like that."""
-    if len(bits) > len(values):
-        return None
-    bits = torch.Size((1,) * (len(values) - len(bits)) + tuple(bits))
-    total, formats = math.prod(values), math.prod(bits)
-    axes = [axis for axis, size in enumerate(bits) if size != 1]
-    if not axes:
-        inner = math.gcd(total, LONGEST_SUM)
-        return total // max(inner, 1), 1, inner
-    begin, end = axes[0], axes[-1] + 1
-    if bits[begin:end] != values[begin:end]:
-        return None
-    outer = math.prod(values[:begin])
-    return outer, formats, total // max(outer * formats, 1)
+    """Return :func:`pquant.flat.layout` of values and their bits; with one format for all, in rows that are not too long to be summed in float32."""
+    found = flat_layout(values, bits)
+    if found is None or found[:2] != (1, 1):
+        return found
+    inner = math.gcd(found[2], LONGEST_SUM)
+    return found[2] // max(inner, 1), 1, inner
 
 
 def snap_(x: Tensor, low: float, high: float, f: int, round_mode: str) -> None:
