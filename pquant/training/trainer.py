@@ -198,7 +198,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
-        start = copied(self.state_dict())
+        start = copied(self._state())
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
         for x, y in self.loader:
             loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
@@ -209,7 +209,7 @@ class Trainer:
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
-            self.load_state_dict(start)
+            self._load(start)
             where = locate(self) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
@@ -257,6 +257,10 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last complete epoch."""
+        return self._state() | {"rows": json.dumps(self.rows)}
+
+    def _state(self) -> dict[str, Any]:
+        """Return all of the state but the rows, which an epoch under way leaves alone."""
         return {
             "position": self.position,
             "model": self.model.state_dict(),
@@ -266,12 +270,15 @@ class Trainer:
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "rows": json.dumps(self.rows),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state that :meth:`state_dict` gave."""
-        self.position, self.rows = state["position"], json.loads(state["rows"])
+        self.rows = json.loads(state["rows"])
+        self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
         self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
