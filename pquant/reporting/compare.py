@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pquant.finetuning.objectives import DIRECTIONS
 from pquant.reporting.headline import label, show
 from pquant.reporting.html import render
 from pquant.reporting.pareto import judged_by, scatter_plots
-from pquant.tracking.environment import saved_command
+from pquant.tracking.environment import dotted, saved_command
 from pquant.tracking.files import plain, write_atomic
 
 NO_SETTINGS = ("tracker", "progress", "resume", "dry_run", "finetuning")
@@ -90,16 +90,12 @@ def _load(folder: Path, name: str) -> RunRecord:
     config = folder / ".hydra" / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return RunRecord(name, folder, dict(_flat(settings)), figures, saved_command(folder) or "")
+    return RunRecord(name, folder, _texts(settings), figures, saved_command(folder) or "")
 
 
-def _flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in config.items():
-        if above or key not in NO_SETTINGS:
-            if isinstance(value, Mapping) and value:
-                yield from _flat(value, f"{above}{key}.")
-            else:
-                yield f"{above}{key}", value if isinstance(value, str) else json.dumps(plain(value))
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    settings = {section: value for section, value in config.items() if section not in NO_SETTINGS}
+    return {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in dotted(settings)}
 
 
 def _numbers_last(path: Path) -> list[tuple[int, str]]:

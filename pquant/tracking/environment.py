@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def difference(earlier: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
             if earlier.get(name) != now.get(name):
                 return difference(earlier.get(name), now.get(name), f"{key}.{name}" if key else name)
     return key, earlier, now
+
+
+def dotted(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested dictionary by dotted key."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def saved_command(folder: Path) -> str | None:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pquant.errors import ConfigError
 from pquant.settings import Settings, schema
+from pquant.tracking.environment import dotted
 from pquant.tracking.files import plain
 from pquant.tracking.session import Session
 from pquant.tracking.tracker import artifacts
@@ -85,7 +86,7 @@ class _Run:
         self.client = client
         tags = {"group": tracker.group} if tracker.group else {}
         self.id: str = client.create_run(_experiment(client, uri, tracker.experiment), run_name=tracker.name, tags=tags).info.run_id
-        params = [Param(_key(key), str(value)[:LONGEST]) for key, value in _flat(plain(config))]
+        params = [Param(_key(key), str(value)[:LONGEST]) for key, value in dotted(plain(config))]
         for start in range(0, len(params), BATCH):
             client.log_batch(self.id, params=params[start : start + BATCH])
 
@@ -128,11 +129,3 @@ def _is_number(value: Any) -> bool:
 
 def _key(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
