@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,34 +14,122 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 Elementwise = type[torch.autograd.Function]
 Shapes = tuple[torch.Size, ...]
 Layout = tuple[int, int, int]
-MANY = 6
+MANY = 2
 """Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
 
 
-def as_one(function: Elementwise, columns: Sequence[Sequence[Tensor]], *settings: Any) -> list[Tensor]:
-    """Return what an elementwise function gives for each of several tensors, by one call and one node in autograd's graph.
+class Each(NamedTuple):
+    """An elementwise autograd function: what it is given beside a tensor, spread over that, and its settings, which have no gradient."""
+
+    function: Elementwise
+    beside: tuple[Tensor, ...] = ()
+    settings: tuple[Any, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the function gives for one tensor."""
+        return x if self is SAME else self.function.apply(x, *self.beside, *self.settings)
+
+
+SAME = Each(torch.autograd.Function)
+"""Leaves every value as it is."""
+
+
+class Over(NamedTuple):
+    """One function for the tensors from ``begin`` to ``end``, and what each of them is given beside."""
+
+    begin: int
+    end: int
+    each: Sequence[Each]
+
+
+class Course:
+    """Tensors that go through elementwise functions, one after the other; calling it sends them, by one node in autograd's graph.
 
     Args:
-        function: works on tensors of one shape, and is called with each column laid end to end in one axis.
-        columns: its first arguments: the tensors, then what goes with each and is spread over it.
-        settings: its other arguments, which have no gradient.
+        tensors: of one dtype and device.
+        passes: at least one for each tensor. Those of one pass have their function and settings in common, which is called once for all of them,
+            laid end to end in one axis. Of two passes that share tensors, one has all those of the other.
     """
-    return list(_AsOne.apply(function, len(columns[0]), settings, *(tensor for column in columns for tensor in column)))
+
+    def __init__(self, tensors: Sequence[Tensor], passes: Sequence[Over]) -> None:
+        self.passes = passes
+        self.shapes = tuple(tensor.shape for tensor in tensors)
+        self.beside = [[tensor for column in zip(*(each.beside for each in over.each), strict=True) for tensor in column] for over in passes]
+        self.tensors = (*tensors, *(tensor for column in self.beside for tensor in column))
+        self.there, self.back = (_Route(self.shapes, order) for order in (passes, passes[::-1]))
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """Return what the tensors become."""
+        return _Through.apply(self, *self.tensors)
 
 
-class _AsOne(torch.autograd.Function):
+Source = tuple[int, slice | None]
+
+
+class _Route:
+    """Where each pass finds its values, and where the last ones are: (number, slice) of the tensors, and then of what each pass has made."""
+
+    def __init__(self, shapes: Shapes, passes: Sequence[Over]) -> None:
+        ends = (0, *accumulate(shape.numel() for shape in shapes))
+        pieces: list[tuple[int, ...]] = [(n, n + 1, n, n, n + 1) for n in range(len(shapes))]
+
+        def source(begin: int, end: int, number: int, first: int, last: int) -> Source:
+            return number, None if (begin, end) == (first, last) else slice(ends[begin] - ends[first], ends[end] - ends[first])
+
+        self.passes: list[list[Source]] = []
+        for number, (begin, end, _) in enumerate(passes, len(shapes)):
+            before = [(start, min(stop, begin), *made) for start, stop, *made in pieces if start < begin]
+            inside = [(max(start, begin), min(stop, end), *made) for start, stop, *made in pieces if start < end and begin < stop]
+            after = [(max(start, end), stop, *made) for start, stop, *made in pieces if end < stop]
+            self.passes.append([source(*piece) for piece in inside])
+            pieces = [*before, (begin, end, number, begin, end), *after]
+        self.results = [(source(*piece), shapes[piece[0] : piece[1]]) for piece in pieces]
+
+
+def _taken(values: Sequence[Tensor], sources: Sequence[Source]) -> Tensor:
+    parts = [values[number] if cut is None else values[number][cut] for number, cut in sources]
+    return parts[0].reshape(-1) if len(parts) == 1 else _flatten_dense_tensors(parts)
+
+
+def _results(values: Sequence[Tensor], route: _Route) -> list[Tensor]:
+    return [tensor for source, shapes in route.results for tensor in apart(_taken(values, [source]), shapes)]
+
+
+class _Kept:
+    """Stands for the context of one function in the graph."""
+
+    needs_input_grad = (True,) * 8
+    saved_tensors: tuple[Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+
+class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Any, count: int, settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        columns = [tensors[start : start + count] for start in range(0, len(tensors), count)]
-        ctx.function, ctx.given = function, [tuple(tensor.shape for tensor in column) for column in columns]
-        shapes = ctx.given[0]
-        return tuple(apart(function.forward(ctx, *(end_to_end(column, shapes) for column in columns), *settings), shapes))
+    def forward(ctx: Any, course: Course, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.course, ctx.kept, values = course, [], list(tensors[: len(course.shapes)])
+        for over, sources, beside in zip(course.passes, course.there.passes, course.beside, strict=True):
+            kept, each, columns = _Kept(), over.each[0], len(over.each[0].beside)
+            spread = end_to_end(beside, course.shapes[over.begin : over.end] * columns).chunk(columns) if columns else ()
+            values.append(each.function.forward(kept, _taken(values, sources), *spread, *each.settings))
+            ctx.kept.append(kept)
+        return tuple(_results(values, course.there))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        shapes = ctx.given[0]
-        columns = ctx.function.backward(ctx, end_to_end(grads, shapes))
-        return None, None, None, *(part for column, given in zip(columns, ctx.given, strict=False) for part in apart(column, shapes, given))
+        course, values = ctx.course, list(grads)
+        beside: list[Tensor | None] = []
+        for over, sources, given, kept in zip(reversed(course.passes), course.back.passes, reversed(course.beside), reversed(ctx.kept), strict=True):
+            count, shapes = over.end - over.begin, course.shapes[over.begin : over.end]
+            value, *slopes = over.each[0].function.backward(kept, _taken(values, sources))
+            values.append(value)
+            own: list[Tensor | None] = []
+            for start in range(0, len(given), count):
+                slope, column = slopes[start // count], tuple(tensor.shape for tensor in given[start : start + count])
+                own += [None] * count if slope is None else apart(slope, shapes, column)
+            beside = own + beside
+        return None, *_results(values, course.back), *beside
 
 
 def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pquant.flat import apart, as_one, end_to_end
+from pquant.flat import Course, Each, Over, apart, end_to_end
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(torch.Size)
 
@@ -54,16 +54,34 @@ class _Scaled(torch.autograd.Function):
         return grads[0] * scale**ctx.power, grads[0] * x * ctx.power * scale ** (ctx.power - 1), None
 
 
-@pytest.mark.parametrize("scales", [[(), ()], [(3, 1), (4, 1)], [(3, 2), (4, 5)], [(1, 2), (1, 5)]])
-def test_as_one_is_the_function_of_each(scales: list[tuple[int, ...]]) -> None:
-    x = [torch.randn(shape, requires_grad=True) for shape in ((3, 2), (4, 5))]
-    scale = [torch.rand(shape).add_(0.5).requires_grad_() for shape in scales]
-    together, alone = as_one(_Scaled, [x, scale], 2), [one * by**2 for one, by in zip(x, scale, strict=True)]
+SCALES = [[(), (), ()], [(3, 1), (4, 1), (2,)], [(3, 2), (4, 5), (2,)], [(1, 2), (1, 5), (1,)]]
+SPANS = {
+    "one": [[(0, 3)]],
+    "a part, then all": [[(0, 2)], [(0, 3)]],
+    "all, then a part": [[(0, 3)], [(0, 1)]],
+    "all, then a part amid": [[(0, 3)], [(1, 2)]],
+    "apart": [[(0, 1), (1, 3)]],
+    "parts, then all, then parts": [[(0, 1), (2, 3)], [(0, 3)], [(0, 2), (2, 3)]],
+}
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("spans", SPANS)
+def test_a_course_is_its_functions_one_after_the_other(spans: str, scales: list[tuple[int, ...]]) -> None:
+    x = [torch.randn(shape, requires_grad=True) for shape in ((3, 2), (4, 5), (2,))]
+    layers = [[torch.rand(shape).add_(0.5).requires_grad_() for shape in scales] for _ in SPANS[spans]]
+    passes, alone = [], list(x)
+    for power, (runs, scale) in enumerate(zip(SPANS[spans], layers, strict=True), 1):
+        for begin, end in runs:
+            passes.append(Over(begin, end, [Each(_Scaled, (by,), (power,)) for by in scale[begin:end]]))
+            alone[begin:end] = [one * by**power for one, by in zip(alone[begin:end], scale[begin:end], strict=True)]
+    together, leaves = Course(x, passes)(), x + [by for scale in layers for by in scale]
     grads = [torch.randn_like(one) for one in x]
     for mine, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, theirs)
-    for mine, theirs in zip(torch.autograd.grad(together, x + scale, grads), torch.autograd.grad(alone, x + scale, grads), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    mine, theirs = (torch.autograd.grad(given, leaves, grads, allow_unused=True) for given in (together, alone))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_functions_work_in_a_compiled_graph_too() -> None:

@@ -10,6 +10,7 @@ from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 from pquant.training.stage import Horizon, Stage
+from pquant.watched import Watched
 
 Shape = tuple[int, ...]
 Calls = tuple[tuple[Shape, Shape], ...]
@@ -17,7 +18,7 @@ NO_PRUNING = NoPruning()
 NO_QUANTIZATION = Quantization(enable_quantization=False)
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(Watched):
     """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
 
     ``name`` is the layer's dotted name in the model; ``calls`` the shapes, without the batch axis, of the (input, output) of each of its calls in

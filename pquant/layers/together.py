@@ -1,55 +1,110 @@
 """All weights and biases of a model pruned and quantized in one pass a forward: small tensors cost less together than one by one."""
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.compressed import CompressedLayer, weight_layers
-from pquant.pruning.method import prune_together
-from pquant.quantization.quantizer import quantize_together
+from pquant.flat import SAME, Course, Each, Over
+from pquant.layers.compressed import CompressedLayer
+from pquant.pruning.method import Pruner
+from pquant.watched import changes
+
+SMALL = 2**15
+"""Number of values up to which a tensor gains more by going with others than it loses by being copied."""
+
+Steps = tuple[Each, Each, Each]
+
+
+class _Ready(NamedTuple):
+    """A layer, and which of the results are its effective weight and bias."""
+
+    layer: CompressedLayer
+    weight: int
+    bias: int | None
+    masks_bias: bool
 
 
 class Together:
     """Gives the compressed layers of a model their effective parameters for the time of each forward of the model.
 
     The values are those of :meth:`CompressedLayer.effective`, bit for bit. A layer that is called by itself takes its own, and so does every layer
-    in a compiled step, where the compiler fuses.
+    in a compiled step, where the compiler fuses, and one whose parameters are large, or go through anything but elementwise functions.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, CompressedLayer)]
-        self.owners = list(weight_layers(model).values())
-        owner = {id(layer.weight): index for index, layer in enumerate(self.owners)}
-        self.owner = [owner[id(layer.weight)] for layer in self.layers]
+        self.planned_at = -1
 
     def begin(self, model: nn.Module, args: Any) -> None:
         """Compute all effective parameters, before a forward."""
         if torch.compiler.is_compiling():
             return
-        weights = self._pruned([layer.weight for layer in self.owners], first=True)
-        biased = [layer for layer in self.layers if layer.bias is not None]
-        quantizers = [layer.weight_quantizer for layer in self.owners] + [layer.bias_quantizer for layer in biased]
-        quantized = quantize_together(quantizers, weights + [layer.bias for layer in biased])
-        biases = iter(quantized[len(weights) :])
-        weights = quantized[: len(weights)]
-        seen = [layer.weight if layer.pruning_first else weight for layer, weight in zip(self.owners, weights, strict=True)]
-        weights = self._pruned(weights, first=False)
-        for layer, owner in zip(self.layers, self.owner, strict=True):
-            bias = None if layer.bias is None else layer.pruner.prune_bias(next(biases), seen[owner])
-            layer.__dict__["ready"] = (weights[owner], bias)
+        if self.planned_at != changes() or any(holder.get(name) is not tensor for holder, name, tensor in self.held):
+            self._plan()
+        tensors = [*self.unchanged, *(tensor for course in self.courses for tensor in course())]
+        for layer, weight, bias, masks_bias in self.ready:
+            shift = None if bias is None else tensors[bias]
+            layer.__dict__["ready"] = (tensors[weight], layer.pruner.prune_bias(shift, layer.weight) if masks_bias and shift is not None else shift)
 
-    def _pruned(self, weights: list[Tensor], first: bool) -> list[Tensor]:
-        """Return the weights, those pruned that are pruned before (``first``) or after they are quantized."""
-        which = [index for index, layer in enumerate(self.owners) if layer.pruning_first == first]
-        pruned = prune_together([self.owners[index].pruner for index in which], [weights[index] for index in which])
-        results = dict(enumerate(weights)) | dict(zip(which, pruned, strict=True))
-        return list(results.values())
+    def _plan(self) -> None:
+        """Find what all parameters go through. That holds until a module changes, or one of its tensors is exchanged."""
+        joined = [layer for layer in self.layers if _joins(layer)]
+        steps: dict[Tensor, Steps] = {}
+        for layer in joined:
+            pruned, quantized, biased = _each(layer)
+            assert pruned and quantized and biased
+            steps[layer.weight] = (pruned, quantized, SAME) if layer.pruning_first else (SAME, quantized, pruned)
+            if layer.bias is not None:
+                steps[layer.bias] = (SAME, biased, SAME)
+        self.unchanged = [tensor for tensor, own in steps.items() if all(each is SAME for each in own)]
+        groups = _groups({tensor: own for tensor, own in steps.items() if any(each is not SAME for each in own)})
+        self.courses = [_course(group) for group in groups]
+        order = [*self.unchanged, *(tensor for group in groups for run in group for tensor in run)]
+        number = {tensor: place for place, tensor in enumerate(order)}
+        self.ready = [
+            _Ready(layer, number[layer.weight], number.get(layer.bias), type(layer.pruner).prune_bias is not Pruner.prune_bias) for layer in joined
+        ]
+        holders = [module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer)]
+        self.held = [
+            (holder, name, tensor) for module in holders for holder in (module._parameters, module._buffers) for name, tensor in holder.items()
+        ]
+        self.planned_at = changes()
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forget them, after a forward or its failure."""
         for layer in self.layers:
             layer.__dict__["ready"] = None
+
+
+def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None]:
+    return layer.pruner.each(), layer.weight_quantizer.each(), layer.bias_quantizer.each()
+
+
+def _joins(layer: CompressedLayer) -> bool:
+    """Return whether the layer's parameters are its own, small, and go through elementwise functions alone."""
+    own = all(layer._parameters.get(name) is getattr(layer, name) for name in ("weight", "bias"))
+    masks_what_it_sees = not layer.pruning_first and type(layer.pruner).prune_bias is not Pruner.prune_bias
+    return own and not layer.baked and not masks_what_it_sees and layer.weight.numel() <= SMALL and None not in _each(layer)
+
+
+def _groups(steps: dict[Tensor, Steps]) -> list[list[dict[Tensor, Steps]]]:
+    """Return the tensors in groups that are quantized alike, each in runs that are pruned alike."""
+    groups: dict[Any, dict[Any, dict[Tensor, Steps]]] = {}
+    for tensor, own in steps.items():
+        before, bits, after = [(each.function, each.settings) for each in own]
+        groups.setdefault((bits, tensor.dtype, tensor.device), {}).setdefault((before, after), {})[tensor] = own
+    return [list(group.values()) for group in groups.values()]
+
+
+def _course(runs: Sequence[dict[Tensor, Steps]]) -> Course:
+    tensors, ends = [tensor for run in runs for tensor in run], [0, *accumulate(map(len, runs))]
+    before, bits, after = zip(*(own for run in runs for own in run.values()), strict=True)
+    spans = list(zip(ends, ends[1:], strict=False))
+    passes = [(before, span) for span in spans] + [(bits, (0, len(tensors)))] + [(after, span) for span in spans]
+    return Course(tensors, [Over(begin, end, each[begin:end]) for each, (begin, end) in passes if each[begin] is not SAME])
 
 
 def join(model: nn.Module) -> None:

@@ -43,9 +43,9 @@ class ActivationPruner(WindowPruner):
         """Add the activity of the output ``x``: (..., out) of a dense layer, (batch, out, *positions) of a convolution."""
         outputs = self.by_feature(x)
         active = outputs > 0 if self.method.statistic == "frequency" else outputs.abs()
-        self.activity += ranks.total(active.sum(1).to(self.activity))
-        self.values += ranks.total(torch.full_like(self.values, outputs.shape[1]))
-        self.seen += 1
+        self.activity.add_(ranks.total(active.sum(1).to(self.activity)))
+        self.values.add_(ranks.total(torch.full_like(self.values, outputs.shape[1])))
+        self.seen.add_(1)
 
     def prune(self, weight: Tensor) -> None:
         """Remove the inactive channels, unless the layer is exempt."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import Each
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -29,13 +30,14 @@ def shrunk(weight: Tensor, threshold: Tensor) -> Tensor:
 
 
 class _SoftThreshold(torch.autograd.Function):
-    """sign(W) relu(u) at u = |W| - t, whose derivative by u is taken as a = 1 where u > 0 and alpha elsewhere.
+    """sign(W) relu(u) at u = |W| - t, t = sigmoid(s), whose derivative by u is taken as a = 1 where u > 0 and alpha elsewhere.
 
-    So W gets g a and t gets -sum(g a sign(W)). With ``sparse`` a is 0 for the half of the weights with the lowest u.
+    So W gets g a and s gets -t (1 - t) sum(g a sign(W)). With ``sparse`` a is 0 for the half of the weights with the lowest u.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, threshold: Tensor, alpha: Tensor, sparse: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, logit: Tensor, alpha: Tensor, sparse: bool) -> Tensor:
+        threshold = logit.sigmoid()
         ctx.save_for_backward(weight, threshold, alpha)
         ctx.sparse = sparse
         return shrunk(weight, threshold)
@@ -47,7 +49,7 @@ class _SoftThreshold(torch.autograd.Function):
         dw = torch.where(u > 0, grads[0], grads[0] * alpha)
         if ctx.sparse:
             dw = dw * keep_largest(u, u.numel() // 2)
-        return dw, (dw * weight.sign()).sum_to_size(threshold.shape).neg(), None, None
+        return dw, torch.ops.aten.sigmoid_backward((dw * weight.sign()).sum_to_size(threshold.shape).neg(), threshold), None, None
 
 
 class AutoSparsePruner(ScheduledPruner):
@@ -68,9 +70,13 @@ class AutoSparsePruner(ScheduledPruner):
         self.alpha0 = method.alpha
         self.losses: tuple[float, ...] = ()
 
+    def soft(self) -> Each | None:
+        """Return sign(W) relu(|W| - sigmoid(s)); none where the order of a layer's weights matters."""
+        return None if self.method.backward_sparsity else Each(_SoftThreshold, (self.threshold, self.alpha), (False,))
+
     def soft_weight(self, weight: Tensor) -> Tensor:
         """Return sign(W) relu(|W| - sigmoid(s))."""
-        return _SoftThreshold.apply(weight, self.threshold.sigmoid(), self.alpha, self.method.backward_sparsity)
+        return _SoftThreshold.apply(weight, self.threshold, self.alpha, self.method.backward_sparsity)
 
     def select(self, weight: Tensor) -> Tensor:
         """Return |W| > sigmoid(s)."""

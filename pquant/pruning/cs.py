@@ -5,15 +5,34 @@ P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsifica
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import Each
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
 from pquant.training.stage import Horizon
+
+
+class _SoftMask(torch.autograd.Function):
+    """m W with m = c sigmoid(beta s): W gets g m, s gets g W beta m (1 - m / c)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, score: Tensor, beta: Tensor, factor: float) -> Tensor:
+        share = torch.sigmoid(beta * score)
+        mask = share * factor
+        ctx.save_for_backward(weight, share, mask, beta)
+        ctx.factor = factor
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, share, mask, beta = ctx.saved_tensors
+        ds = torch.ops.aten.sigmoid_backward((grads[0] * weight).mul_(ctx.factor), share).mul_(beta)
+        return grads[0] * mask, ds, None, None
 
 
 class CSPruner(ScheduledPruner):
@@ -35,9 +54,9 @@ class CSPruner(ScheduledPruner):
         """Return c sigmoid(beta s)."""
         return torch.sigmoid(self.beta * self.score) * self.factor
 
-    def soft_weight(self, weight: Tensor) -> Tensor:
+    def soft(self) -> Each:
         """Return m W."""
-        return weight * self.soft_mask()
+        return Each(_SoftMask, (self.score, self.beta), (self.factor,))
 
     def select(self, weight: Tensor) -> Tensor:
         """Return s > 0."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import apart, as_one, end_to_end
+from pquant.flat import Each, apart, end_to_end
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -52,16 +52,9 @@ class DSTPruner(Pruner):
         shape = threshold_shape(method.threshold_type, weight)
         self.threshold = nn.Parameter(weight.new_full(shape, method.threshold_init))
 
-    def soft_weight(self, weight: Tensor) -> Tensor:
+    def soft(self) -> Each:
         """Return W * 1[|W| > t]."""
-        return _StepMask.apply(weight, self.threshold)
-
-    @classmethod
-    def together(cls, pruners: Sequence["DSTPruner"], weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return W * 1[|W| > t] of all weights in one pass, while thresholds are trained."""
-        if pruners[0].stage is not Stage.TRAIN or not pruners[0].training or len(pruners) == 1:
-            return super().together(pruners, weights)
-        return as_one(_StepMask, [weights, [pruner.threshold for pruner in pruners]])
+        return Each(_StepMask, (self.threshold,))
 
     def select(self, weight: Tensor) -> Tensor:
         """Return |W| > t."""

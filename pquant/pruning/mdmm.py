@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pquant.flat import SAME, Each
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -104,9 +105,9 @@ class MDMMPruner(Pruner):
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
 
-    def soft_weight(self, weight: Tensor) -> Tensor:
-        """Return ``weight``: training is dense."""
-        return weight
+    def soft(self) -> Each:
+        """Return the weight as it is: training is dense."""
+        return SAME
 
     def select(self, weight: Tensor) -> Tensor:
         """Return what is larger than epsilon; where that misses the target by less than 5 points, exactly the target's number of largest."""
@@ -191,4 +192,4 @@ class MDMM(PruningMethod):
         """Give each layer its share of the target."""
         counts = global_budget({name: (pruner, pruner.sizes(weight)) for name, (pruner, weight) in layers.items()}, self.target)  # type: ignore[operator]
         for name, (pruner, _) in layers.items():
-            pruner.name, pruner.count = name, counts[name]  # type: ignore[assignment]
+            pruner.name, pruner.count = name, counts[name]

@@ -7,12 +7,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import SAME, Each
 from pquant.names import check_patterns, matches
 from pquant.settings import Settings, schema, setting
 from pquant.training.stage import Horizon, Stage
+from pquant.watched import Watched
 
 
-class Pruner(nn.Module):
+class Masked(torch.autograd.Function):
+    """W m, with a mask that gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        """Return W m."""
+        ctx.save_for_backward(mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return g m."""
+        return grads[0] * ctx.saved_tensors[0], None
+
+
+class Pruner(Watched):
     """The state of one pruned weight. A method subclasses it and answers the questions below; the stages are handled here.
 
     | stage    | training                    | evaluation                               |
@@ -58,10 +75,17 @@ class Pruner(nn.Module):
             return weight * self.mask
         return self.soft_weight(weight) if self.training else self.deployed_weight(weight)
 
-    @classmethod
-    def together(cls, pruners: Sequence[Any], weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return what pruners of this class, in one stage, make of their weights."""
-        return [pruner(weight) for pruner, weight in zip(pruners, weights, strict=True)]
+    def each(self) -> Each | None:
+        """Return :meth:`forward` as an elementwise function, so that all layers may take one pass; None where it is none."""
+        if self.stage is Stage.PRETRAIN:
+            return SAME
+        if self.stage is Stage.FINETUNE:
+            return Each(Masked, (self.mask,))
+        return self.soft() if self.training else None
+
+    def soft(self) -> Each | None:
+        """Return :meth:`soft_weight` as an elementwise function; None where it is none."""
+        return None
 
     def hard_mask(self, weight: Tensor) -> Tensor:
         """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is deployed now."""
@@ -78,7 +102,8 @@ class Pruner(nn.Module):
 
     def soft_weight(self, weight: Tensor) -> Tensor:
         """Return the weight used in training steps of the train stage."""
-        return weight * self.select(weight)
+        soft = self.soft()
+        return weight * self.select(weight) if soft is None else soft(weight)
 
     def select(self, weight: Tensor) -> Tensor:
         """Return the boolean mask that the method would prune by now, in the train stage."""
@@ -140,19 +165,6 @@ class Pruner(nn.Module):
             setattr(self, name, state[name])
 
 
-def prune_together(pruners: Sequence[Pruner], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return what each pruner makes of its weight, with one call for all of a kind."""
-    results: list[Tensor] = [*weights]
-    groups: dict[tuple[type[Pruner], Stage, bool], list[int]] = {}
-    for index, pruner in enumerate(pruners):
-        groups.setdefault((type(pruner), pruner.stage, pruner.training), []).append(index)
-    for (kind, _, _), members in groups.items():
-        values = kind.together([pruners[index] for index in members], [weights[index] for index in members])
-        for index, value in zip(members, values, strict=True):
-            results[index] = value
-    return results
-
-
 class NoPruner(Pruner):
     """A weight that is not pruned: the same interface, no state, no cost."""
 
@@ -163,6 +175,10 @@ class NoPruner(Pruner):
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight``."""
         return weight
+
+    def each(self) -> Each:
+        """Return the function that changes nothing."""
+        return SAME
 
     def hard_mask(self, weight: Tensor) -> Tensor:
         """Return a mask that keeps everything."""

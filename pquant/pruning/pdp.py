@@ -2,16 +2,33 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import Each
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
 from pquant.settings import schema, setting
 from pquant.training.stage import Horizon, Stage
+
+
+class _SoftMask(torch.autograd.Function):
+    """m W with m = sigmoid((W^2 - t^2) / tau), whose gradient by a weight near the border is larger: m + 2 W^2 m (1 - m) / tau."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, border: Tensor, tau: Tensor) -> Tensor:
+        mask = torch.sigmoid((weight.square() - border) / tau)
+        ctx.save_for_backward(weight, mask, tau)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, mask, tau = ctx.saved_tensors
+        steep = torch.ops.aten.sigmoid_backward(grads[0] * weight, mask) / tau
+        return torch.addcmul(grads[0] * mask, steep, weight, value=2), None, None
 
 
 class PDPPruner(ScheduledPruner):
@@ -42,9 +59,13 @@ class PDPPruner(ScheduledPruner):
         """Return m, which is 1/2 at the border."""
         return torch.sigmoid((self.squares(weight) - self.border) / self.tau)
 
+    def soft(self) -> Each | None:
+        """Return m W; none where m is that of a channel."""
+        return None if self.method.structured_pruning else Each(_SoftMask, (self.border, self.tau))
+
     def soft_weight(self, weight: Tensor) -> Tensor:
-        """Return m W, whose gradient by a weight near the border is larger: m + 2 W^2 m (1 - m) / tau."""
-        return weight * self.soft_mask(weight)
+        """Return m W."""
+        return weight * self.soft_mask(weight) if self.method.structured_pruning else super().soft_weight(weight)
 
     def select(self, weight: Tensor) -> Tensor:
         """Return a mask that drops exactly the ``count`` smallest."""

@@ -37,8 +37,8 @@ class WandaPruner(WindowPruner):
         energy = ranks.total(self.by_feature(x).square().sum(1))
         out, inputs = self.energy.shape
         groups = energy.numel() // inputs
-        self.energy += energy.view(groups, 1, inputs).expand(groups, max(out // groups, 1), inputs).reshape(out, inputs)
-        self.seen += 1
+        self.energy.add_(energy.view(groups, 1, inputs).expand(groups, max(out // groups, 1), inputs).reshape(out, inputs))
+        self.seen.add_(1)
 
     def choose(self, weight: Tensor) -> Tensor:
         """Return the mask: in each output row the lowest |W_ij| * ||X_j|| go (section 3 of the paper), or all but N of every M."""
@@ -112,4 +112,4 @@ class Wanda(WindowMethod):
         """Give each layer its count of weights to prune."""
         counts = (global_budget if self.calculate_pruning_budget else uniform_budget)(layers, self.sparsity)
         for name, (pruner, _) in layers.items():
-            pruner.budget = counts[name]  # type: ignore[assignment]
+            pruner.budget = counts[name]

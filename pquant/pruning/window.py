@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pquant.pruning.method import Pruner, PruningMethod
+from pquant.flat import SAME, Each
+from pquant.pruning.method import Masked, Pruner, PruningMethod
 from pquant.training.stage import Horizon, Stage
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ class WindowPruner(Pruner):
     def choose(self, weight: Tensor) -> Tensor:
         """Return the mask, a boolean tensor that broadcasts with ``weight``, from what was collected."""
         raise NotImplementedError
+
+    def soft(self) -> Each:
+        """Return the weight times the mask, which keeps everything until it is taken."""
+        return Each(Masked, (self.mask,)) if self.pruned else SAME
 
     @property
     def needs(self) -> frozenset[str]:

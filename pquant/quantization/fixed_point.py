@@ -5,7 +5,7 @@ The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a va
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
@@ -32,14 +32,6 @@ ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "RND_INF": lambda v: torch.copysign(v.abs().floor_().mul_(0.5).ceil_(), v, out=v),
     "RND_MIN_INF": lambda v: v.ceil_().mul_(0.5).floor_(),
 }
-ROUND_EACH: dict[str, Callable[[list[Tensor]], Any]] = {
-    "TRN": torch._foreach_floor_,
-    "TRN_ZERO": torch._foreach_trunc_,
-    "RND": lambda vs: (torch._foreach_floor_(vs), torch._foreach_mul_(vs, 0.5), torch._foreach_ceil_(vs)),
-    "RND_CONV": torch._foreach_round_,
-    "RND_MIN_INF": lambda vs: (torch._foreach_ceil_(vs), torch._foreach_mul_(vs, 0.5), torch._foreach_floor_(vs)),
-}
-"""The modes that PyTorch can also apply to a list of tensors."""
 DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 SATURATING = ("SAT", "SAT_SYM")
 WRAPPING = ("WRAP", "WRAP_SM")
@@ -124,17 +116,19 @@ def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflo
     return (grad - grad * outside) * (k + i + f > 0)
 
 
-class _FixedPoint(torch.autograd.Function):
+class FixedPoint(torch.autograd.Function):
     """q(x; k, i, f, round_mode, overflow_mode), straight through."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
+        """Return the values in the format."""
         ctx.save_for_backward(x)
         ctx.format = (k, i, f, overflow_mode)
         return quantized(x, k, i, f, round_mode, overflow_mode)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of what was not clipped."""
         (x,) = ctx.saved_tensors
         return straight_through(grads[0], x, *ctx.format), None, None, None, None, None
 
@@ -159,7 +153,7 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
     """
     if overflow_mode in SATURATING and not (_are_tensors(k, i, f) or torch.compiler.is_compiling()):
         return saturating(k, i, f, round_mode, overflow_mode, x.dtype)(x)
-    return _FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
+    return FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
 
 
 class Saturating:
@@ -193,18 +187,6 @@ class Saturating:
         else:
             self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)
         return y
-
-    def each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the values of several small tensors, in one call of each operation for all."""
-        clipped = [F.hardtanh(x, self.below, self.above) for x in tensors]
-        with torch.no_grad():
-            if self.clips:
-                torch._foreach_clamp_min_(clipped, self.low)
-                torch._foreach_clamp_max_(clipped, self.high)
-            torch._foreach_mul_(clipped, self.factor)
-            ROUND_EACH[self.round_mode](clipped)
-            torch._foreach_mul_(clipped, 2.0**-self.f)
-        return clipped
 
     def round_in_place(self, clipped: Tensor) -> Tensor:
         """Round values inside the range."""

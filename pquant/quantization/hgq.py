@@ -4,13 +4,13 @@ Bit widths are trained by gradient, one for a tensor, a channel or a value, agai
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import apart, as_one, end_to_end
+from pquant.flat import Each, apart, end_to_end
 from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, pow2, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
@@ -161,16 +161,10 @@ class HGQQuantizer(Quantizer):
             return quantized(x, *self.format(), self.round_mode, self.overflow_mode)
         return _Trained.apply(x, self.i.clone(), self.f, self.keeps_negatives, self.round_mode, "SAT")
 
-    def kind(self) -> Hashable | None:
-        """Return the modes, where bits are trained and nothing is observed."""
-        return None if self.tracks or self.observing else (self.keeps_negatives, self.round_mode, self.overflow_mode)
-
-    @classmethod
-    def together(cls, quantizers: Sequence["HGQQuantizer"], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors in the formats of all."""
-        first = quantizers[0]
-        bits = [[quantizer.i for quantizer in quantizers], [quantizer.f for quantizer in quantizers]]
-        return as_one(_Trained, [tensors, *bits], first.keeps_negatives, first.round_mode, first.overflow_mode)
+    def each(self) -> Each | None:
+        """Return the rounding to trained bits."""
+        alone = self.tracks or self.observing
+        return None if alone else Each(_Trained, (self.i, self.f), (self.keeps_negatives, self.round_mode, self.overflow_mode))
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:

@@ -1,14 +1,16 @@
 """Quantizers: modules from tensor to tensor that know their fixed-point format."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pquant.quantization.fixed_point import ROUND_EACH, SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded, saturating
+from pquant.flat import SAME, Each
+from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting
+from pquant.watched import Watched
 
 FLOAT_BITS = 32.0
 Granularity = Literal["per_tensor", "per_channel", "per_weight"]
@@ -69,7 +71,7 @@ def value_range(x: Tensor, shape: torch.Size, k: Tensor) -> tuple[Tensor, Tensor
     return low.reshape(shape).clamp(max=0) * k, high.reshape(shape).clamp(min=0)
 
 
-class Quantizer(nn.Module):
+class Quantizer(Watched):
     """What every quantizer answers: the values it gives, and the format they have."""
 
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
@@ -79,14 +81,9 @@ class Quantizer(nn.Module):
         """Return ``x`` in the format, with a straight-through gradient."""
         raise NotImplementedError
 
-    def kind(self) -> Hashable | None:
-        """Return what quantizers of this class must have in common to work in one call (:meth:`together`); None where each works alone."""
+    def each(self) -> Each | None:
+        """Return :meth:`forward` as an elementwise function, so that all parameters may take one pass; None where it is none, or does more."""
         return None
-
-    @classmethod
-    def together(cls, quantizers: Sequence[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the values of several tensors, each in the format of its quantizer; all are of one kind."""
-        raise NotImplementedError
 
     def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the deployed (k, i, f), integer-valued tensors that broadcast with the data; None when the values stay float."""
@@ -128,28 +125,16 @@ class Quantizer(nn.Module):
         return self
 
 
-def quantize_together(quantizers: Sequence[Quantizer], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return what each quantizer makes of its tensor, with one call for all of a kind."""
-    results: list[Tensor] = [*tensors]
-    groups: dict[Hashable, list[int]] = {}
-    for index, quantizer in enumerate(quantizers):
-        kind = quantizer.kind()
-        alone = index if kind is None else None
-        groups.setdefault((type(quantizer), kind, alone, tensors[index].device, tensors[index].dtype), []).append(index)
-    for members in groups.values():
-        first, own = quantizers[members[0]], [tensors[index] for index in members]
-        values = first.together([quantizers[index] for index in members], own) if len(members) > 1 else [first(own[0])]
-        for index, value in zip(members, values, strict=True):
-            results[index] = value
-    return results
-
-
 class NoQuantizer(Quantizer):
     """Values stay float."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
         return x
+
+    def each(self) -> Each:
+        """Return the function that changes nothing."""
+        return SAME
 
     def format(self) -> None:
         """Return None: there is no format."""
@@ -171,6 +156,10 @@ class BakedQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
         return x
+
+    def each(self) -> Each:
+        """Return the function that changes nothing."""
+        return SAME
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the stored (k, i, f)."""
@@ -219,6 +208,7 @@ class FixedPointQuantizer(Quantizer):
         self.calibrated = not bool(self.i.isnan().any())
         shared = self.calibrated and self.i.ndim == 0
         self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
+        self._each = Each(FixedPoint, (), (*self._numbers, self.round_mode, self.overflow_mode)) if self._numbers else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -234,16 +224,11 @@ class FixedPointQuantizer(Quantizer):
         k, i, f = self._numbers or (self.k, self.i, self.f)
         return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
 
-    def kind(self) -> Hashable | None:
-        """Return format and modes where the format is one for the whole tensor."""
-        alone = self._numbers is None or self.observing or self.overflow_mode not in SATURATING or self.round_mode not in ROUND_EACH
-        return None if alone else (self._numbers, self.round_mode, self.overflow_mode)
-
-    @classmethod
-    def together(cls, quantizers: Sequence["FixedPointQuantizer"], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors in the one format of all."""
-        first = quantizers[0]
-        return saturating(*(first._numbers or ()), first.round_mode, first.overflow_mode, tensors[0].dtype).each(tensors)
+    def each(self) -> Each | None:
+        """Return the rounding to the format in force."""
+        if self.observing or not self.calibrated:
+            return None
+        return self._each or Each(FixedPoint, (self.k, self.i, self.f), (self.round_mode, self.overflow_mode))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
