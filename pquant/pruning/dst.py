@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.flat import Each, apart, end_to_end, is_plain
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -26,20 +26,34 @@ class _StepMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
-        magnitude = weight.abs()
-        distance = magnitude - threshold
-        mask = torch.heaviside(distance, ZERO.to(weight))
-        ctx.save_for_backward(weight, magnitude, distance, mask)
-        ctx.shape = threshold.shape
-        return weight * mask
+        ctx.save_for_backward(weight, threshold)
+        if _looped(weight, threshold):
+            from pquant import loops
+
+            out = torch.empty_like(weight)
+            loops.step_mask(weight.data_ptr(), threshold.data_ptr(), weight.numel(), out.data_ptr())
+            return out
+        return weight * torch.heaviside(weight.abs() - threshold, ZERO.to(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, magnitude, distance, mask = ctx.saved_tensors
+        (weight, threshold), grad = ctx.saved_tensors, grads[0]
+        if _looped(weight, threshold, grad):
+            from pquant import loops
+
+            dw, dt = torch.empty_like(weight), torch.empty_like(threshold)
+            loops.step_mask_slopes(grad.data_ptr(), weight.data_ptr(), threshold.data_ptr(), weight.numel(), dw.data_ptr(), dt.data_ptr())
+            return dw, dt
+        magnitude = weight.abs()
+        distance = magnitude - threshold
         falling = torch.add(MINUS_TWO, distance.abs(), alpha=4.0).clamp_(max=-0.4)
         falling = torch.ops.aten.hardtanh_backward(falling, distance, -BEYOND_ONE, BEYOND_ONE)
-        dw = torch.addcmul(mask, falling, magnitude, value=-1.0).mul_(grads[0])
-        return dw, falling.mul_(grads[0]).mul_(weight).sum_to_size(ctx.shape)
+        dw = torch.heaviside(distance, ZERO.to(weight)).sub_(falling * magnitude).mul_(grad)
+        return dw, falling.mul_(grad).mul_(weight).sum_to_size(threshold.shape)
+
+
+def _looped(weight: Tensor, threshold: Tensor, *others: Tensor) -> bool:
+    return weight.shape == threshold.shape and not torch.compiler.is_compiling() and all(map(is_plain, (weight, threshold, *others)))
 
 
 class DSTPruner(Pruner):
