@@ -1,8 +1,12 @@
-"""What an optimizer is given: parameters in groups, each with the options it needs."""
+"""What an optimizer is given: parameters in groups, each with the options it needs, and small ones end to end."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn, optim
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.optim import Optimizer
 
 from pquant.layers.activation import PQActivation
 from pquant.pruning.method import Pruner
@@ -36,3 +40,110 @@ def _group(groups: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, A
             return group
     groups.append({"params": [], **options})
     return groups[-1]
+
+
+ELEMENTWISE = (
+    optim.Adadelta,
+    optim.Adagrad,
+    optim.Adam,
+    optim.Adamax,
+    optim.AdamW,
+    optim.ASGD,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.SGD,
+)
+"""Optimizers that treat each value by itself."""
+SMALL = 2**15
+"""Number of values up to which a parameter's update costs more for its being a parameter than for its values."""
+
+
+class _EndToEnd:
+    """Parameters whose values lie in one tensor, ``whole``, which is what the optimizer updates."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.whole = nn.Parameter(_flatten_dense_tensors([parameter.detach() for parameter in parameters]))
+        for parameter, part in zip(parameters, self.parts(self.whole.detach()), strict=True):
+            parameter.data = part
+
+    def parts(self, whole: Tensor) -> Sequence[Tensor]:
+        """Return what belongs to each parameter."""
+        return _unflatten_dense_tensors(whole, self.parameters)
+
+    def take_gradients(self) -> None:
+        """Lay the gradients end to end; a missing one counts as 0, unless all are missing."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        if all(gradient is None for gradient in gradients):
+            self.whole.grad = None
+            return
+        whole = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(self.parameters, gradients, strict=True)]
+        self.whole.grad = _flatten_dense_tensors(whole)
+
+
+def _merged(optimizer: Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the optimizer's groups, those with equal options made one, but for parameters of pruners, which some stages leave alone."""
+    of_pruners = {id(parameter) for module in model.modules() if isinstance(module, Pruner) for parameter in module.parameters()}
+    merged: list[tuple[bool, dict[str, Any]]] = []
+    for group in optimizer.param_groups:
+        for pruners in (False, True):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in of_pruners) == pruners]
+            options = group | {"params": []}
+            twin = next((other for kind, other in merged if kind == pruners and other | {"params": []} == options), options)
+            if parameters:
+                twin["params"] += parameters
+                merged += [(pruners, twin)] if twin is options else []
+    return [group for _, group in merged]
+
+
+class Updates:
+    """The updates that an optimizer makes to the parameters of a model, at the price of a few tensors where they are many small ones.
+
+    Groups with equal options become one, and the small parameters of each group move into one tensor, where they are updated, bit for bit as one by
+    one (a fused kernel may round the last values of a tensor in another way). It is done once, before the first step and before a scheduler is made,
+    and to optimizers that treat each value by itself.
+
+    Args:
+        optimizer: that of all trained parameters of the model, without a state yet; its groups get the new tensors.
+        model: the model on its device.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+        self.optimizer = optimizer
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.joined: list[_EndToEnd] = []
+        if not isinstance(optimizer, ELEMENTWISE):
+            return
+        optimizer.param_groups[:] = _merged(optimizer, model)
+        for group in optimizer.param_groups:
+            alike: dict[Any, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                joins = parameter.numel() <= SMALL and parameter.is_contiguous()
+                alike.setdefault((parameter.dtype, parameter.device) if joins else id(parameter), []).append(parameter)
+            joined = [_EndToEnd(several) for several in alike.values() if len(several) > 1]
+            group["params"] = [one.whole for one in joined] + [several[0] for several in alike.values() if len(several) == 1]
+            self.joined += joined
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Make the update that the gradients ask for."""
+        for one in self.joined:
+            one.take_gradients()
+        self.optimizer.step()
+        torch.autograd.graph.increment_version([parameter for one in self.joined for parameter in one.parameters])
+
+    def memory(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Return what the optimizer remembers of a parameter, value by value."""
+        for one in self.joined:
+            for index, member in enumerate(one.parameters):
+                if member is parameter:
+                    kept = [value for value in self.optimizer.state.get(one.whole, {}).values() if value.shape == one.whole.shape]
+                    return [one.parts(value)[index] for value in kept]
+        state = self.optimizer.state.get(parameter, {})
+        return [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]
