@@ -154,36 +154,29 @@ class Laid:
         self.shapes, self.given = shapes, given
         self.as_given = shapes == given
         self.likes = [torch.empty(shape, device="meta") for shape in given]
-        self.sizes = [shape.numel() for shape in shapes]
         layouts = [layout(whole, part) for whole, part in zip(shapes, given, strict=True)]
         self.in_rows = len(shapes) >= MANY and all(one is not None and one[0] == 1 for one in layouts)
         self.counts, self.repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
-        self.total, self.given_total = sum(self.sizes), sum(shape.numel() for shape in given)
+        self.total, self.given_total = (sum(shape.numel() for shape in some) for some in (shapes, given))
 
     def end_to_end(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the values of the tensors; a view where there is one tensor alone."""
-        if torch.compiler.is_compiling():
-            return self._spread(tensors)
         if self.as_given:
             return _flatten_dense_tensors(tensors)
         if not (self.in_rows and all(map(is_plain, tensors))):
-            return self._spread(tensors)
+            return _spread(tensors, self.shapes)
         from pquant import loops
 
         out = torch.empty(self.total)
         loops.gather(np.array(addresses(*tensors)), self.counts, self.repeats, self.total, out.data_ptr())
         return out
 
-    def _spread(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([x.expand(shape).reshape(-1) for x, shape in zip(tensors, self.shapes, strict=True)])
-
     def apart(self, flat: Tensor) -> list[Tensor]:
         """Return the tensors of what lies in one axis: views of it, or its sums over all that tensors were spread over."""
-        if torch.compiler.is_compiling() or not (self.as_given or self.in_rows and is_plain(flat)):
-            parts = [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
-            return [part.sum_to_size(shape) for part, shape in zip(parts, self.given, strict=True)]
         if self.as_given:
             return list(_unflatten_dense_tensors(flat, self.likes))
+        if not (self.in_rows and is_plain(flat)):
+            return _summed(flat, self.shapes, self.given)
         from pquant import loops
 
         sums = torch.empty(self.given_total)
@@ -194,13 +187,26 @@ class Laid:
 laid: Callable[[Shapes, Shapes], Laid] = cache(Laid)
 
 
+def _spread(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
+    return torch.cat([x.expand(shape).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
+
+
+def _summed(flat: Tensor, shapes: Shapes, given: Shapes) -> list[Tensor]:
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape).sum_to_size(before) for part, shape, before in zip(parts, shapes, given, strict=True)]
+
+
 def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
     """Return tensors, each spread over its shape, in one axis; a view where there is one tensor alone."""
+    if torch.compiler.is_compiling():
+        return _spread(tensors, shapes)
     return laid(shapes, tuple(tensor.shape for tensor in tensors)).end_to_end(tensors)
 
 
 def apart(flat: Tensor, shapes: Shapes, given: Shapes | None = None) -> list[Tensor]:
     """Return what lies end to end: views of it in ``shapes``, or its sums over all that tensors of the shapes ``given`` were spread over."""
+    if torch.compiler.is_compiling():
+        return _summed(flat, shapes, given or shapes)
     return laid(shapes, given or shapes).apart(flat)
 
 

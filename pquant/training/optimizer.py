@@ -83,27 +83,24 @@ class _EndToEnd:
         self.whole.grad = _flatten_dense_tensors(whole)
 
 
-def _merged(optimizer: Optimizer, model: nn.Module) -> list[dict[str, Any]]:
-    """Return the optimizer's groups, those with equal options made one, but for parameters of pruners, which some stages leave alone."""
-    of_pruners = {id(parameter) for module in model.modules() if isinstance(module, Pruner) for parameter in module.parameters()}
-    merged: list[tuple[bool, dict[str, Any]]] = []
-    for group in optimizer.param_groups:
-        for pruners in (False, True):
-            parameters = [parameter for parameter in group["params"] if (id(parameter) in of_pruners) == pruners]
-            options = group | {"params": []}
-            twin = next((other for kind, other in merged if kind == pruners and other | {"params": []} == options), options)
-            if parameters:
-                twin["params"] += parameters
-                merged += [(pruners, twin)] if twin is options else []
-    return [group for _, group in merged]
+def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of parameters, those with equal options made one."""
+    merged: list[dict[str, Any]] = []
+    for group in groups:
+        twin = next((other for other in merged if other | {"params": []} == group | {"params": []}), None)
+        if twin is None:
+            merged.append(group)
+        else:
+            twin["params"] += group["params"]
+    return merged
 
 
 class Updates:
     """The updates that an optimizer makes to the parameters of a model, at the price of a few tensors where they are many small ones.
 
-    Groups with equal options become one, and the small parameters of each group move into one tensor, where they are updated, bit for bit as one by
-    one (a fused kernel may round the last values of a tensor in another way). It is done once, before the first step and before a scheduler is made,
-    and to optimizers that treat each value by itself.
+    Groups with equal options become one, and the small parameters of each group move into one tensor (those of pruners, which some stages leave
+    alone, into one of their own), where they are updated, bit for bit as one by one; only a fused kernel may round the last values of a tensor in
+    another way. It is done once, before the first step and before a scheduler is made, and to optimizers that treat each value by itself.
 
     Args:
         optimizer: that of all trained parameters of the model, without a state yet; its groups get the new tensors.
@@ -116,12 +113,15 @@ class Updates:
         self.joined: list[_EndToEnd] = []
         if not isinstance(optimizer, ELEMENTWISE):
             return
-        optimizer.param_groups[:] = _merged(optimizer, model)
+        if not isinstance(optimizer, optim.SGD):  # whose fused kernel wants the momenta of a group to begin together
+            optimizer.param_groups[:] = _merged(optimizer.param_groups)
+        of_pruners = {id(parameter) for module in model.modules() if isinstance(module, Pruner) for parameter in module.parameters()}
         for group in optimizer.param_groups:
             alike: dict[Any, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 joins = parameter.numel() <= SMALL and parameter.is_contiguous()
-                alike.setdefault((parameter.dtype, parameter.device) if joins else id(parameter), []).append(parameter)
+                key = parameter.dtype, parameter.device, id(parameter) in of_pruners
+                alike.setdefault(key if joins else id(parameter), []).append(parameter)
             joined = [_EndToEnd(several) for several in alike.values() if len(several) > 1]
             group["params"] = [one.whole for one in joined] + [several[0] for several in alike.values() if len(several) == 1]
             self.joined += joined

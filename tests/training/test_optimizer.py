@@ -72,10 +72,17 @@ def test_an_optimizer_has_few_tensors_and_the_large_ones_alone() -> None:
     optimizer = optim.SGD([{"params": model[:2].parameters()}, {"params": model[2].parameters()}], lr=0.1)
     before = copy.deepcopy(model.state_dict())
     updates = Updates(optimizer, model)
-    (group,) = optimizer.param_groups
-    assert {parameter.numel() for parameter in group["params"]} == {20 + 8 + 20, SMALL + 8}
+    assert [[parameter.numel() for parameter in group["params"]] for group in optimizer.param_groups] == [[20 + 8, SMALL + 8], [20]]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [*updates.parameters] == [*model.parameters()]
+
+
+def test_groups_of_equal_options_become_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = optim.Adam([{"params": layer.parameters()} for layer in model], lr=0.1)
+    Updates(optimizer, model)
+    ((whole,),) = [group["params"] for group in optimizer.param_groups]
+    assert whole.shape == (40,) and torch.equal(whole[:16].view(4, 4), model[0].weight)
 
 
 def test_groups_of_other_options_stay_apart() -> None:
@@ -83,7 +90,7 @@ def test_groups_of_other_options_stay_apart() -> None:
     optimizer = optim.AdamW(pquant.parameter_groups(model), lr=0.1, weight_decay=0.5)
     Updates(optimizer, model)
     groups = sorted((group["weight_decay"], group["lr"], len(group["params"])) for group in optimizer.param_groups)
-    assert groups == [(0.0, 0.02, 1), (0.0, 0.1, 1), (0.0, 0.1, 1), (0.5, 0.1, 1)]
+    assert groups == [(0.0, 0.02, 1), (0.0, 0.1, 2), (0.5, 0.1, 1)]
 
 
 def test_a_missing_gradient_counts_as_zero_and_without_any_nothing_moves() -> None:
