@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, Course, Each, Over
+from pquant.flat import SAME, Course, Each, Over, stands_for
 from pquant.layers.compressed import CompressedLayer
 from pquant.pruning.method import Pruner
 from pquant.watched import changes
@@ -80,7 +80,11 @@ class Together:
 
 
 def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None]:
-    return layer.pruner.each(), layer.weight_quantizer.each(), layer.bias_quantizer.each()
+    pruned, quantized, biased = (
+        module.each() if stands_for(type(module), "each", "forward") else None
+        for module in (layer.pruner, layer.weight_quantizer, layer.bias_quantizer)
+    )
+    return pruned, quantized, biased
 
 
 def _joins(layer: CompressedLayer) -> bool:
