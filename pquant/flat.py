@@ -34,7 +34,6 @@ SAME = Each(torch.autograd.Function)
 """Leaves every value as it is."""
 
 
-@cache
 def stands_for(kind: type, each: str, method: str) -> bool:
     """Return whether the method called ``each`` says what ``method`` does: not where a subclass has only given another ``method``."""
     return next(name for one in kind.__mro__ for name in (each, method) if name in vars(one)) == each

@@ -80,10 +80,8 @@ class Together:
 
 
 def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None]:
-    pruned, quantized, biased = (
-        module.each() if stands_for(type(module), "each", "forward") else None
-        for module in (layer.pruner, layer.weight_quantizer, layer.bias_quantizer)
-    )
+    modules = layer.pruner, layer.weight_quantizer, layer.bias_quantizer
+    pruned, quantized, biased = (module.each() if stands_for(type(module), "each", "forward") else None for module in modules)
     return pruned, quantized, biased
 
 
