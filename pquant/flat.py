@@ -14,6 +14,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 Elementwise = type[torch.autograd.Function]
 Shapes = tuple[torch.Size, ...]
 Layout = tuple[int, int, int]
+SMALL = 2**15
+"""Number of values up to which a tensor gains more by going with others than it loses by being copied."""
 MANY = 2
 """Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
 

@@ -7,13 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, Course, Each, Over, stands_for
+from pquant.flat import SAME, SMALL, Course, Each, Over, stands_for
 from pquant.layers.compressed import CompressedLayer
 from pquant.pruning.method import Pruner
 from pquant.watched import changes
-
-SMALL = 2**15
-"""Number of values up to which a tensor gains more by going with others than it loses by being copied."""
 
 Steps = tuple[Each, Each, Each]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
 
+from pquant.flat import SMALL, laid
 from pquant.layers.activation import PQActivation
 from pquant.pruning.method import Pruner
 from pquant.quantization.quantizer import Quantizer
@@ -56,22 +56,17 @@ ELEMENTWISE = (
     optim.SGD,
 )
 """Optimizers that treat each value by itself."""
-SMALL = 2**15
-"""Number of values up to which a parameter's update costs more for its being a parameter than for its values."""
 
 
 class _EndToEnd:
     """Parameters whose values lie in one tensor, ``whole``, which is what the optimizer updates."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.whole = nn.Parameter(_flatten_dense_tensors([parameter.detach() for parameter in parameters]))
-        for parameter, part in zip(parameters, self.parts(self.whole.detach()), strict=True):
+        shapes = tuple(parameter.shape for parameter in parameters)
+        self.parameters, self.laid = parameters, laid(shapes, shapes)
+        self.whole = nn.Parameter(self.laid.end_to_end([parameter.detach() for parameter in parameters]))
+        for parameter, part in zip(parameters, self.laid.apart(self.whole.detach()), strict=True):
             parameter.data = part
-
-    def parts(self, whole: Tensor) -> Sequence[Tensor]:
-        """Return what belongs to each parameter."""
-        return _unflatten_dense_tensors(whole, self.parameters)
 
     def take_gradients(self) -> None:
         """Lay the gradients end to end; a missing one counts as 0, unless all are missing."""
@@ -80,7 +75,7 @@ class _EndToEnd:
             self.whole.grad = None
             return
         whole = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(self.parameters, gradients, strict=True)]
-        self.whole.grad = _flatten_dense_tensors(whole)
+        self.whole.grad = self.laid.end_to_end(whole)
 
 
 def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,6 +139,6 @@ class Updates:
             for index, member in enumerate(one.parameters):
                 if member is parameter:
                     kept = [value for value in self.optimizer.state.get(one.whole, {}).values() if value.shape == one.whole.shape]
-                    return [one.parts(value)[index] for value in kept]
+                    return [one.laid.apart(value)[index] for value in kept]
         state = self.optimizer.state.get(parameter, {})
         return [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]

@@ -8,9 +8,10 @@ import torch
 from torch import nn, optim
 
 import pquant
+from pquant.flat import SMALL
 from pquant.pruning import DST
 from pquant.quantization import Quantization
-from pquant.training.optimizer import ELEMENTWISE, SMALL, Updates
+from pquant.training.optimizer import ELEMENTWISE, Updates
 
 HGQ = Quantization(
     default_data_keep_negatives=True,
