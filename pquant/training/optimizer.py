@@ -1,20 +1,43 @@
-"""What an optimizer is given: parameters in groups, each with the options it needs."""
+"""The optimizer, and what it is given: parameters in groups, each with the options it needs."""
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from pquant.layers.activation import PQActivation
 from pquant.pruning.method import Pruner
 from pquant.quantization.quantizer import Quantizer
 
+Groups = list[dict[str, Any]]
+MakesOptimizer = Callable[[Groups], Optimizer]
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+
+def uncompiled(optimizer: MakesOptimizer) -> MakesOptimizer:
+    """Return what makes the same optimizer without the compiler.
+
+    PyTorch's own optimizers tell ``torch.compile`` what to leave out of a graph. A step that is in none needs no telling, which would import the
+    compiler and take almost as long as importing PyTorch.
+    """
+    given = optimizer if isinstance(optimizer, partial) else partial(optimizer)
+    cls: Any = given.func
+    if not (inspect.isclass(cls) and cls.__module__.startswith("torch.optim.")):
+        return optimizer
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
+    methods["step"] = torch.no_grad()(inspect.unwrap(cls.step))
+    return partial(type(cls.__name__, (cls,), methods), *given.args, **given.keywords)
+
+
+def parameter_groups(model: nn.Module) -> Groups:
     """Return optimizer groups: the model's own parameters under the optimizer's options, thresholds, scores and bit widths under theirs.
 
     What pruning and quantization train takes no weight decay unless the method asks for it (``threshold_decay``).
     """
-    groups: list[dict[str, Any]] = []
+    groups: Groups = []
     taken: set[int] = set()
     for module in model.modules():
         if isinstance(module, (Pruner, Quantizer)):
@@ -30,7 +53,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": rest}] + [group for group in groups if group["params"]]
 
 
-def _group(groups: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
+def _group(groups: Groups, options: dict[str, Any]) -> dict[str, Any]:
     for group in groups:
         if {key: value for key, value in group.items() if key != "params"} == options:
             return group

@@ -28,7 +28,7 @@ from pquant.training import ranks
 from pquant.training.checkpoint import copied
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
-from pquant.training.optimizer import parameter_groups
+from pquant.training.optimizer import parameter_groups, uncompiled
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
@@ -97,7 +97,7 @@ class Trainer:
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         with blaming("optimizer"):
-            self.optimizer = optimizer(parameter_groups(self.model))
+            self.optimizer = uncompiled(optimizer)(parameter_groups(self.model))
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         with blaming("scheduler"):
             self.scheduler = scheduler(self.optimizer)
