@@ -239,8 +239,10 @@ class Experiment:
         for row in trainer.rows:
             self.tracker.log(row)
 
+        settings = {"config": json.dumps(trained)}
+
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(trained)})
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings)
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)

@@ -5,13 +5,13 @@ Padding zeros cost nothing, nor do pruned weights; pools, ReLU and tanh multiply
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.layers.compressed import Calls, CompressedLayer, QuantizedLayer
-from pquant.layers.norm import ChannelAffine, _BatchNorm
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24
@@ -24,10 +24,8 @@ def significant_bits(values: Tensor) -> Tensor:
     return torch.where(mantissa == 0, 0, MANTISSA_BITS - lowest).float()
 
 
-def constant_bits(values: Tensor | None, quantizer: Quantizer) -> Tensor | None:
+def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
     """Return the bits that each constant costs: its significant bits when it is quantized, 32 when it stays float, 0 when it is 0."""
-    if values is None:
-        return None
     return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
@@ -71,24 +69,34 @@ def _by_channel(x: Tensor, weight: Tensor) -> Tensor:
 
 def layer_ebops(layer: QuantizedLayer) -> float:
     """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
-    if isinstance(layer, CompressedLayer):
-        weight, bias = layer.deployed()
-    elif isinstance(layer, ChannelAffine):
-        weight, bias = layer.weight, layer.bias
-    elif isinstance(layer, _BatchNorm):
-        weight, bias = layer.scale_and_shift()
-    else:
-        return 0.0
-    weight_bits, bias_bits = constant_bits(weight, layer.weight_quantizer), constant_bits(bias, layer.bias_quantizer)
-    assert weight_bits is not None
+    constants = layer.deployed()
+    return 0.0 if constants is None else _ebops(layer, *constants)
+
+
+def _ebops(layer: Any, weight: Tensor, bias: Tensor | None) -> float:
+    weight_bits = constant_bits(weight, layer.weight_quantizer)
+    bias_bits = None if bias is None else constant_bits(bias, layer.bias_quantizer)
     return float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
 
 
+Deployed = dict[QuantizedLayer, tuple[Tensor, Tensor | None]]
+
+
 @torch.no_grad()
-def ebops(model: nn.Module) -> float:
+def deployed(model: nn.Module) -> Deployed:
+    """Return the (weight, bias) of each layer of a compressed (or finalized) model that has them, as they would be deployed now."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return {layer: constants for layer in layers if (constants := layer.deployed()) is not None}
+
+
+@torch.no_grad()
+def ebops(model: nn.Module, constants: Deployed | None = None) -> float:
     """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be deployed now.
+
+    ``constants`` are those of its layers, where they are known already.
 
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
-    return sum(layer_ebops(layer) for layer in model.modules() if isinstance(layer, QuantizedLayer))
+    constants = deployed(model) if constants is None else constants
+    return sum(_ebops(layer, *pair) for layer, pair in constants.items())

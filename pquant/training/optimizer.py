@@ -15,6 +15,8 @@ from pquant.quantization.quantizer import Quantizer
 
 Groups = list[dict[str, Any]]
 MakesOptimizer = Callable[[Groups], Optimizer]
+TOLD = ("add_param_group", "zero_grad", "step", "state_dict", "load_state_dict")
+"""Methods of PyTorch's optimizers that tell the compiler something."""
 
 
 def uncompiled(optimizer: MakesOptimizer) -> MakesOptimizer:
@@ -24,11 +26,11 @@ def uncompiled(optimizer: MakesOptimizer) -> MakesOptimizer:
     compiler and take almost as long as importing PyTorch.
     """
     given = optimizer if isinstance(optimizer, partial) else partial(optimizer)
-    cls: Any = given.func
+    cls = given.func
     if not (inspect.isclass(cls) and cls.__module__.startswith("torch.optim.")):
         return optimizer
-    methods = {name: inspect.unwrap(getattr(cls, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
-    methods["step"] = torch.no_grad()(inspect.unwrap(cls.step))
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in TOLD}
+    methods["step"] = torch.no_grad()(methods["step"])
     return partial(type(cls.__name__, (cls,), methods), *given.args, **given.keywords)
 
 
