@@ -1,5 +1,6 @@
 """Compose one job from conf/ and run it: ``python run.py pruning=wanda quantization.use_hgq=true``."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+gc.disable()  # nothing that is imported is ever garbage: it is looked at neither now nor while training
 if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserver" in multiprocessing.get_all_start_methods():
     # Workers are forked from a process that has imported what they need: it does so while this one is importing, too.
     from multiprocessing import forkserver
@@ -27,6 +29,9 @@ from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
 from pquant.interrupt import Interrupted, requeue
 from pquant.reference import explaining
+
+gc.freeze()
+gc.enable()
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())

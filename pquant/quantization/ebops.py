@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
+from pquant.flat import apart, end_to_end
 from pquant.layers.compressed import Calls, CompressedLayer, QuantizedLayer
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24
+FEW = 2**20
+"""Constants up to which those of all layers are looked at together."""
+
+Deployed = dict[Any, tuple[Tensor, Tensor | None]]
+"""The (weight, bias) of layers."""
 
 
 def significant_bits(values: Tensor) -> Tensor:
@@ -22,11 +28,6 @@ def significant_bits(values: Tensor) -> Tensor:
     mantissa = torch.frexp(values.detach().float().abs()).mantissa.mul(2**MANTISSA_BITS).to(torch.int32)
     lowest = torch.frexp((mantissa & -mantissa).float()).exponent - 1
     return torch.where(mantissa == 0, 0, MANTISSA_BITS - lowest).float()
-
-
-def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
-    """Return the bits that each constant costs: its significant bits when it is quantized, 32 when it stays float, 0 when it is 0."""
-    return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
 def calls_of(layer: QuantizedLayer, weight: Tensor) -> Calls:
@@ -67,21 +68,6 @@ def _by_channel(x: Tensor, weight: Tensor) -> Tensor:
     return x * weight.view(-1, *(1,) * (x.ndim - 2))
 
 
-def layer_ebops(layer: QuantizedLayer) -> float:
-    """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
-    constants = layer.deployed()
-    return 0.0 if constants is None else _ebops(layer, *constants)
-
-
-def _ebops(layer: Any, weight: Tensor, bias: Tensor | None) -> float:
-    weight_bits = constant_bits(weight, layer.weight_quantizer)
-    bias_bits = None if bias is None else constant_bits(bias, layer.bias_quantizer)
-    return float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
-
-
-Deployed = dict[QuantizedLayer, tuple[Tensor, Tensor | None]]
-
-
 @torch.no_grad()
 def deployed(model: nn.Module) -> Deployed:
     """Return the (weight, bias) of each layer of a compressed (or finalized) model that has them, as they would be deployed now."""
@@ -98,5 +84,31 @@ def ebops(model: nn.Module, constants: Deployed | None = None) -> float:
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
-    constants = deployed(model) if constants is None else constants
-    return sum(_ebops(layer, *pair) for layer, pair in constants.items())
+    return _total(deployed(model) if constants is None else constants)
+
+
+@torch.no_grad()
+def layer_ebops(layer: QuantizedLayer) -> float:
+    """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
+    constants = layer.deployed()
+    return 0.0 if constants is None else _total({layer: constants})
+
+
+def _total(constants: Deployed) -> float:
+    if not constants:
+        return 0.0
+    values = [each for pair in constants.values() for each in pair if each is not None]
+    shapes = tuple(each.shape for each in values)
+    few = sum(map(torch.Size.numel, shapes)) <= FEW
+    bits = iter(apart(significant_bits(end_to_end(values, shapes)), shapes) if few else map(significant_bits, values))
+    total = 0.0
+    for layer, (weight, bias) in constants.items():
+        weight_bits = _cost(weight, next(bits), layer.weight_quantizer)
+        bias_bits = None if bias is None else _cost(bias, next(bits), layer.bias_quantizer)
+        total += float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
+    return total
+
+
+def _cost(values: Tensor, significant: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return the bits that each constant costs: its significant ones when it is quantized, 32 when it stays float, 0 when it is 0."""
+    return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant.double()

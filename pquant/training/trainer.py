@@ -214,10 +214,11 @@ class Trainer:
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
         for x, y in self.loader:
             loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
-            total += loss * len(x)
-            extra += auxiliary * len(x)
-            count += kept * len(x)
-            good += kept
+            size = len(x)
+            total.add_(loss, alpha=size)
+            extra.add_(auxiliary, alpha=size)
+            count.add_(kept, alpha=size)
+            good.add_(kept)
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
