@@ -10,6 +10,7 @@ from torch._utils import _flatten_dense_tensors
 Packed = dict[str, Any]
 
 
+@torch.no_grad()
 def pack(state: Any) -> Packed:
     """Return a copy of a state: tensors, in nested dictionaries, lists and tuples, and plain values, none of them a ``torch.Size``.
 
@@ -23,9 +24,8 @@ def pack(state: Any) -> Packed:
 
     def framed(value: Any) -> Any:
         if isinstance(value, Tensor):
-            value = value.detach()
             if not value.is_contiguous():
-                return value.clone()
+                return value.detach().clone()
             kind = value.dtype, value.device
             name = names.get(kind) or names.setdefault(kind, f"{value.dtype} {value.device}")
             tensors.setdefault(name, []).append(value)
