@@ -114,6 +114,7 @@ class Trainer:
         self.snapshot: dict[str, Tensor] = {}
         self.safe: Packed | None = None
         self.rows: list[Row] = []
+        self.lines: list[str] = []
 
     def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = _nothing, after_step: Callable[[], None] = _nothing) -> None:
         """Run the epochs that are left.
@@ -271,7 +272,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last complete epoch, its tensors in a copy."""
-        return {"position": self.position, "rows": json.dumps(self.rows), "state": self.safe or pack(self._state())}
+        self.lines += map(json.dumps, self.rows[len(self.lines) :])
+        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or pack(self._state())}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
@@ -287,7 +289,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state that :meth:`state_dict` gave."""
-        self.position, self.rows, self.safe = state["position"], json.loads(state["rows"]), None
+        self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
         self._load(unpack(state["state"]))
 
     def _load(self, state: dict[str, Any]) -> None:
