@@ -239,7 +239,7 @@ class Experiment:
         for row in trainer.rows:
             self.tracker.log(row)
 
-        settings, sync = {"config": json.dumps(trained)}, SyncBehind()
+        settings, sync = {"config": json.dumps(trained)}, SyncBehind(run.folder / CHECKPOINT)
 
         def on_epoch(row: Row) -> None:
             save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings, sync)

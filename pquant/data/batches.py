@@ -43,7 +43,7 @@ class TensorBatches:
         count = len(self.tensors[0])
         order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
         wanted = order[: len(self) * self.batch_size].to(self.tensors[0].device)
-        for rows in wanted.split(AT_ONCE * self.batch_size):
+        for rows in wanted.split(AT_ONCE * self.batch_size) if len(wanted) else ():
             yield from zip(*(tensor.index_select(0, rows).split(self.batch_size) for tensor in self.tensors), strict=True)
 
 

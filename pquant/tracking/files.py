@@ -22,25 +22,29 @@ UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
 class SyncBehind:
-    """Brings files to the disk while work goes on, one at a time: a call waits for the file before, and starts with the one whose number it gets.
+    """Brings what is written to ``path``, again and again, to the disk while work goes on: a call waits for what was written before.
 
-    A file that did not arrive is an ``OSError`` of the call after, or of :meth:`wait`.
+    What did not arrive is an ``OSError`` of the call after, or of :meth:`wait`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
     def __call__(self, number: int) -> None:
-        """Wait for the file before, and bring an open file to the disk; it may be closed meanwhile."""
+        """Start with an open file, which may be closed meanwhile."""
         self.wait()
         self._last = self._thread.submit(_sync, os.dup(number))
 
     def wait(self) -> None:
-        """Return once the last file is on the disk."""
+        """Return once all is on the disk."""
         last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        try:
+            if last is not None:
+                last.result()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
 
 def _sync(number: int) -> None:
