@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("whole")
     from pquant import experiment
 
-    def keep(path: Path, state: dict) -> None:
+    def keep(path: Path, state: dict, sync: object) -> None:
         save_checkpoint(path, state)
         save_checkpoint(path.with_name(f"{state['position']}.pt"), state)
 
