@@ -1,5 +1,6 @@
 """Compose one job from conf/ and run it: ``python run.py pruning=wanda quantization.use_hgq=true``."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+if __name__ == "__main__":
+    gc.disable()  # until all is imported, of which nothing is ever garbage
 if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserver" in multiprocessing.get_all_start_methods():
     # Workers are forked from a process that has imported what they need: it does so while this one is importing, too.
     from multiprocessing import forkserver
@@ -56,6 +59,8 @@ def refuse(error: BaseException) -> None:
 
 def main() -> None:
     """Run; exit with one line for an error that people can mend, and with 128 + the signal's number when one ended the run."""
+    gc.freeze()
+    gc.enable()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         with explaining(sys.argv):

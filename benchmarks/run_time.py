@@ -24,7 +24,7 @@ from pquant.training.trainer import Trainer
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NO_EPOCHS = ["training.pretraining_epochs=0", "training.epochs=0", "training.fine_tuning_epochs=0"]
-LIBRARIES = ["hydra", "torch", "torch._dynamo", "sklearn.datasets", "sklearn.model_selection", "matplotlib.figure"]
+LIBRARIES = ["hydra", "torch"]
 TRACKERS = {"wandb": ["wandb", "wandb.sdk.launch.inputs.internal"], "none": []}
 
 

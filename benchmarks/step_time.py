@@ -35,7 +35,8 @@ from pquant.models import MLP, ResNet20
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training.lifecycle import StepEvents
-from pquant.training.optimizer import Updates, parameter_groups
+from pquant.training.optimizer import parameter_groups, uncompiled
+from pquant.training.updates import Updates
 
 matplotlib.use("svg")
 
@@ -100,7 +101,7 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call:
 def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Call:
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
-    updates = Updates(torch.optim.Adam(parameter_groups(model), 1e-3, fused=True), model)
+    updates = Updates(uncompiled(partial(torch.optim.Adam, lr=1e-3, fused=True))(parameter_groups(model)), model)
     events, penalty = StepEvents(model, compiled), pquant.Penalty(model)
 
     def loss() -> torch.Tensor:

@@ -39,7 +39,7 @@ from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
 from pquant.settings import check_fields, setting
 from pquant.tracking.environment import config_hash, difference, environment
-from pquant.tracking.files import MetricsCsv, only_run_in, plain, write_json
+from pquant.tracking.files import MetricsCsv, SyncBehind, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
 from pquant.training import ranks
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
@@ -239,8 +239,10 @@ class Experiment:
         for row in trainer.rows:
             self.tracker.log(row)
 
+        settings, sync = {"config": json.dumps(trained)}, SyncBehind(run.folder / CHECKPOINT)
+
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(trained)})
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings, sync)
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -252,6 +254,7 @@ class Experiment:
         try:
             with graceful() as check:
                 trainer.fit(on_epoch, lambda: self._search(trainer, run.folder), check)
+            sync.wait()
         finally:
             console.finish()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
-from pquant.quantization.ebops import ebops, layer_ebops
+from pquant.quantization.ebops import Deployed, ebops, layer_ebops
 from pquant.quantization.price import prices
 
 
@@ -34,14 +34,15 @@ def penalty(model: nn.Module) -> Tensor:
     return Penalty(model)()
 
 
-def sparsity(model: nn.Module) -> float:
+def sparsity(model: nn.Module, constants: Deployed | None = None) -> float:
     """Return the share of zeros among the prunable weights, pruned and quantized as they would be deployed now.
 
-    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does.
+    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does. ``constants`` are those of
+    the layers, where they are known already.
     """
     layers = list(weight_layers(model).values())
     layers = [layer for layer in layers if layer.prunable] or layers
-    weights = [layer.deployed()[0] for layer in layers]
+    weights = [(constants[layer] if constants else layer.deployed())[0] for layer in layers]
     total = sum(weight.numel() for weight in weights)
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / total if total else 0.0
 

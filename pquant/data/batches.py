@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+AT_ONCE = 16
+"""Batches that are copied out together, which is faster than one by one."""
+
 
 class Batches(Protocol):
     """Batches that can be counted, and gone through again and again."""
@@ -39,8 +42,9 @@ class TensorBatches:
         """Yield the batches, in a new random order when there is a generator."""
         count = len(self.tensors[0])
         order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
-        for rows in order.to(self.tensors[0].device).split(self.batch_size)[: len(self)]:
-            yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+        wanted = order[: len(self) * self.batch_size].to(self.tensors[0].device)
+        for rows in wanted.split(AT_ONCE * self.batch_size) if len(wanted) else ():
+            yield from zip(*(tensor.index_select(0, rows).split(self.batch_size) for tensor in self.tensors), strict=True)
 
 
 def batches(dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False) -> Batches:

@@ -1,6 +1,10 @@
 """scikit-learn's bundled handwritten digits."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
@@ -20,7 +24,13 @@ class Digits(Fractions):
 
     def load(self, seed: int) -> Splits:
         """Return the splits."""
-        from sklearn.datasets import load_digits
-
-        x, y = load_digits(return_X_y=True)
+        table = np.loadtxt(bundled(), delimiter=",")
+        x, y = table[:, :-1], table[:, -1].astype(int)
         return self.split(x if self.flatten else x.reshape(-1, 1, 8, 8), y, seed, [str(digit) for digit in range(10)])
+
+
+def bundled() -> Path:
+    """Return where scikit-learn, which takes more than a second to import, keeps the images: a row of pixels and the class for each."""
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

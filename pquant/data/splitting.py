@@ -65,21 +65,42 @@ def portion(total: int, fraction: float) -> int:
 def hold_out(rows: Array, y: Array, count: int, seed: int, classes: Sequence[str] | None) -> tuple[Array, Array]:
     """Return ``rows`` without ``count`` of them, and those; in proportion by the class ``y[row]`` when there are classes.
 
+    They are those that scikit-learn's ``train_test_split`` draws, which takes more than a second to import.
+
     Raises:
         ConfigError: too few rows, or a class too small; it names the smallest class and its number of examples.
     """
-    from sklearn.model_selection import train_test_split
+    left, random = len(rows) - count, np.random.RandomState(seed)
+    message = f"cannot hold out {count} of {len(rows)} examples"
+    if classes is None:
+        if left < 1:
+            raise ConfigError(message)
+        order = random.permutation(len(rows))
+        return rows[order[count:]], rows[order[:count]]
+    labels, counts = np.unique(y[rows], return_counts=True)
+    if counts.min() < 2 or min(left, count) < len(labels):
+        codes, all_counts = np.unique(y, return_counts=True)
+        smallest = f"'{classes[codes[all_counts.argmin()]]}', has only {all_counts.min()}"
+        raise ConfigError(f"{message} with the classes in proportion: the smallest of {len(codes)} classes, {smallest}")
+    kept = proportional(counts, left, random)
+    held = proportional(counts - kept, count, random)
+    drawn = [np.flatnonzero(y[rows] == label)[random.permutation(size)] for label, size in zip(labels, counts, strict=True)]
+    rest = random.permutation(np.concatenate([members[:size] for members, size in zip(drawn, kept, strict=True)]))
+    return rows[rest], rows[random.permutation(np.concatenate([members[-size:] for members, size in zip(drawn, held, strict=True) if size]))]
 
-    try:
-        rest, held = train_test_split(rows, test_size=count, random_state=seed, stratify=y[rows] if classes else None)
-    except ValueError as error:
-        message = f"cannot hold out {count} of {len(rows)} examples"
-        if classes:
-            codes, counts = np.unique(y, return_counts=True)
-            smallest = f"the smallest of {len(codes)} classes, '{classes[codes[counts.argmin()]]}', has only {counts.min()}"
-            message += f" with the classes in proportion: {smallest}"
-        raise ConfigError(message) from error
-    return rest, held
+
+def proportional(counts: Array, total: int, random: np.random.RandomState) -> Array:
+    """Return ``total`` split in proportion to ``counts``: the largest remainders are rounded up, drawn where they are equal."""
+    exact = counts / counts.sum() * total
+    parts = np.floor(exact)
+    remainders = exact - parts
+    for remainder in np.unique(remainders)[::-1]:
+        missing = total - int(parts.sum())
+        if not missing:
+            break
+        equal = np.flatnonzero(remainders == remainder)
+        parts[random.choice(equal, min(len(equal), missing), replace=False)] += 1
+    return parts.astype(int)
 
 
 def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...]) -> None:

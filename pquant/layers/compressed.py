@@ -84,6 +84,10 @@ class QuantizedLayer(Watched):
         if self.input_quantizer.twin_of(source):
             self.input_quantizer = NoQuantizer()
 
+    def deployed(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the (weight, bias) of the layer if it were deployed now; None for one that has none."""
+        return None
+
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input."""
         raise NotImplementedError
@@ -164,9 +168,11 @@ class CompressedLayer(QuantizedLayer):
     def deployed(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) of the layer if it were deployed now, whatever mode it is in."""
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         weight, bias = self.effective()
-        self.train(was_training)
+        if was_training:
+            self.train()
         return weight.detach(), None if bias is None else bias.detach()
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -29,6 +29,10 @@ class ChannelAffine(QuantizedLayer):
         self.weight_quantizer, self.bias_quantizer = (_baked(norm.weight_quantizer, scale), _baked(norm.bias_quantizer, shift))
         self.eval()
 
+    def deployed(self) -> tuple[Tensor, Tensor]:
+        """Return (weight, bias)."""
+        return self.weight, self.bias
+
     def compute(self, x: Tensor) -> Tensor:
         """Return x * weight + bias."""
         return x * _by_channel(self.weight, x) + _by_channel(self.bias, x)
@@ -67,6 +71,10 @@ class _BatchNorm(QuantizedLayer):
         scale = self.weight_quantizer((torch.ones_like(sigma) if self.weight is None else self.weight) / sigma)
         beta = torch.zeros_like(sigma) if self.bias is None else self.bias
         return scale, self.bias_quantizer(beta - self.running_mean * scale)
+
+    def deployed(self) -> tuple[Tensor, Tensor]:
+        """Return the scale and shift of the running statistics."""
+        return self.scale_and_shift()
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the normalized ``x``."""

@@ -5,16 +5,22 @@ Padding zeros cost nothing, nor do pruned weights; pools, ReLU and tanh multiply
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
+from pquant.flat import apart, end_to_end
 from pquant.layers.compressed import Calls, CompressedLayer, QuantizedLayer
-from pquant.layers.norm import ChannelAffine, _BatchNorm
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24
+FEW = 2**20
+"""Constants up to which those of all layers are looked at together."""
+
+Deployed = dict[Any, tuple[Tensor, Tensor | None]]
+"""The (weight, bias) of layers."""
 
 
 def significant_bits(values: Tensor) -> Tensor:
@@ -22,13 +28,6 @@ def significant_bits(values: Tensor) -> Tensor:
     mantissa = torch.frexp(values.detach().float().abs()).mantissa.mul(2**MANTISSA_BITS).to(torch.int32)
     lowest = torch.frexp((mantissa & -mantissa).float()).exponent - 1
     return torch.where(mantissa == 0, 0, MANTISSA_BITS - lowest).float()
-
-
-def constant_bits(values: Tensor | None, quantizer: Quantizer) -> Tensor | None:
-    """Return the bits that each constant costs: its significant bits when it is quantized, 32 when it stays float, 0 when it is 0."""
-    if values is None:
-        return None
-    return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
 def calls_of(layer: QuantizedLayer, weight: Tensor) -> Calls:
@@ -69,26 +68,47 @@ def _by_channel(x: Tensor, weight: Tensor) -> Tensor:
     return x * weight.view(-1, *(1,) * (x.ndim - 2))
 
 
-def layer_ebops(layer: QuantizedLayer) -> float:
-    """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
-    if isinstance(layer, CompressedLayer):
-        weight, bias = layer.deployed()
-    elif isinstance(layer, ChannelAffine):
-        weight, bias = layer.weight, layer.bias
-    elif isinstance(layer, _BatchNorm):
-        weight, bias = layer.scale_and_shift()
-    else:
-        return 0.0
-    weight_bits, bias_bits = constant_bits(weight, layer.weight_quantizer), constant_bits(bias, layer.bias_quantizer)
-    assert weight_bits is not None
-    return float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
+@torch.no_grad()
+def deployed(model: nn.Module) -> Deployed:
+    """Return the (weight, bias) of each layer of a compressed (or finalized) model that has them, as they would be deployed now."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return {layer: constants for layer in layers if (constants := layer.deployed()) is not None}
 
 
 @torch.no_grad()
-def ebops(model: nn.Module) -> float:
+def ebops(model: nn.Module, constants: Deployed | None = None) -> float:
     """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be deployed now.
+
+    ``constants`` are those of its layers, where they are known already.
 
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
-    return sum(layer_ebops(layer) for layer in model.modules() if isinstance(layer, QuantizedLayer))
+    return _total(deployed(model) if constants is None else constants)
+
+
+@torch.no_grad()
+def layer_ebops(layer: QuantizedLayer) -> float:
+    """Return the exact EBOPs of one layer as deployed: a constant counts the bits from its highest to its lowest set bit."""
+    constants = layer.deployed()
+    return 0.0 if constants is None else _total({layer: constants})
+
+
+def _total(constants: Deployed) -> float:
+    if not constants:
+        return 0.0
+    values = [each for pair in constants.values() for each in pair if each is not None]
+    shapes = tuple(each.shape for each in values)
+    few = sum(map(torch.Size.numel, shapes)) <= FEW
+    bits = iter(apart(significant_bits(end_to_end(values, shapes)), shapes) if few else map(significant_bits, values))
+    total = 0.0
+    for layer, (weight, bias) in constants.items():
+        weight_bits = _cost(weight, next(bits), layer.weight_quantizer)
+        bias_bits = None if bias is None else _cost(bias, next(bits), layer.bias_quantizer)
+        total += float(operations(layer, weight_bits, bias_bits, layer.operand().width()))
+    return total
+
+
+def _cost(values: Tensor, significant: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return the bits that each constant costs: its significant ones when it is quantized, 32 when it stays float, 0 when it is 0."""
+    return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant.double()

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,44 @@ TOKEN = 8
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
-def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> None:
+class SyncBehind:
+    """Brings what is written to ``path``, again and again, to the disk while work goes on: a call waits for what was written before.
+
+    What did not arrive is an ``OSError`` of the call after, or of :meth:`wait`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __call__(self, number: int) -> None:
+        """Start with an open file, which may be closed meanwhile."""
+        self.wait()
+        self._last = self._thread.submit(_sync, os.dup(number))
+
+    def wait(self) -> None:
+        """Return once all is on the disk."""
+        last, self._last = self._last, None
+        try:
+            if last is not None:
+                last.result()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+
+
+def _sync(number: int) -> None:
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, sync: Callable[[int], None] | None = None) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), so that a crash leaves either the old file or the new one.
 
-    With ``keep`` the old file stays, under that name; a crash may then leave it under that name alone.
+    With ``keep`` the old file stays, under that name; a crash may then leave it under that name alone. ``sync`` brings an open file to the disk,
+    ``os.fsync`` unless given.
 
     Raises:
         OSError: the folder is missing, full or read-only; the old file is then intact and nothing else is left.
@@ -33,7 +68,7 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
         with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            (sync or os.fsync)(file.fileno())
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)

@@ -22,16 +22,17 @@ from pquant.layers.compressed import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
 from pquant.measures import Penalty, sparsity
 from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import ebops
+from pquant.quantization.ebops import deployed, ebops
 from pquant.quantization.quantizer import Quantizer
 from pquant.training import ranks
-from pquant.training.checkpoint import copied
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
-from pquant.training.optimizer import Updates, parameter_groups
+from pquant.training.optimizer import parameter_groups, uncompiled
+from pquant.training.packing import Packed, pack, unpack
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
+from pquant.training.updates import Updates
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Trainer:
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         with blaming("optimizer"):
-            self.optimizer = optimizer(parameter_groups(self.model))
+            self.optimizer = uncompiled(optimizer)(parameter_groups(self.model))
         self.updates = Updates(self.optimizer, self.model)
         with blaming("scheduler"):
             self.scheduler = scheduler(self.optimizer)
@@ -112,7 +113,9 @@ class Trainer:
         self.step_events = StepEvents(self.model, compiled)
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
+        self.safe: Packed | None = None
         self.rows: list[Row] = []
+        self.lines: list[str] = []
 
     def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = _nothing, after_step: Callable[[], None] = _nothing) -> None:
         """Run the epochs that are left.
@@ -126,17 +129,25 @@ class Trainer:
             start = time.perf_counter()
             if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                 before_train()
-            self._enter(epoch)
+            if self._enter(epoch) or self.safe is None:
+                self.safe = pack(self._state())
             losses = self._train_epoch(epoch, after_step)
             self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step()
             self.position += 1
             row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
-            row |= {"sparsity": sparsity(self.model), "ebops": ebops(self.model), "lr": learning_rate, "seconds": time.perf_counter() - start}
+            constants = deployed(self.model)
+            row |= {
+                "sparsity": sparsity(self.model, constants),
+                "ebops": ebops(self.model, constants),
+                "lr": learning_rate,
+                "seconds": time.perf_counter() - start,
+            }
             if not math.isfinite(row["val/loss"]):
                 raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
             self.rows.append(row)
+            self.safe = pack(self._state())
             on_epoch(row)
 
     def _leaves_one_out(self) -> bool:
@@ -159,13 +170,17 @@ class Trainer:
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
         return ((batch[0].to(self.device),) for batch in batches(self.splits.train, self.training.batch_size))
 
-    def _enter(self, epoch: Epoch) -> None:
-        if epoch.index == 0 and epoch.round == 0 and not (epoch.stage is Stage.FINETUNE and self.snapshot):
+    def _enter(self, epoch: Epoch) -> bool:
+        """Prepare for an epoch; return whether that changed the state."""
+        begins = epoch.index == 0 and epoch.round == 0 and not (epoch.stage is Stage.FINETUNE and self.snapshot)
+        if begins:
             if epoch.stage is Stage.TRAIN:
                 calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
             set_stage(self.model, epoch.stage, self.horizon)
-        if epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch:
+        saves = epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch
+        if saves:
             self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
+        return begins or saves
 
     def _leave(self, epoch: Epoch, loss: float) -> None:
         ranks.mean_buffers(self.model)
@@ -198,18 +213,19 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
-        start = copied(self._state())
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
         for x, y in self.loader:
             loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
-            total += loss * len(x)
-            extra += auxiliary * len(x)
-            count += kept * len(x)
-            good += kept
+            size = len(x)
+            total.add_(loss, alpha=size)
+            extra.add_(auxiliary, alpha=size)
+            count.add_(kept, alpha=size)
+            good.add_(kept)
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
-            self._load(start)
+            assert self.safe is not None
+            self._load(unpack(self.safe))
             where = locate(self) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
@@ -256,13 +272,13 @@ class Trainer:
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last complete epoch."""
-        return self._state() | {"rows": json.dumps(self.rows)}
+        """Return the state after the last complete epoch, its tensors in a copy."""
+        self.lines += map(json.dumps, self.rows[len(self.lines) :])
+        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or pack(self._state())}
 
     def _state(self) -> dict[str, Any]:
-        """Return all of the state but the rows, which an epoch under way leaves alone."""
+        """Return what an epoch under way changes."""
         return {
-            "position": self.position,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -274,11 +290,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state that :meth:`state_dict` gave."""
-        self.rows = json.loads(state["rows"])
-        self._load(state)
+        self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
+        self._load(unpack(state["state"]))
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
         self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

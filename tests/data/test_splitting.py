@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.model_selection import train_test_split
 
 from pquant.data import Splits
 from pquant.data.splitting import Fractions, hold_out, standardize
@@ -44,6 +45,22 @@ def test_parts_have_exact_sizes_no_overlap_and_classes_in_proportion(counts: lis
         assert tensors.tensors[1].tolist() == [labels[row] for row in part]
         for label, count in enumerate(counts):
             assert abs(tensors.tensors[1].tolist().count(label) - len(part) * count / total) <= 1.5
+
+
+@given(data=st.data(), counts=st.lists(st.integers(1, 40), min_size=2, max_size=6), stratified=st.booleans(), seed=st.integers(0, 2**31))
+@settings(max_examples=200)
+def test_what_is_held_out_is_what_scikit_learn_holds_out(data: st.DataObject, counts: list[int], stratified: bool, seed: int) -> None:
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    rows = np.flatnonzero(np.arange(len(y)) % data.draw(st.integers(2, 9)))
+    count = data.draw(st.integers(1, max(1, len(rows) - 1)))
+    classes = list("abcdef") if stratified else None
+    try:
+        expected = train_test_split(rows, test_size=count, random_state=seed, stratify=y[rows] if stratified else None)
+    except ValueError:
+        with pytest.raises(ConfigError, match="cannot hold out"):
+            hold_out(rows, y, count, seed, classes)
+        return
+    assert [part.tolist() for part in hold_out(rows, y, count, seed, classes)] == [part.tolist() for part in expected]
 
 
 def test_same_seed_gives_the_same_parts_and_another_seed_others() -> None:

@@ -13,6 +13,7 @@ from pquant.errors import ConfigError
 from pquant.experiment import Experiment, Run
 from pquant.fitcompress import FITCompress
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.packing import unpack
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -44,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("whole")
     from pquant import experiment
 
-    def keep(path: Path, state: dict) -> None:
+    def keep(path: Path, state: dict, sync: object) -> None:
         save_checkpoint(path, state)
         save_checkpoint(path.with_name(f"{state['position']}.pt"), state)
 
@@ -79,7 +80,7 @@ def test_a_run_resumed_at_any_epoch_ends_bit_identical(epoch: int, whole: tuple[
         monkeypatch.setattr(FITCompress, "search", None)
     resumed = run(tmp_path, *BOTH, resume=True)
     assert {name: resumed[name] for name in SAME} == {name: summary[name] for name in SAME}
-    ours, theirs = (load_checkpoint(one / "checkpoint.pt")["model"] for one in (tmp_path, folder))
+    ours, theirs = (unpack(load_checkpoint(one / "checkpoint.pt")["state"])["model"] for one in (tmp_path, folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if isinstance(value, torch.Tensor))
 

@@ -199,3 +199,11 @@ def test_training_pays_for_widths_and_not_for_pruned_weights(name: str, granular
     of_weights = float(penalty.detach()) - counted(alike, shape, torch.tensor(6))
     bits = model.weight_quantizer
     assert float((bits.f.grad * bits.bits().detach()).sum()) == pytest.approx(of_weights), "linear in the bits of weights"
+
+
+def test_many_constants_are_looked_at_tensor_by_tensor_to_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pquant.compress(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)), DST(), FIXED, torch.randn(4, 6))
+    together = pquant.ebops(model)
+    monkeypatch.setattr("pquant.quantization.ebops.FEW", 0)
+    assert pquant.ebops(model) == together > 0
+    assert pquant.ebops(nn.Sequential(nn.ReLU())) == 0

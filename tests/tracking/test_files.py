@@ -1,7 +1,9 @@
 import csv
+import errno
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from pquant.tracking import MetricsCsv, write_atomic, write_json
-from pquant.tracking.files import plain
+from pquant.tracking.files import SyncBehind, plain
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -38,6 +40,44 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_what_is_written_arrives_behind_in_order_before_what_comes_after(tmp_path, monkeypatch):
+    path, events, gates = tmp_path / "a", [], [threading.Event(), threading.Event()]
+    behind = SyncBehind(path)
+
+    def slow(number):
+        turn = len(events)
+        gates[turn].wait(10)
+        events.append(os.fstat(number).st_size)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    write_atomic(path, "first", tmp_path / "before", behind)
+    assert path.read_text() == "first" and events == []
+    gates[0].set()
+    write_atomic(path, "second", tmp_path / "before", behind)
+    assert events == [5] and (tmp_path / "before").read_text() == "first"
+    gates[1].set()
+    behind.wait()
+    assert events == [5, 6]
+    behind.wait()
+
+
+def test_what_did_not_arrive_is_an_error_of_the_next_write_and_of_the_wait_and_names_the_file(tmp_path, monkeypatch):
+    def fail(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a"
+    behind = SyncBehind(path)
+    monkeypatch.setattr(os, "fsync", fail)
+    write_atomic(path, "first", sync=behind)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(path, "second", sync=behind)
+    assert caught.value.filename == str(path) and path.read_text() == "first" and os.listdir(tmp_path) == ["a"]
+    write_atomic(path, "third", sync=behind)
+    with pytest.raises(OSError, match="No space left") as caught:
+        behind.wait()
+    assert caught.value.filename == str(path)
 
 
 def test_an_interrupt_leaves_no_temporary_file(tmp_path, monkeypatch):
