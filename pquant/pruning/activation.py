@@ -33,10 +33,10 @@ class ActivationPruner(WindowPruner):
         """Whether the layer keeps all channels because they are the model's outputs."""
         return self.makes_output and not self.method.prune_output_layer
 
-    def _open_or_close(self) -> None:
-        super()._open_or_close()
-        if self.exempt:
-            self._needs = frozenset()
+    @property
+    def opens(self) -> bool:
+        """Whether outputs are to be collected now."""
+        return super().opens and not self.exempt
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -4,13 +4,15 @@ P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsifica
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each
+from pquant.flat import Each, apart, end_to_end
+from pquant.pruning.group import Group, OnePass, Pruned
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
@@ -85,6 +87,43 @@ class CSPruner(ScheduledPruner):
         self._follow()
 
 
+class _Sum(torch.autograd.Function):
+    """lambda * sum(m), m = c sigmoid(beta s), of all scores."""
+
+    @staticmethod
+    def forward(ctx: Any, betas: Sequence[Tensor], factor: float, decay: float, *scores: Tensor) -> Tensor:
+        ctx.shapes, ctx.pull = tuple(score.shape for score in scores), decay * factor
+        beta = end_to_end(betas, ctx.shapes)
+        share = torch.sigmoid(end_to_end(scores, ctx.shapes) * beta)
+        ctx.save_for_backward(share, beta)
+        return (share * factor).sum() * decay
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        share, beta = ctx.saved_tensors
+        return None, None, None, *apart(torch.ops.aten.sigmoid_backward(beta * (grads[0] * ctx.pull), share), ctx.shapes)
+
+
+class CSGroup(OnePass):
+    """The scores of all layers."""
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: CS = self.pruners[0].method
+        self.scores, self.betas = [pruner.score for pruner in self.pruners], [pruner.beta for pruner in self.pruners]
+
+    def penalty(self) -> Tensor:
+        """Return lambda * sum(m)."""
+        if not self.method.threshold_decay:
+            return self.weights[0].new_zeros(())
+        return _Sum.apply(self.betas, self.pruners[0].factor, self.method.threshold_decay, *self.scores)
+
+    @torch.no_grad()
+    def masks(self) -> Tensor:
+        """Return s > 0."""
+        return (end_to_end(self.scores, self.shapes) > 0).to(self.scores[0].dtype)
+
+
 @schema("pruning", "cs")
 @dataclass(frozen=True)
 class CS(PruningMethod):
@@ -103,6 +142,7 @@ class CS(PruningMethod):
         threshold_decay: lambda, the weight of the mask in the loss, a sum over weights, so that it is small; more gives more zeros.
     """
 
+    group: ClassVar[type[Group]] = CSGroup
     decays_thresholds: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.flat import Each, apart, end_to_end, layout
+from pquant.pruning.group import Group, OnePass, Pruned, addresses
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -69,13 +71,12 @@ class DSTPruner(Pruner):
         """Pull all thresholds of the layer down where the step just made left too little of it; no host sync."""
         if self.stage is not Stage.TRAIN:
             return
-        kept, least = self.select(weight).count_nonzero(), (1 - self.method.max_pruning_pct) * weight.numel()
+        kept = self.select(weight).count_nonzero() > self.method.least(weight)
         if self.method.beyond_max == "reset":
-            self.threshold.mul_(kept > least)
+            self.threshold.mul_(kept)
         else:
-            pruned = max(math.ceil(self.method.max_pruning_pct * weight.numel()) - 1, 1)
-            highest = weight.abs().flatten().kthvalue(pruned).values
-            self.threshold.copy_(torch.where(kept > least, self.threshold, self.threshold.clamp(max=highest)))
+            highest = weight.abs().flatten().kthvalue(self.method.most(weight)).values
+            self.threshold.copy_(torch.where(kept, self.threshold, self.threshold.clamp(max=highest)))
 
 
 class _Push(torch.autograd.Function):
@@ -96,6 +97,40 @@ def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
     return _Push.apply(alpha, *thresholds)
 
 
+class DSTGroup(OnePass):
+    """The thresholds of all layers."""
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: DST = self.pruners[0].method
+        self.thresholds = [pruner.threshold for pruner in self.pruners]
+        layouts = [layout(weight.shape, threshold.shape) for weight, threshold in zip(self.weights, self.thresholds, strict=True)]
+        self.spread = [np.array([one[axis] for one in layouts if one]) for axis in (1, 2)]
+        self.least = np.array([self.method.least(weight) for weight in self.weights], np.float32)
+        clamps = self.method.beyond_max == "clamp"
+        self.most = np.array([self.method.most(weight) if clamps else 0 for weight in self.weights])
+
+    def penalty(self) -> Tensor:
+        """Return the push on all thresholds."""
+        return push(self.thresholds, self.method.alpha)
+
+    def follow_step(self) -> None:
+        """Pull thresholds down where a layer has too little left."""
+        if not self.looped:
+            super().follow_step()
+            return
+        from pquant.pruning import loops
+
+        if loops.give_way(addresses(self.weights), addresses(self.thresholds), *self.spread, self.least, self.most):
+            torch.autograd.graph.increment_version(self.thresholds)
+
+    @torch.no_grad()
+    def masks(self) -> Tensor:
+        """Return |W| > t."""
+        weights = end_to_end(self.weights, self.shapes)
+        return (weights.abs() > end_to_end(self.thresholds, self.shapes)).to(weights.dtype)
+
+
 @schema("pruning", "dst")
 @dataclass(frozen=True)
 class DST(PruningMethod):
@@ -113,6 +148,7 @@ class DST(PruningMethod):
         beyond_max: how thresholds give way beyond ``max_pruning_pct``: start again from 0, as in the authors' code, or only as far as needed.
     """
 
+    group: ClassVar[type[Group]] = DSTGroup
     decays_thresholds: ClassVar[bool] = True
 
     pruning_method: Literal["dst"] = "dst"
@@ -126,7 +162,10 @@ class DST(PruningMethod):
         """Return thresholds for ``weight``."""
         return DSTPruner(self, weight)
 
-    def penalty(self, layers: Sequence[tuple[Pruner, Tensor]]) -> Tensor:
-        """Return the push on the thresholds of all layers, in one pass."""
-        thresholds = [pruner.threshold for pruner, _ in layers if isinstance(pruner, DSTPruner) and pruner.stage is Stage.TRAIN]
-        return push(thresholds, self.alpha) if thresholds else layers[0][1].new_zeros(())
+    def least(self, weight: Tensor) -> float:
+        """Return how many weights of a layer must be more than."""
+        return (1 - self.max_pruning_pct) * weight.numel()
+
+    def most(self, weight: Tensor) -> int:
+        """Return how many weights of a layer may be pruned, but at least one."""
+        return max(math.ceil(self.max_pruning_pct * weight.numel()) - 1, 1)

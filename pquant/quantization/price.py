@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations
 from pquant.quantization.hgq import HGQQuantizer, price_of
@@ -29,6 +30,7 @@ class Price:
         self.flat = [layer for layer in weighted if met[layer] is not None]
         self.biased = [layer for layer in self.flat if layer.bias is not None]
         self.pruned = any(not isinstance(layer.pruner, NoPruner) for layer in self.flat)
+        self.pruners = Groups(self.flat)
 
         parameters = [layer.weight_quantizer for layer in self.flat] + [layer.bias_quantizer for layer in self.biased]
         own = _trained([*parameters, *(child for layer in layers for child in layer.children())])
@@ -74,7 +76,7 @@ class Price:
         if self.flat:
             cost = self.count * beta
             if self.pruned:
-                masks = torch.cat([_mask(layer).flatten() for layer in self.flat])
+                masks = self.pruners.masks()
                 cost[: len(masks)] *= masks
             weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
             weight_slope, data_slope = cost * table.index_select(0, self.data_at), cost * weight_bits

@@ -1,0 +1,120 @@
+"""What the pruned layers of a model do beside their effective weights: losses, steps, masks, with one call for all layers of a method."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pquant.flat import apart, end_to_end, is_plain
+from pquant.training.stage import Stage
+from pquant.watched import changes
+
+
+class Pruned(Protocol):
+    """A layer whose ``weight`` its ``pruner`` prunes."""
+
+    weight: Tensor
+    pruner: Any
+
+
+class Group:
+    """Layers that one method prunes, one by one; a method that can take them in one pass names a subclass.
+
+    A subclass is made when all are in the train stage, and used until a module changes or one of its tensors is exchanged.
+    """
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        self.layers = self.following = layers
+
+    def penalty(self) -> Tensor:
+        """Return the auxiliary losses of all, a scalar."""
+        losses = [layer.pruner.penalty(layer.weight) for layer in self.layers if layer.pruner.adds_loss]
+        return torch.stack(losses).sum() if losses else self.layers[0].weight.new_zeros(())
+
+    def follow_step(self) -> None:
+        """Follow one optimizer step."""
+        for layer in self.following:
+            layer.pruner.on_batch_end(layer.weight)
+
+    def masks(self) -> Tensor:
+        """Return the hard masks of all as floats, end to end in one axis."""
+        masks = [layer.pruner.hard_mask(layer.weight).detach() for layer in self.layers]
+        return end_to_end(masks, tuple(layer.weight.shape for layer in self.layers)).to(self.layers[0].weight.dtype)
+
+
+class OnePass(Group):
+    """What subclasses share that take all layers in one pass: their pruners and weights, and the weights as loops take them.
+
+    Everything works on other devices and dtypes too; ``looped`` says whether loops take the weights and the pruners' own tensors.
+    """
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.pruners, self.weights = [layer.pruner for layer in layers], [layer.weight for layer in layers]
+        self.shapes = tuple(weight.shape for weight in self.weights)
+        self.sizes = np.array([weight.numel() for weight in self.weights])
+        own = [tensor for pruner in self.pruners for tensor in pruner.parameters()]
+        self.looped = all(map(is_plain, self.weights + own))
+
+
+def addresses(tensors: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    """Return where the values of tensors lie in memory."""
+    return np.array([tensor.data_ptr() for tensor in tensors])
+
+
+class Groups:
+    """The pruned layers of a model by method."""
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        self.layers = layers
+        self.one_by_one = [Group([layers[place] for place in places]) for places in _by_method(layers)]
+        self.planned_at = -1
+
+    def penalties(self) -> list[Tensor]:
+        """Return the auxiliary losses of each group."""
+        return [group.penalty() for group in self._now()]
+
+    def follow_step(self) -> None:
+        """Follow one optimizer step."""
+        for group in self._now():
+            group.follow_step()
+
+    def masks(self) -> Tensor:
+        """Return the hard masks of all layers as floats, end to end in one axis, in the layers' order."""
+        groups = self._now()
+        if len(groups) == 1:
+            return groups[0].masks()
+        masks: dict[int, Tensor] = {}
+        for places, group in zip(_by_method(self.layers), groups, strict=True):
+            masks |= zip(places, apart(group.masks(), tuple(self.layers[place].weight.shape for place in places)), strict=True)
+        return torch.cat([masks[place].flatten() for place in range(len(self.layers))])
+
+    def _now(self) -> list[Group]:
+        if torch.compiler.is_compiling():
+            return self.one_by_one
+        if self.planned_at != changes() or any(holder.get(name) is not tensor for holder, name, tensor in self.held):
+            self._plan()
+        return self.groups
+
+    def _plan(self) -> None:
+        self.groups = [_group([self.layers[place] for place in places]) for places in _by_method(self.layers)]
+        holders = [holder for layer in self.layers for module in (layer, layer.pruner) for holder in (module._parameters, module._buffers)]
+        self.held = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        self.planned_at = changes()
+
+
+def _by_method(layers: Sequence[Pruned]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for place, layer in enumerate(layers):
+        groups.setdefault(id(getattr(layer.pruner, "method", None)), []).append(place)
+    return list(groups.values())
+
+
+def _group(layers: Sequence[Pruned]) -> Group:
+    alike = len({(layer.weight.dtype, layer.weight.device) for layer in layers}) == 1
+    own = all(isinstance(layer.weight, nn.Parameter) and layer.pruner.stage is Stage.TRAIN for layer in layers)
+    group = layers[0].pruner.method.group(layers) if alike and own else Group(layers)
+    group.following = [layer for layer in layers if layer.pruner.follows_steps]
+    return group
