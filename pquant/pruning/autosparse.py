@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, end_to_end
-from pquant.pruning.group import Group, OnePass
+from pquant.flat import Each, apart, end_to_end
+from pquant.pruning.group import Group, OnePass, Pruned
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -113,11 +113,17 @@ class AutoSparsePruner(ScheduledPruner):
 class AutoSparseGroup(OnePass):
     """The thresholds of all layers."""
 
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.logits = [pruner.threshold for pruner in self.pruners]
+        self.over, self.given = self.spread(self.logits), tuple(logit.shape for logit in self.logits)
+
     @torch.no_grad()
     def masks(self) -> Tensor:
         """Return |W| > sigmoid(s)."""
-        weights, logits = end_to_end(self.weights, self.shapes), end_to_end([pruner.threshold for pruner in self.pruners], self.shapes)
-        return (weights.abs() > logits.sigmoid()).to(weights.dtype)
+        if not self.looped:
+            return super().masks()
+        return self.above(self.weights, apart(end_to_end(self.logits, self.given).sigmoid(), self.given), self.over)
 
 
 def expected(losses: Sequence[float], ahead: int) -> float:

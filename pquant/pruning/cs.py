@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
-from pquant.pruning.group import Group, OnePass, Pruned
+from pquant.flat import Each, apart
+from pquant.pruning.group import Group, OnePass, Pruned, addresses
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
@@ -91,17 +91,21 @@ class _Sum(torch.autograd.Function):
     """lambda * sum(m), m = c sigmoid(beta s), of all scores."""
 
     @staticmethod
-    def forward(ctx: Any, betas: Sequence[Tensor], factor: float, decay: float, *scores: Tensor) -> Tensor:
-        ctx.shapes, ctx.pull = tuple(score.shape for score in scores), decay * factor
-        beta = end_to_end(betas, ctx.shapes)
-        share = torch.sigmoid(end_to_end(scores, ctx.shapes) * beta)
-        ctx.save_for_backward(share, beta)
-        return (share * factor).sum() * decay
+    def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
+        from pquant.pruning import loops
+
+        share = torch.empty(group.total)
+        loops.scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
+        ctx.group, ctx.share = group, share.sigmoid_()
+        return share.sum() * (group.factor * group.method.threshold_decay)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        share, beta = ctx.saved_tensors
-        return None, None, None, *apart(torch.ops.aten.sigmoid_backward(beta * (grads[0] * ctx.pull), share), ctx.shapes)
+        from pquant.pruning import loops
+
+        group, slopes, force = ctx.group, torch.empty_like(ctx.share), grads[0] * ctx.group.method.threshold_decay * ctx.group.factor
+        loops.sigmoid_slopes(force.data_ptr(), ctx.share.data_ptr(), group.sizes, addresses(group.betas), slopes.data_ptr())
+        return None, *apart(slopes, group.shapes)
 
 
 class CSGroup(OnePass):
@@ -110,18 +114,20 @@ class CSGroup(OnePass):
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: CS = self.pruners[0].method
+        self.factor: float = self.pruners[0].factor
         self.scores, self.betas = [pruner.score for pruner in self.pruners], [pruner.beta for pruner in self.pruners]
+        self.zeros = [torch.zeros(1)] * len(layers)
+        self.over = self.spread(self.zeros)
 
     def penalty(self) -> Tensor:
         """Return lambda * sum(m)."""
         if not self.method.threshold_decay:
             return self.weights[0].new_zeros(())
-        return _Sum.apply(self.betas, self.pruners[0].factor, self.method.threshold_decay, *self.scores)
+        return _Sum.apply(self, *self.scores) if self.looped else super().penalty()
 
-    @torch.no_grad()
     def masks(self) -> Tensor:
         """Return s > 0."""
-        return (end_to_end(self.scores, self.shapes) > 0).to(self.scores[0].dtype)
+        return self.above(self.scores, self.zeros, self.over, signed=True) if self.looped else super().masks()
 
 
 @schema("pruning", "cs")

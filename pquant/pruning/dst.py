@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end, layout
+from pquant.flat import Each, apart, end_to_end
 from pquant.pruning.group import Group, OnePass, Pruned, addresses
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
@@ -104,8 +104,7 @@ class DSTGroup(OnePass):
         super().__init__(layers)
         self.method: DST = self.pruners[0].method
         self.thresholds = [pruner.threshold for pruner in self.pruners]
-        layouts = [layout(weight.shape, threshold.shape) for weight, threshold in zip(self.weights, self.thresholds, strict=True)]
-        self.spread = [np.array([one[axis] for one in layouts if one]) for axis in (1, 2)]
+        self.over = self.spread(self.thresholds)
         self.least = np.array([self.method.least(weight) for weight in self.weights], np.float32)
         clamps = self.method.beyond_max == "clamp"
         self.most = np.array([self.method.most(weight) if clamps else 0 for weight in self.weights])
@@ -121,14 +120,12 @@ class DSTGroup(OnePass):
             return
         from pquant.pruning import loops
 
-        if loops.give_way(addresses(self.weights), addresses(self.thresholds), *self.spread, self.least, self.most):
+        if loops.give_way(addresses(self.weights), addresses(self.thresholds), *self.over, self.least, self.most):
             torch.autograd.graph.increment_version(self.thresholds)
 
-    @torch.no_grad()
     def masks(self) -> Tensor:
         """Return |W| > t."""
-        weights = end_to_end(self.weights, self.shapes)
-        return (weights.abs() > end_to_end(self.thresholds, self.shapes)).to(weights.dtype)
+        return self.above(self.weights, self.thresholds, self.over) if self.looped else super().masks()
 
 
 @schema("pruning", "dst")

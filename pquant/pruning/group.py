@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import apart, end_to_end, is_plain
+from pquant.flat import apart, end_to_end, is_plain, layout
 from pquant.training.stage import Stage
 from pquant.watched import changes
+
+Spread = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Pruned(Protocol):
@@ -55,8 +57,23 @@ class OnePass(Group):
         self.pruners, self.weights = [layer.pruner for layer in layers], [layer.weight for layer in layers]
         self.shapes = tuple(weight.shape for weight in self.weights)
         self.sizes = np.array([weight.numel() for weight in self.weights])
-        own = [tensor for pruner in self.pruners for tensor in pruner.parameters()]
+        self.total = int(self.sizes.sum())
+        own = [tensor for pruner in self.pruners for tensor in (*pruner.parameters(), *pruner.buffers()) if tensor.is_floating_point()]
         self.looped = all(map(is_plain, self.weights + own))
+
+    def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], spread: Spread, signed: bool = False) -> Tensor:
+        """Return 1 for magnitudes, or values if ``signed``, above the threshold spread over them, else 0, end to end in one axis; for loops."""
+        from pquant.pruning import loops
+
+        masks = torch.empty(self.total)
+        loops.above(addresses(values), addresses(thresholds), *spread, signed, masks.data_ptr())
+        return masks
+
+    def spread(self, tensors: Sequence[Tensor]) -> Spread:
+        """Return how many values each tensor has, and to how many weights in a row each of them belongs."""
+        layouts = [layout(shape, tensor.shape) for shape, tensor in zip(self.shapes, tensors, strict=True)]
+        sizes, repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
+        return sizes, repeats
 
 
 def addresses(tensors: Sequence[Tensor]) -> np.ndarray[Any, Any]:
@@ -100,7 +117,8 @@ class Groups:
 
     def _plan(self) -> None:
         self.groups = [_group([self.layers[place] for place in places]) for places in _by_method(self.layers)]
-        holders = [holder for layer in self.layers for module in (layer, layer.pruner) for holder in (module._parameters, module._buffers)]
+        modules: list[Any] = [module for layer in self.layers for module in (layer, layer.pruner)]
+        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
         self.held = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
         self.planned_at = changes()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pquant.loops import ONE, TWO, ZERO, F, _array
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 TINY = F(1e-12)
@@ -58,27 +58,44 @@ def halfway(addresses: Any, sizes: Any, counts: Any, results: Any) -> None:
 
 
 @njit
-def _keep(values: Any, pruned: int, out: Any) -> None:
+def _size(value: Any, squared: bool) -> Any:
+    return value * value if squared else abs(value)
+
+
+@njit
+def _keep(values: Any, pruned: int, squared: bool, out: Any) -> None:
     if pruned <= 0 or pruned >= len(values):
         out[:] = ONE if pruned <= 0 else ZERO
         return
-    border = _ranked(values, pruned)
-    room = len(values) - pruned
+    border, room = _size(_ranked(values, pruned), squared), len(values) - pruned
     for n in range(len(values)):
-        room -= abs(values[n]) > border
+        room -= _size(values[n], squared) > border
     for n in range(len(values)):
-        tied = abs(values[n]) == border and room > 0
-        out[n] = ONE if tied or abs(values[n]) > border else ZERO
+        size = _size(values[n], squared)
+        tied = size == border and room > 0
+        out[n] = ONE if tied or size > border else ZERO
         room -= tied
 
 
 @njit(nogil=True, cache=True)
-def keep_largest(addresses: Any, sizes: Any, pruned: Any, out: int) -> None:
-    """Write 1 for what stays of each layer's values when exactly the ``pruned`` smallest go, of equal ones the last first, else 0."""
+def keep_largest(addresses: Any, sizes: Any, pruned: Any, squared: bool, out: int) -> None:
+    """Write 1 for what stays of each layer when exactly the ``pruned`` smallest magnitudes, or squares, go, of equal ones the last first, else 0."""
     at, kept = 0, _array(out, (sizes.sum(),))
     for n in range(len(addresses)):
-        _keep(_array(addresses[n], (sizes[n],)), pruned[n], kept[at : at + sizes[n]])
+        _keep(_array(addresses[n], (sizes[n],)), pruned[n], squared, kept[at : at + sizes[n]])
         at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, signed: bool, out: int) -> None:
+    """Write 1 for magnitudes, or values if ``signed``, above their threshold, each of which holds for ``repeats`` values in a row, else 0."""
+    at, mask = 0, _array(out, ((sizes * repeats).sum(),))
+    for n in range(len(addresses)):
+        values, bounds = _array(addresses[n], (sizes[n], repeats[n])), _array(thresholds[n], (sizes[n],))
+        for a in range(sizes[n]):
+            for b in range(repeats[n]):
+                mask[at + b] = ONE if (values[a, b] if signed else abs(values[a, b])) > bounds[a] else ZERO
+            at += repeats[n]
 
 
 @njit(nogil=True, cache=True)
@@ -106,6 +123,29 @@ def give_way(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, limits: 
     return given
 
 
+@njit(nogil=True, cache=True)
+def scaled(addresses: Any, sizes: Any, factors: Any, out: int) -> None:
+    """Write the values of each layer times its factor, which is an address too."""
+    at, product = 0, _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        values, factor = _array(addresses[n], (sizes[n],)), _array(factors[n], (1,))[0]
+        for a in range(sizes[n]):
+            product[at + a] = values[a] * factor
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def sigmoid_slopes(gradient: int, share: int, sizes: Any, factors: Any, out: int) -> None:
+    """Write gradient * (1 - y) * y * factor of each layer for the sigmoids y."""
+    at, total = 0, sizes.sum()
+    g, y, slope = _array(gradient, (1,))[0], _array(share, (total,)), _array(out, (total,))
+    for n in range(len(sizes)):
+        factor = _array(factors[n], (1,))[0]
+        for a in range(at, at + sizes[n]):
+            slope[a] = g * (ONE - y[a]) * y[a] * factor
+        at += sizes[n]
+
+
 @njit
 def _zeros(values: Any, epsilon: Any) -> Any:
     zeros = 0
@@ -123,15 +163,53 @@ def shares(addresses: Any, sizes: Any, epsilon: float, out: int) -> None:
 
 
 @njit(nogil=True, cache=True)
+def constraints(shares: int, targets: Any, multipliers: Any, scales: Any, side: int, damping: float, slacks: bool, out: int) -> None:
+    """Write MDMM's loss and its slopes by each layer's share and multiplier; h is at least -lambda / damping with ``slacks``."""
+    layers, total, half = len(targets), 0.0, F(damping / 2)
+    share, results = _array(shares, (layers,)), _array(out, (1 + 2 * layers,))
+    for n in range(layers):
+        multiplier, h, through = _array(multipliers[n], (1,))[0], F(side) * (share[n] - targets[n]), ONE
+        if slacks:
+            slack = -multiplier / F(damping)
+            through = HALF if h == slack else (ONE if h > slack else ZERO)
+            h = max(h, slack)
+        force, slope = scales[n] * h, multiplier + half * h
+        total += force * slope
+        by_h = force * half + slope * scales[n]
+        results[1 + n] = F(side) * by_h * through
+        results[1 + layers + n] = force - by_h * (ONE - through) / F(damping) if slacks else force
+    results[0] = total
+
+
+@njit(nogil=True, cache=True)
+def lift(shares: int, targets: Any, multipliers: Any, side: int, damping: float, slacks: bool, kept_positive: bool, rate: float) -> None:
+    """Raise each multiplier by rate * h, in place."""
+    share = _array(shares, (len(targets),))
+    for n in range(len(targets)):
+        multiplier, h = _array(multipliers[n], (1,)), F(side) * (share[n] - targets[n])
+        if slacks:
+            h = max(h, -multiplier[0] / F(damping))
+        multiplier[0] += h * F(rate)
+        if kept_positive and multiplier[0] < ZERO:
+            multiplier[0] = ZERO
+
+
+@njit(fastmath={"reassoc"})
+def _sum(values: Any) -> Any:
+    total = 0.0
+    for n in range(len(values)):
+        total += abs(values[n])
+    return F(total)
+
+
+@njit(nogil=True, cache=True)
 def pulls(addresses: Any, sizes: Any, ranks: Any, slopes: int, out: int) -> None:
     """Write the gradient of the sum of slope * (share of zeros), the slope of a share being that of -T_k(s) / sum(s); see MDMM."""
     at, slope, pull = 0, _array(slopes, (len(sizes),)), _array(out, (sizes.sum(),))
     for n in range(len(addresses)):
-        values, total = _array(addresses[n], (sizes[n],)), 0.0
+        values = _array(addresses[n], (sizes[n],))
         border = _ranked(values, ranks[n]) if ranks[n] else -ONE
-        for a in range(sizes[n]):
-            total += abs(values[a])
-        force = -slope[n] / max(F(total), TINY)
+        force = -slope[n] / max(_sum(values), TINY)
         for a in range(sizes[n]):
             one = values[a]
             sign = ONE if one > ZERO else (-ONE if one < ZERO else ZERO)
@@ -151,7 +229,7 @@ def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: 
         gap = _zeros(values, eps) - F(counts[n] / sizes[n])
         gap = abs(gap) if side == 0 else F(side) * gap
         if ZERO < gap < F(near):
-            _keep(values, counts[n], mask)
+            _keep(values, counts[n], False, mask)
         else:
             for a in range(sizes[n]):
                 mask[a] = ONE if abs(values[a]) > eps else ZERO

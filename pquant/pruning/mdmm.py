@@ -103,7 +103,7 @@ class MDMMPruner(Pruner):
         if self.stage is not Stage.TRAIN:
             return
         if not self.method.use_grad:
-            self.multiplier.add_(self.infeasibility(weight), alpha=self.method.constraint_lr * self.method.scale)
+            self.multiplier.add_(self.infeasibility(weight) * (self.method.constraint_lr * self.method.scale))
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
 
@@ -142,62 +142,58 @@ class _Constraints(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: "MDMMGroup", *tensors: Tensor) -> Tensor:
-        sizes, multiplier = tensors[: len(group.weights)], torch.stack(tensors[len(group.weights) :])
-        excess, slack = group.excess(sizes), group.slack(multiplier)
-        h = excess if slack is None else torch.maximum(excess, slack)
-        force, slope = group.scales * h, multiplier + group.method.damping / 2 * h
-        ctx.group, ctx.slack = group, slack
-        ctx.save_for_backward(*sizes, excess, force, slope)
-        return (force * slope).sum()
+        sizes = tensors[: len(group.weights)]
+        ctx.group, ctx.results = group, group.constraints(sizes)
+        ctx.save_for_backward(*sizes)
+        return ctx.results[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *sizes, excess, force, slope = ctx.saved_tensors
-        group, method = ctx.group, ctx.group.method
-        multipliers = grads[0] * force
-        h = multipliers * (method.damping / 2) + grads[0] * slope * group.scales
-        if ctx.slack is not None:
-            through = torch.heaviside(excess - ctx.slack, group.half)
-            multipliers = multipliers - h * (1 - through) / method.damping
-            h = h * through
-        given = multipliers.unbind() if method.use_grad else [None] * len(sizes)
-        return None, *group.pulls(sizes, method.side * h), *given
+        sizes, slopes = ctx.saved_tensors, ctx.results * grads[0]
+        multipliers = slopes[1 + len(sizes) :].unbind() if ctx.group.method.use_grad else [None] * len(sizes)
+        return None, *ctx.group.pulls(sizes, slopes[1:]), *multipliers
 
 
 class MDMMGroup(OnePass):
-    """The constraints on all layers."""
+    """The constraints on all layers, which loops take as the sizes of groups, or the weights where these count one by one."""
 
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: MDMM = self.pruners[0].method
         self.counts, self.groups = (np.array(column) for column in zip(*((one.count, one.groups) for one in self.pruners), strict=True))
-        self.by_weight = self.method.metric_type == "UnstructuredSparsity"
+        self.targets = (self.counts / self.groups).astype(np.float32)
+        self.scales = np.array([pruner.scale for pruner in self.pruners], np.float32)
         self.multipliers = [pruner.multiplier for pruner in self.pruners]
-        self.targets = torch.from_numpy(self.counts / self.groups).float()
-        self.scales, self.half = torch.tensor([pruner.scale for pruner in self.pruners]), torch.tensor(0.5)
+        self.by_weight = self.method.metric_type == "UnstructuredSparsity"
+        self.bounded = self.method.constraint_type != "Equality"
+        self.slacks = self.bounded and self.method.damping > 0
 
     def penalty(self) -> Tensor:
         """Return the loss of all constraints."""
         return _Constraints.apply(self, *self.seen(), *self.multipliers) if self.looped else super().penalty()
 
     def seen(self) -> list[Tensor]:
-        """Return what loops take: the sizes of groups, or the weights where these count one by one."""
+        """Return what loops take."""
         return self.weights if self.by_weight else [pruner.sizes(weight) for pruner, weight in zip(self.pruners, self.weights, strict=True)]
 
-    def excess(self, sizes: Sequence[Tensor]) -> Tensor:
-        """Return the excess of each layer, (layers,)."""
+    def shares(self, sizes: Sequence[Tensor]) -> Tensor:
+        """Return the share of zeros of each layer, (layers,)."""
         if self.method.l0_mode == "smooth":
-            share = torch.stack([self.method.share(one) for one in sizes])
-        else:
-            from pquant.pruning import loops
+            return torch.stack([self.method.share(one.detach()) for one in sizes])
+        from pquant.pruning import loops
 
-            share = torch.empty_like(self.targets)
-            loops.shares(addresses(sizes), self.groups, self.method.epsilon, share.data_ptr())
-        return self.method.side * (share - self.targets)
+        shares = torch.empty(len(sizes))
+        loops.shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
+        return shares
 
-    def slack(self, multiplier: Tensor) -> Tensor | None:
-        """Return the least h of inequalities, (layers,)."""
-        return None if self.method.constraint_type == "Equality" or not self.method.damping else -multiplier / self.method.damping
+    def constraints(self, sizes: Sequence[Tensor]) -> Tensor:
+        """Return the loss and its slopes by each layer's share and multiplier, (1 + 2 layers,)."""
+        from pquant.pruning import loops
+
+        shares, results, multipliers = self.shares(sizes), torch.empty(1 + 2 * len(sizes)), addresses(self.multipliers)
+        where = self.method.side, self.method.damping, self.slacks
+        loops.constraints(shares.data_ptr(), self.targets, multipliers, self.scales, *where, results.data_ptr())
+        return results
 
     def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
         """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""
@@ -209,15 +205,16 @@ class MDMMGroup(OnePass):
 
     @torch.no_grad()
     def follow_step(self) -> None:
-        """Move all multipliers."""
+        """Raise all multipliers."""
         if not self.looped or self.method.use_grad:
             super().follow_step()
             return
-        excess, slack = self.excess(self.seen()), self.slack(torch.stack(self.multipliers))
-        h = excess if slack is None else torch.maximum(excess, slack)
-        torch._foreach_add_(self.multipliers, h.unbind(), alpha=self.method.constraint_lr * self.method.scale)
-        if self.method.constraint_type != "Equality":
-            torch._foreach_clamp_min_(self.multipliers, 0)
+        from pquant.pruning import loops
+
+        shares, rate = self.shares(self.seen()), self.method.constraint_lr * self.method.scale
+        where = self.method.side, self.method.damping, self.slacks, self.bounded
+        loops.lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
+        torch.autograd.graph.increment_version(self.multipliers)
 
     @torch.no_grad()
     def masks(self) -> Tensor:
@@ -226,8 +223,8 @@ class MDMMGroup(OnePass):
             return super().masks()
         from pquant.pruning import loops
 
-        side = 0 if self.method.constraint_type == "Equality" else self.method.side
-        near, masks = PROJECTION_GAP if self.method.project else 0.0, torch.empty(int(self.sizes.sum()))
+        side, near = self.method.side if self.bounded else 0, PROJECTION_GAP if self.method.project else 0.0
+        masks = torch.empty(self.total)
         loops.near_largest(addresses(self.weights), self.sizes, self.counts, self.method.epsilon, side, near, masks.data_ptr())
         return masks
 

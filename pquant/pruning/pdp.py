@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.flat import Each
 from pquant.pruning.group import Group, OnePass, Pruned, addresses
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
@@ -142,9 +142,8 @@ class PDPGroup(OnePass):
             return super().masks()
         from pquant.pruning import loops
 
-        squares = end_to_end(self.weights, self.shapes).square()
-        masks = torch.empty_like(squares)
-        loops.keep_largest(addresses(apart(squares, self.shapes)), self.sizes, self.counts, masks.data_ptr())
+        masks = torch.empty(self.total)
+        loops.keep_largest(addresses(self.weights), self.sizes, self.counts, True, masks.data_ptr())
         return masks
 
 
