@@ -18,12 +18,12 @@ class Penalty:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.pruned, self.prices = Groups(list(pruned_layers(model).values())), prices(model)
+        self.pruned, self.prices, self.zero = Groups(list(pruned_layers(model).values())), prices(model), torch.zeros(())
 
     def __call__(self) -> Tensor:
         """Return the sum of the methods' losses and of the prices, 0 where there are none."""
         terms = [*self.pruned.penalties(), *(price() for price in self.prices)]
-        return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
+        return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
 
 def penalty(model: nn.Module) -> Tensor:

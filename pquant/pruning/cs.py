@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.flat import Each, apart
-from pquant.pruning.group import Group, OnePass, Pruned, addresses
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
@@ -92,19 +92,15 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
-        from pquant.pruning import loops
-
         share = torch.empty(group.total)
-        loops.scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
+        loops().scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
         ctx.group, ctx.share = group, share.sigmoid_()
         return share.sum() * (group.factor * group.method.threshold_decay)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from pquant.pruning import loops
-
         group, slopes, force = ctx.group, torch.empty_like(ctx.share), grads[0] * ctx.group.method.threshold_decay * ctx.group.factor
-        loops.sigmoid_slopes(force.data_ptr(), ctx.share.data_ptr(), group.sizes, addresses(group.betas), slopes.data_ptr())
+        loops().sigmoid_slopes(force.data_ptr(), ctx.share.data_ptr(), group.sizes, addresses(group.betas), slopes.data_ptr())
         return None, *apart(slopes, group.shapes)
 
 

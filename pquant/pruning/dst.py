@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.flat import Each, apart, end_to_end
-from pquant.pruning.group import Group, OnePass, Pruned, addresses
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -97,6 +97,22 @@ def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
     return _Push.apply(alpha, *thresholds)
 
 
+class _Pushes(torch.autograd.Function):
+    """What :func:`push` gives, by loops."""
+
+    @staticmethod
+    def forward(ctx: Any, group: "DSTGroup", *thresholds: Tensor) -> Tensor:
+        slopes, result = torch.empty(group.count), torch.empty(())
+        loops().negated(addresses(thresholds), group.over[0], slopes.data_ptr())
+        loops().sum_and_negate(slopes.exp_().data_ptr(), group.count, group.method.alpha, result.data_ptr())
+        ctx.group, ctx.slopes = group, slopes
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *apart(ctx.slopes * grads[0], ctx.group.given)
+
+
 class DSTGroup(OnePass):
     """The thresholds of all layers."""
 
@@ -104,23 +120,22 @@ class DSTGroup(OnePass):
         super().__init__(layers)
         self.method: DST = self.pruners[0].method
         self.thresholds = [pruner.threshold for pruner in self.pruners]
-        self.over = self.spread(self.thresholds)
+        self.over, self.given = self.spread(self.thresholds), tuple(threshold.shape for threshold in self.thresholds)
+        self.count = int(self.over[0].sum())
         self.least = np.array([self.method.least(weight) for weight in self.weights], np.float32)
         clamps = self.method.beyond_max == "clamp"
         self.most = np.array([self.method.most(weight) if clamps else 0 for weight in self.weights])
 
     def penalty(self) -> Tensor:
         """Return the push on all thresholds."""
-        return push(self.thresholds, self.method.alpha)
+        return _Pushes.apply(self, *self.thresholds) if self.looped else push(self.thresholds, self.method.alpha)
 
     def follow_step(self) -> None:
         """Pull thresholds down where a layer has too little left."""
         if not self.looped:
             super().follow_step()
             return
-        from pquant.pruning import loops
-
-        if loops.give_way(addresses(self.weights), addresses(self.thresholds), *self.over, self.least, self.most):
+        if loops().give_way(addresses(self.weights), addresses(self.thresholds), *self.over, self.least, self.most):
             torch.autograd.graph.increment_version(self.thresholds)
 
     def masks(self) -> Tensor:

@@ -1,6 +1,8 @@
 """What the pruned layers of a model do beside their effective weights: losses, steps, masks, with one call for all layers of a method."""
 
 from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,11 +31,11 @@ class Group:
 
     def __init__(self, layers: Sequence[Pruned]) -> None:
         self.layers = self.following = layers
+        self.adds_loss = any(layer.pruner.adds_loss for layer in layers)
 
     def penalty(self) -> Tensor:
         """Return the auxiliary losses of all, a scalar."""
-        losses = [layer.pruner.penalty(layer.weight) for layer in self.layers if layer.pruner.adds_loss]
-        return torch.stack(losses).sum() if losses else self.layers[0].weight.new_zeros(())
+        return torch.stack([layer.pruner.penalty(layer.weight) for layer in self.layers]).sum()
 
     def follow_step(self) -> None:
         """Follow one optimizer step."""
@@ -63,10 +65,8 @@ class OnePass(Group):
 
     def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], spread: Spread, signed: bool = False) -> Tensor:
         """Return 1 for magnitudes, or values if ``signed``, above the threshold spread over them, else 0, end to end in one axis; for loops."""
-        from pquant.pruning import loops
-
         masks = torch.empty(self.total)
-        loops.above(addresses(values), addresses(thresholds), *spread, signed, masks.data_ptr())
+        loops().above(addresses(values), addresses(thresholds), *spread, signed, masks.data_ptr())
         return masks
 
     def spread(self, tensors: Sequence[Tensor]) -> Spread:
@@ -74,6 +74,14 @@ class OnePass(Group):
         layouts = [layout(shape, tensor.shape) for shape, tensor in zip(self.shapes, tensors, strict=True)]
         sizes, repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
         return sizes, repeats
+
+
+@cache
+def loops() -> ModuleType:
+    """Return :mod:`pquant.pruning.loops`, which takes half a second to load."""
+    from pquant.pruning import loops
+
+    return loops
 
 
 def addresses(tensors: Sequence[Tensor]) -> np.ndarray[Any, Any]:
@@ -90,8 +98,8 @@ class Groups:
         self.planned_at = -1
 
     def penalties(self) -> list[Tensor]:
-        """Return the auxiliary losses of each group."""
-        return [group.penalty() for group in self._now()]
+        """Return the auxiliary losses of each group that has one."""
+        return [group.penalty() for group in self._now() if group.adds_loss]
 
     def follow_step(self) -> None:
         """Follow one optimizer step."""

@@ -99,6 +99,28 @@ def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, signed: boo
 
 
 @njit(nogil=True, cache=True)
+def negated(addresses: Any, sizes: Any, out: int) -> None:
+    """Write the values of all layers with the other sign."""
+    at, result = 0, _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        values = _array(addresses[n], (sizes[n],))
+        for a in range(sizes[n]):
+            result[at + a] = -values[a]
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def sum_and_negate(x: int, size: int, factor: float, out: int) -> None:
+    """Write the sum of factor * value, and -factor * value in place."""
+    values, total = _array(x, (size,)), 0.0
+    for n in range(size):
+        one = values[n] * F(factor)
+        total += one
+        values[n] = -one
+    _array(out, (1,))[0] = total
+
+
+@njit(nogil=True, cache=True)
 def give_way(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, limits: Any, ranks: Any) -> int:
     """Bring down the thresholds of layers of which no more than ``limits`` are above them; return how many layers those are.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pquant.flat import SAME, Each, apart
-from pquant.pruning.group import Group, OnePass, Pruned, addresses
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -180,27 +180,21 @@ class MDMMGroup(OnePass):
         """Return the share of zeros of each layer, (layers,)."""
         if self.method.l0_mode == "smooth":
             return torch.stack([self.method.share(one.detach()) for one in sizes])
-        from pquant.pruning import loops
-
         shares = torch.empty(len(sizes))
-        loops.shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
+        loops().shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
         return shares
 
     def constraints(self, sizes: Sequence[Tensor]) -> Tensor:
         """Return the loss and its slopes by each layer's share and multiplier, (1 + 2 layers,)."""
-        from pquant.pruning import loops
-
         shares, results, multipliers = self.shares(sizes), torch.empty(1 + 2 * len(sizes)), addresses(self.multipliers)
         where = self.method.side, self.method.damping, self.slacks
-        loops.constraints(shares.data_ptr(), self.targets, multipliers, self.scales, *where, results.data_ptr())
+        loops().constraints(shares.data_ptr(), self.targets, multipliers, self.scales, *where, results.data_ptr())
         return results
 
     def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
         """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""
-        from pquant.pruning import loops
-
         pull = torch.empty(int(self.groups.sum()))
-        loops.pulls(addresses(sizes), self.groups, self.counts, slopes.data_ptr(), pull.data_ptr())
+        loops().pulls(addresses(sizes), self.groups, self.counts, slopes.data_ptr(), pull.data_ptr())
         return apart(pull, tuple(one.shape for one in sizes))
 
     @torch.no_grad()
@@ -209,11 +203,9 @@ class MDMMGroup(OnePass):
         if not self.looped or self.method.use_grad:
             super().follow_step()
             return
-        from pquant.pruning import loops
-
         shares, rate = self.shares(self.seen()), self.method.constraint_lr * self.method.scale
         where = self.method.side, self.method.damping, self.slacks, self.bounded
-        loops.lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
+        loops().lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
         torch.autograd.graph.increment_version(self.multipliers)
 
     @torch.no_grad()
@@ -221,11 +213,9 @@ class MDMMGroup(OnePass):
         """Return 1 for what is larger than epsilon, or for the target's number of largest where that is near."""
         if not self.looped or not self.by_weight:
             return super().masks()
-        from pquant.pruning import loops
-
         side, near = self.method.side if self.bounded else 0, PROJECTION_GAP if self.method.project else 0.0
         masks = torch.empty(self.total)
-        loops.near_largest(addresses(self.weights), self.sizes, self.counts, self.method.epsilon, side, near, masks.data_ptr())
+        loops().near_largest(addresses(self.weights), self.sizes, self.counts, self.method.epsilon, side, near, masks.data_ptr())
         return masks
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.flat import Each
-from pquant.pruning.group import Group, OnePass, Pruned, addresses
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -130,9 +130,7 @@ class PDPGroup(OnePass):
         if not self.looped or self.method.temperature_scale == "relative":
             super().follow_step()
             return
-        from pquant.pruning import loops
-
-        loops.halfway(addresses(self.weights), self.sizes, self.counts, addresses(self.borders))
+        loops().halfway(addresses(self.weights), self.sizes, self.counts, addresses(self.borders))
         torch.autograd.graph.increment_version(self.borders)
 
     @torch.no_grad()
@@ -140,10 +138,8 @@ class PDPGroup(OnePass):
         """Return 1 for all but the ``count`` smallest of each layer."""
         if not self.looped:
             return super().masks()
-        from pquant.pruning import loops
-
         masks = torch.empty(self.total)
-        loops.keep_largest(addresses(self.weights), self.sizes, self.counts, True, masks.data_ptr())
+        loops().keep_largest(addresses(self.weights), self.sizes, self.counts, True, masks.data_ptr())
         return masks
 
 

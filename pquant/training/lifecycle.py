@@ -46,7 +46,8 @@ class StepEvents:
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         layers = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
         computing = [layer for layer in layers if compiled and not layer.pruner.counts_steps]
-        self.follow = [Groups([layer for layer in layers if layer not in computing]).follow_step]
+        others = [layer for layer in layers if layer not in computing]
+        self.follow = [Groups(others).follow_step] if others else []
         self.follow += [torch.compile(Groups(computing).follow_step)] if computing else []
 
     def __call__(self) -> None:
