@@ -92,10 +92,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
-        share = torch.empty(group.total)
+        share, result = torch.empty(group.total), torch.empty(())
         loops().scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
-        ctx.group, ctx.share = group, share.sigmoid_()
-        return share.sum() * (group.factor * group.method.threshold_decay)
+        loops().total(share.sigmoid_().data_ptr(), group.total, group.factor * group.method.threshold_decay, result.data_ptr())
+        ctx.group, ctx.share = group, share
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

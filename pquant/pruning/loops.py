@@ -14,6 +14,15 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 TINY = F(1e-12)
 
 
+@njit(fastmath={"reassoc"})
+def _sum(values: Any) -> Any:
+    """Return the sum of all magnitudes."""
+    total = 0.0
+    for n in range(len(values)):
+        total += abs(values[n])
+    return F(total)
+
+
 @njit
 def _ranked(values: Any, rank: int) -> Any:
     """Return the ``rank``-th smallest magnitude: the bits of magnitudes are ordered as they are, so it is found by halving their range."""
@@ -168,6 +177,12 @@ def sigmoid_slopes(gradient: int, share: int, sizes: Any, factors: Any, out: int
         at += sizes[n]
 
 
+@njit(nogil=True, cache=True)
+def total(x: int, size: int, factor: float, out: int) -> None:
+    """Write the sum of values times a factor."""
+    _array(out, (1,))[0] = _sum(_array(x, (size,))) * F(factor)
+
+
 @njit
 def _zeros(values: Any, epsilon: Any) -> Any:
     zeros = 0
@@ -214,14 +229,6 @@ def lift(shares: int, targets: Any, multipliers: Any, side: int, damping: float,
         multiplier[0] += h * F(rate)
         if kept_positive and multiplier[0] < ZERO:
             multiplier[0] = ZERO
-
-
-@njit(fastmath={"reassoc"})
-def _sum(values: Any) -> Any:
-    total = 0.0
-    for n in range(len(values)):
-        total += abs(values[n])
-    return F(total)
 
 
 @njit(nogil=True, cache=True)

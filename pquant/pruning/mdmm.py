@@ -150,7 +150,7 @@ class _Constraints(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         sizes, slopes = ctx.saved_tensors, ctx.results * grads[0]
-        multipliers = slopes[1 + len(sizes) :].unbind() if ctx.group.method.use_grad else [None] * len(sizes)
+        multipliers = slopes[1 + len(sizes) :].unbind() if ctx.group.method.use_grad else ()
         return None, *ctx.group.pulls(sizes, slopes[1:]), *multipliers
 
 
@@ -170,7 +170,9 @@ class MDMMGroup(OnePass):
 
     def penalty(self) -> Tensor:
         """Return the loss of all constraints."""
-        return _Constraints.apply(self, *self.seen(), *self.multipliers) if self.looped else super().penalty()
+        if not self.looped:
+            return super().penalty()
+        return _Constraints.apply(self, *self.seen(), *(self.multipliers if self.method.use_grad else ()))
 
     def seen(self) -> list[Tensor]:
         """Return what loops take."""
