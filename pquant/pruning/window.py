@@ -78,10 +78,10 @@ class WindowPruner(Pruner):
         if needs != self._needs:
             self._needs = needs
 
-    def by_feature(self, x: Tensor) -> Tensor:
-        """Return an input or output, (..., features) dense or ([batch,] features, *positions) of a convolution, as (features, values)."""
+    def sum_by_feature(self, x: Tensor) -> Tensor:
+        """Return (features,) for an input or output, (..., features) of a dense layer or ([batch,] features, *positions) of a convolution."""
         features = x.ndim + 1 - self.mask.ndim
-        return x.movedim(features, 0).reshape(x.shape[features], -1)
+        return x.sum([axis for axis in range(x.ndim) if axis != features]) if x.ndim > 1 else x
 
     @torch.no_grad()
     def prune(self, weight: Tensor) -> None:
