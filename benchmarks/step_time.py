@@ -35,7 +35,7 @@ from pquant.models import MLP, ResNet20
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training.lifecycle import StepEvents
-from pquant.training.optimizer import parameter_groups
+from pquant.training.optimizer import Updates, parameter_groups
 
 matplotlib.use("svg")
 
@@ -100,7 +100,7 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call:
 def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Call:
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
-    optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
+    updates = Updates(torch.optim.Adam(parameter_groups(model), 1e-3, fused=True), model)
     events, penalty = StepEvents(model, compiled), pquant.Penalty(model)
 
     def loss() -> torch.Tensor:
@@ -109,9 +109,9 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     forward = torch.compile(loss) if compiled else loss
 
     def step() -> None:
-        optimizer.zero_grad()
+        updates.zero_grad()
         forward().backward()
-        optimizer.step()
+        updates.step()
         events()
 
     return step

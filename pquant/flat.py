@@ -1,7 +1,7 @@
 """Several tensors through one autograd function at once: small ones cost less together than one by one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -14,6 +14,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 Elementwise = type[torch.autograd.Function]
 Shapes = tuple[torch.Size, ...]
 Layout = tuple[int, int, int]
+SMALL = 2**15
+"""Number of values up to which a tensor gains more by going with others than it loses by being copied."""
 MANY = 2
 """Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
 
@@ -32,6 +34,11 @@ class Each(NamedTuple):
 
 SAME = Each(torch.autograd.Function)
 """Leaves every value as it is."""
+
+
+def stands_for(kind: type, each: str, method: str) -> bool:
+    """Return whether the method called ``each`` says what ``method`` does: not where a subclass has only given another ``method``."""
+    return next(name for one in kind.__mro__ for name in (each, method) if name in vars(one)) == each
 
 
 class Over(NamedTuple):
@@ -54,13 +61,35 @@ class Course:
     def __init__(self, tensors: Sequence[Tensor], passes: Sequence[Over]) -> None:
         self.passes = passes
         self.shapes = tuple(tensor.shape for tensor in tensors)
-        self.beside = [[tensor for column in zip(*(each.beside for each in over.each), strict=True) for tensor in column] for over in passes]
-        self.tensors = (*tensors, *(tensor for column in self.beside for tensor in column))
+        self.beside = [_Beside(over, self.shapes[over.begin : over.end]) for over in passes]
+        self.tensors = (*tensors, *(tensor for beside in self.beside for tensor in beside.tensors))
         self.there, self.back = (_Route(self.shapes, order) for order in (passes, passes[::-1]))
 
     def __call__(self) -> tuple[Tensor, ...]:
         """Return what the tensors become."""
         return _Through.apply(self, *self.tensors)
+
+
+class _Beside:
+    """What the tensors of a pass are given: columns with one tensor for each."""
+
+    def __init__(self, over: Over, shapes: Shapes) -> None:
+        columns = list(zip(*(each.beside for each in over.each), strict=True))
+        given = [tuple(tensor.shape for tensor in column) for column in columns]
+        self.tensors = [tensor for column in columns for tensor in column]
+        self.columns = [laid(shapes, one) for one in given]
+        self.all = laid(shapes * len(columns), tuple(shape for one in given for shape in one))
+
+    def spread(self) -> Sequence[Tensor]:
+        """Return each column, spread, in one axis."""
+        return self.all.end_to_end(self.tensors).chunk(len(self.columns)) if self.columns else ()
+
+    def summed(self, slopes: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradients of the tensors from those of the columns."""
+        grads: list[Tensor | None] = []
+        for slope, column in zip(slopes, self.columns, strict=False):
+            grads += [None] * len(column.shapes) if slope is None else column.apart(slope)
+        return grads
 
 
 Source = tuple[int, slice | None]
@@ -83,7 +112,7 @@ class _Route:
             after = [(max(start, end), stop, *made) for start, stop, *made in pieces if end < stop]
             self.passes.append([source(*piece) for piece in inside])
             pieces = [*before, (begin, end, number, begin, end), *after]
-        self.results = [(source(*piece), shapes[piece[0] : piece[1]]) for piece in pieces]
+        self.results = [(source(*piece), laid(own, own)) for piece in pieces for own in [shapes[piece[0] : piece[1]]]]
 
 
 def _taken(values: Sequence[Tensor], sources: Sequence[Source]) -> Tensor:
@@ -92,7 +121,7 @@ def _taken(values: Sequence[Tensor], sources: Sequence[Source]) -> Tensor:
 
 
 def _results(values: Sequence[Tensor], route: _Route) -> list[Tensor]:
-    return [tensor for source, shapes in route.results for tensor in apart(_taken(values, [source]), shapes)]
+    return [tensor for source, parts in route.results for tensor in parts.apart(_taken(values, [source]))]
 
 
 class _Kept:
@@ -110,69 +139,82 @@ class _Through(torch.autograd.Function):
     def forward(ctx: Any, course: Course, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.course, ctx.kept, values = course, [], list(tensors[: len(course.shapes)])
         for over, sources, beside in zip(course.passes, course.there.passes, course.beside, strict=True):
-            kept, each, columns = _Kept(), over.each[0], len(over.each[0].beside)
-            spread = end_to_end(beside, course.shapes[over.begin : over.end] * columns).chunk(columns) if columns else ()
-            values.append(each.function.forward(kept, _taken(values, sources), *spread, *each.settings))
+            kept, each = _Kept(), over.each[0]
+            values.append(each.function.forward(kept, _taken(values, sources), *beside.spread(), *each.settings))
             ctx.kept.append(kept)
         return tuple(_results(values, course.there))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        course, values = ctx.course, list(grads)
-        beside: list[Tensor | None] = []
-        for over, sources, given, kept in zip(reversed(course.passes), course.back.passes, reversed(course.beside), reversed(ctx.kept), strict=True):
-            count, shapes = over.end - over.begin, course.shapes[over.begin : over.end]
-            value, *slopes = over.each[0].function.backward(kept, _taken(values, sources))
+        course, values, slopes = ctx.course, list(grads), []
+        for number, sources in zip(reversed(range(len(course.passes))), course.back.passes, strict=True):
+            value, *slope = course.passes[number].each[0].function.backward(ctx.kept[number], _taken(values, sources))
             values.append(value)
-            own: list[Tensor | None] = []
-            for start in range(0, len(given), count):
-                slope, column = slopes[start // count], tuple(tensor.shape for tensor in given[start : start + count])
-                own += [None] * count if slope is None else apart(slope, shapes, column)
-            beside = own + beside
-        return None, *_results(values, course.back), *beside
+            slopes.append(course.beside[number].summed(slope))
+        return None, *_results(values, course.back), *(tensor for own in reversed(slopes) for tensor in own)
+
+
+class Laid:
+    """Tensors of shapes ``given`` in one axis, end to end, each spread over its one of ``shapes``."""
+
+    def __init__(self, shapes: Shapes, given: Shapes) -> None:
+        self.shapes, self.given = shapes, given
+        self.as_given = shapes == given
+        self.likes = [torch.empty(shape, device="meta") for shape in given]
+        layouts = [layout(whole, part) for whole, part in zip(shapes, given, strict=True)]
+        self.in_rows = len(shapes) >= MANY and all(one is not None and one[0] == 1 for one in layouts)
+        self.counts, self.repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
+        self.total, self.given_total = (sum(shape.numel() for shape in some) for some in (shapes, given))
+
+    def end_to_end(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the values of the tensors; a view where there is one tensor alone."""
+        if self.as_given:
+            return _flatten_dense_tensors(tensors)
+        if not (self.in_rows and all(map(is_plain, tensors))):
+            return _spread(tensors, self.shapes)
+        from pquant import loops
+
+        out = torch.empty(self.total)
+        loops.gather(np.array(addresses(*tensors)), self.counts, self.repeats, self.total, out.data_ptr())
+        return out
+
+    def apart(self, flat: Tensor) -> list[Tensor]:
+        """Return the tensors of what lies in one axis: views of it, or its sums over all that tensors were spread over."""
+        if self.as_given:
+            return list(_unflatten_dense_tensors(flat, self.likes))
+        if not (self.in_rows and is_plain(flat)):
+            return _summed(flat, self.shapes, self.given)
+        from pquant import loops
+
+        sums = torch.empty(self.given_total)
+        loops.totals(flat.data_ptr(), self.total, self.counts, self.repeats, sums.data_ptr())
+        return list(_unflatten_dense_tensors(sums, self.likes))
+
+
+laid: Callable[[Shapes, Shapes], Laid] = cache(Laid)
+
+
+def _spread(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
+    return torch.cat([x.expand(shape).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
+
+
+def _summed(flat: Tensor, shapes: Shapes, given: Shapes) -> list[Tensor]:
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape).sum_to_size(before) for part, shape, before in zip(parts, shapes, given, strict=True)]
 
 
 def end_to_end(tensors: Sequence[Tensor], shapes: Shapes) -> Tensor:
     """Return tensors, each spread over its shape, in one axis; a view where there is one tensor alone."""
-    given = tuple(tensor.shape for tensor in tensors)
-    if given == shapes and not torch.compiler.is_compiling():
-        return _flatten_dense_tensors(tensors)
-    spread = _looped(shapes, given, tensors)
-    if spread is None:
-        return torch.cat([x.expand(shape).reshape(-1) for x, shape in zip(tensors, shapes, strict=True)])
-    from pquant import loops
-
-    out = torch.empty(spread.total)
-    loops.gather(np.array([tensor.data_ptr() for tensor in tensors]), spread.sizes, spread.repeats, spread.total, out.data_ptr())
-    return out
+    if torch.compiler.is_compiling():
+        return _spread(tensors, shapes)
+    return laid(shapes, tuple(tensor.shape for tensor in tensors)).end_to_end(tensors)
 
 
 def apart(flat: Tensor, shapes: Shapes, given: Shapes | None = None) -> list[Tensor]:
     """Return what lies end to end: views of it in ``shapes``, or its sums over all that tensors of the shapes ``given`` were spread over."""
-    if given is None or given == shapes:
-        if torch.compiler.is_compiling():
-            return [part.view(shape) for part, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]
-        return list(_unflatten_dense_tensors(flat, _like(shapes)))
-    spread = _looped(shapes, given, [flat])
-    if spread is None:
-        return [part.sum_to_size(shape) for part, shape in zip(apart(flat, shapes), given, strict=True)]
-    from pquant import loops
-
-    sums = torch.empty(spread.given)
-    loops.totals(flat.data_ptr(), spread.total, spread.sizes, spread.repeats, sums.data_ptr())
-    return apart(sums, given)
-
-
-def _looped(shapes: Shapes, given: Shapes, tensors: Sequence[Tensor]) -> "Spread | None":
-    if len(shapes) < MANY or torch.compiler.is_compiling() or not all(map(is_plain, tensors)):
-        return None
-    return _spread(shapes, given)
-
-
-@cache
-def _like(shapes: Shapes) -> tuple[Tensor, ...]:
-    """Return tensors of the shapes, without values."""
-    return tuple(torch.empty(shape, device="meta") for shape in shapes)
+    if torch.compiler.is_compiling():
+        return _summed(flat, shapes, given or shapes)
+    return laid(shapes, given or shapes).apart(flat)
 
 
 def is_plain(x: Any) -> bool:
@@ -180,23 +222,9 @@ def is_plain(x: Any) -> bool:
     return type(x) in (Tensor, nn.Parameter) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
 
 
-class Spread(NamedTuple):
-    """Values by tensor and how often each is repeated; how many there are in all, before and after."""
-
-    sizes: np.ndarray[Any, Any]
-    repeats: np.ndarray[Any, Any]
-    given: int
-    total: int
-
-
-@cache
-def _spread(shapes: Shapes, given: Shapes) -> Spread | None:
-    """Return how tensors of shapes ``given`` are spread over ``shapes``; None where not every value is repeated for a row of others."""
-    layouts = [layout(whole, part) for whole, part in zip(shapes, given, strict=True)]
-    if any(one is None or one[0] != 1 for one in layouts):
-        return None
-    sizes, repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
-    return Spread(sizes, repeats, int(sizes.sum()), int((sizes * repeats).sum()))
+def addresses(*tensors: Tensor) -> tuple[int, ...]:
+    """Return where the values of tensors lie in memory."""
+    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
 def layout(values: torch.Size, given: torch.Size) -> Layout | None:

@@ -176,3 +176,38 @@ def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) 
         lower = k[c] * below[c]
         di[c] = LN2 * top[c] * (above[c] - lower)
         df[c] = LN2 * (inside[c] + step[c] * (above[c] - (lower if symmetric else 0.0)))
+
+
+@njit(nogil=True, cache=True)
+def snapped(x: int, size: int, low: float, high: float, scale: float, step: float, mode: int, out: int) -> None:
+    """Write values, brought into [low, high] and onto a grid, to ``out``."""
+    values, results, bottom, ceiling, up, down = _array(x, (size,)), _array(out, (size,)), F(low), F(high), F(scale), F(step)
+    for n in range(size):
+        results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
+
+
+@njit(nogil=True, cache=True)
+def step_mask(weight: int, threshold: int, size: int, out: int) -> None:
+    """Write W 1[|W| > t] to ``out``."""
+    w, t, results = _array(weight, (size,)), _array(threshold, (size,)), _array(out, (size,))
+    for n in range(size):
+        results[n] = w[n] * (ONE if abs(w[n]) - t[n] > ZERO else ZERO)
+
+
+@njit(nogil=True, cache=True)
+def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int, dt: int) -> None:
+    """Write the gradients of W and of t, one a weight, by the formulas of ``pquant.pruning.dst``."""
+    g, w, t, of_weight, of_threshold = (
+        _array(grad, (size,)),
+        _array(weight, (size,)),
+        _array(threshold, (size,)),
+        _array(dw, (size,)),
+        _array(dt, (size,)),
+    )
+    for n in range(size):
+        magnitude = abs(w[n])
+        distance = magnitude - t[n]
+        falling = _clip(F(4.0) * abs(distance) - TWO, F(-np.inf), F(-0.4))
+        falling = ZERO if abs(distance) > ONE else falling
+        of_weight[n] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[n]
+        of_threshold[n] = falling * g[n] * w[n]

@@ -86,6 +86,8 @@ def test_a_course_is_its_functions_one_after_the_other(spans: str, scales: list[
 
 def test_the_functions_work_in_a_compiled_graph_too() -> None:
     tensors, shapes = [torch.randn(3, 1), torch.randn(())], (torch.Size((3, 2)), torch.Size((4,)))
-    compiled = torch.compile(lambda *given: apart(end_to_end(given, shapes), shapes, tuple(one.shape for one in given)), backend="eager")
+    compiled = torch.compile(
+        lambda *given: apart(end_to_end(given, shapes), shapes, tuple(one.shape for one in given)), backend="eager", fullgraph=True
+    )
     for tensor, total, times in zip(tensors, compiled(*tensors), (2, 4), strict=True):
         torch.testing.assert_close(total, times * tensor)

@@ -7,13 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, Course, Each, Over
+from pquant.flat import SAME, SMALL, Course, Each, Over, stands_for
 from pquant.layers.compressed import CompressedLayer
 from pquant.pruning.method import Pruner
 from pquant.watched import changes
-
-SMALL = 2**15
-"""Number of values up to which a tensor gains more by going with others than it loses by being copied."""
 
 Steps = tuple[Each, Each, Each]
 
@@ -80,7 +77,9 @@ class Together:
 
 
 def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None]:
-    return layer.pruner.each(), layer.weight_quantizer.each(), layer.bias_quantizer.each()
+    modules = layer.pruner, layer.weight_quantizer, layer.bias_quantizer
+    pruned, quantized, biased = (module.each() if stands_for(type(module), "each", "forward") else None for module in modules)
+    return pruned, quantized, biased
 
 
 def _joins(layer: CompressedLayer) -> bool:

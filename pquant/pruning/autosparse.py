@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.flat import Each, apart, end_to_end, laid
 from pquant.pruning.group import Group, OnePass, Pruned
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
@@ -113,10 +113,13 @@ class AutoSparsePruner(ScheduledPruner):
 class AutoSparseGroup(OnePass):
     """The thresholds of all layers."""
 
+    takes = AutoSparsePruner
+
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.logits = [pruner.threshold for pruner in self.pruners]
-        self.over, self.given = self.spread(self.logits), tuple(logit.shape for logit in self.logits)
+        self.given = tuple(logit.shape for logit in self.logits)
+        self.over = laid(self.shapes, self.given)
 
     @torch.no_grad()
     def masks(self) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart
+from pquant.flat import Each, apart, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
@@ -108,13 +108,15 @@ class _Sum(torch.autograd.Function):
 class CSGroup(OnePass):
     """The scores of all layers."""
 
+    takes = CSPruner
+
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: CS = self.pruners[0].method
         self.factor: float = self.pruners[0].factor
         self.scores, self.betas = [pruner.score for pruner in self.pruners], [pruner.beta for pruner in self.pruners]
         self.zeros = [torch.zeros(1)] * len(layers)
-        self.over = self.spread(self.zeros)
+        self.over = laid(self.shapes, (torch.Size((1,)),) * len(layers))
 
     def penalty(self) -> Tensor:
         """Return lambda * sum(m)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.flat import Each, apart, end_to_end, is_plain, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
@@ -28,20 +28,34 @@ class _StepMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
-        magnitude = weight.abs()
-        distance = magnitude - threshold
-        mask = torch.heaviside(distance, ZERO.to(weight))
-        ctx.save_for_backward(weight, magnitude, distance, mask)
-        ctx.shape = threshold.shape
-        return weight * mask
+        ctx.save_for_backward(weight, threshold)
+        if _looped(weight, threshold):
+            from pquant import loops
+
+            out = torch.empty_like(weight)
+            loops.step_mask(weight.data_ptr(), threshold.data_ptr(), weight.numel(), out.data_ptr())
+            return out
+        return weight * torch.heaviside(weight.abs() - threshold, ZERO.to(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        weight, magnitude, distance, mask = ctx.saved_tensors
+        (weight, threshold), grad = ctx.saved_tensors, grads[0]
+        if _looped(weight, threshold, grad):
+            from pquant import loops
+
+            dw, dt = torch.empty_like(weight), torch.empty_like(threshold)
+            loops.step_mask_slopes(grad.data_ptr(), weight.data_ptr(), threshold.data_ptr(), weight.numel(), dw.data_ptr(), dt.data_ptr())
+            return dw, dt
+        magnitude = weight.abs()
+        distance = magnitude - threshold
         falling = torch.add(MINUS_TWO, distance.abs(), alpha=4.0).clamp_(max=-0.4)
         falling = torch.ops.aten.hardtanh_backward(falling, distance, -BEYOND_ONE, BEYOND_ONE)
-        dw = torch.addcmul(mask, falling, magnitude, value=-1.0).mul_(grads[0])
-        return dw, falling.mul_(grads[0]).mul_(weight).sum_to_size(ctx.shape)
+        dw = torch.heaviside(distance, ZERO.to(weight)).sub_(falling * magnitude).mul_(grad)
+        return dw, falling.mul_(grad).mul_(weight).sum_to_size(threshold.shape)
+
+
+def _looped(weight: Tensor, threshold: Tensor, *others: Tensor) -> bool:
+    return weight.shape == threshold.shape and not torch.compiler.is_compiling() and all(map(is_plain, (weight, threshold, *others)))
 
 
 class DSTPruner(Pruner):
@@ -102,9 +116,9 @@ class _Pushes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: "DSTGroup", *thresholds: Tensor) -> Tensor:
-        slopes, result = torch.empty(group.count), torch.empty(())
-        loops().negated(addresses(thresholds), group.over[0], slopes.data_ptr())
-        loops().sum_and_negate(slopes.exp_().data_ptr(), group.count, group.method.alpha, result.data_ptr())
+        slopes, result = torch.empty(group.over.given_total), torch.empty(())
+        loops().negated(addresses(thresholds), group.over.counts, slopes.data_ptr())
+        loops().sum_and_negate(slopes.exp_().data_ptr(), group.over.given_total, group.method.alpha, result.data_ptr())
         ctx.group, ctx.slopes = group, slopes
         return result
 
@@ -116,12 +130,14 @@ class _Pushes(torch.autograd.Function):
 class DSTGroup(OnePass):
     """The thresholds of all layers."""
 
+    takes = DSTPruner
+
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: DST = self.pruners[0].method
         self.thresholds = [pruner.threshold for pruner in self.pruners]
-        self.over, self.given = self.spread(self.thresholds), tuple(threshold.shape for threshold in self.thresholds)
-        self.count = int(self.over[0].sum())
+        self.given = tuple(threshold.shape for threshold in self.thresholds)
+        self.over = laid(self.shapes, self.given)
         self.least = np.array([self.method.least(weight) for weight in self.weights], np.float32)
         clamps = self.method.beyond_max == "clamp"
         self.most = np.array([self.method.most(weight) if clamps else 0 for weight in self.weights])
@@ -135,7 +151,7 @@ class DSTGroup(OnePass):
         if not self.looped:
             super().follow_step()
             return
-        if loops().give_way(addresses(self.weights), addresses(self.thresholds), *self.over, self.least, self.most):
+        if loops().give_way(addresses(self.weights), addresses(self.thresholds), self.over.counts, self.over.repeats, self.least, self.most):
             torch.autograd.graph.increment_version(self.thresholds)
 
     def masks(self) -> Tensor:

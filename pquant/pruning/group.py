@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import apart, end_to_end, is_plain, layout
+from pquant import flat
+from pquant.flat import Laid, apart, end_to_end, is_plain
 from pquant.training.stage import Stage
 from pquant.watched import changes
-
-Spread = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Pruned(Protocol):
@@ -33,6 +32,11 @@ class Group:
         self.layers = self.following = layers
         self.adds_loss = any(layer.pruner.adds_loss for layer in layers)
 
+    @classmethod
+    def is_for(cls, layer: Pruned) -> bool:
+        """Return whether the group takes such a layer."""
+        return True
+
     def penalty(self) -> Tensor:
         """Return the auxiliary losses of all, a scalar."""
         return torch.stack([layer.pruner.penalty(layer.weight) for layer in self.layers]).sum()
@@ -51,8 +55,16 @@ class Group:
 class OnePass(Group):
     """What subclasses share that take all layers in one pass: their pruners and weights, and the weights as loops take them.
 
-    Everything works on other devices and dtypes too; ``looped`` says whether loops take the weights and the pruners' own tensors.
+    A pruner of a subclass may give other answers, so that only those of ``takes`` itself are taken. Everything works on other devices and dtypes too;
+    ``looped`` says whether loops take the weights and the pruners' own tensors.
     """
+
+    takes: ClassVar[type[nn.Module]]
+
+    @classmethod
+    def is_for(cls, layer: Pruned) -> bool:
+        """Return whether the layer's weight is its own, and in training."""
+        return type(layer.pruner) is cls.takes and layer.pruner.stage is Stage.TRAIN and isinstance(layer.weight, nn.Parameter)
 
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
@@ -63,17 +75,11 @@ class OnePass(Group):
         own = [tensor for pruner in self.pruners for tensor in (*pruner.parameters(), *pruner.buffers()) if tensor.is_floating_point()]
         self.looped = all(map(is_plain, self.weights + own))
 
-    def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], spread: Spread, signed: bool = False) -> Tensor:
+    def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], over: Laid, signed: bool = False) -> Tensor:
         """Return 1 for magnitudes, or values if ``signed``, above the threshold spread over them, else 0, end to end in one axis; for loops."""
         masks = torch.empty(self.total)
-        loops().above(addresses(values), addresses(thresholds), *spread, signed, masks.data_ptr())
+        loops().above(addresses(values), addresses(thresholds), over.counts, over.repeats, signed, masks.data_ptr())
         return masks
-
-    def spread(self, tensors: Sequence[Tensor]) -> Spread:
-        """Return how many values each tensor has, and to how many weights in a row each of them belongs."""
-        layouts = [layout(shape, tensor.shape) for shape, tensor in zip(self.shapes, tensors, strict=True)]
-        sizes, repeats = (np.array([one[axis] for one in layouts if one]) for axis in (1, 2))
-        return sizes, repeats
 
 
 @cache
@@ -86,7 +92,7 @@ def loops() -> ModuleType:
 
 def addresses(tensors: Sequence[Tensor]) -> np.ndarray[Any, Any]:
     """Return where the values of tensors lie in memory."""
-    return np.array([tensor.data_ptr() for tensor in tensors])
+    return np.array(flat.addresses(*tensors))
 
 
 class Groups:
@@ -139,8 +145,8 @@ def _by_method(layers: Sequence[Pruned]) -> list[list[int]]:
 
 
 def _group(layers: Sequence[Pruned]) -> Group:
+    kind: type[Group] = getattr(getattr(layers[0].pruner, "method", None), "group", Group)
     alike = len({(layer.weight.dtype, layer.weight.device) for layer in layers}) == 1
-    own = all(isinstance(layer.weight, nn.Parameter) and layer.pruner.stage is Stage.TRAIN for layer in layers)
-    group = layers[0].pruner.method.group(layers) if alike and own else Group(layers)
+    group = (kind if alike and all(map(kind.is_for, layers)) else Group)(layers)
     group.following = [layer for layer in layers if layer.pruner.follows_steps]
     return group

@@ -157,6 +157,8 @@ class _Constraints(torch.autograd.Function):
 class MDMMGroup(OnePass):
     """The constraints on all layers, which loops take as the sizes of groups, or the weights where these count one by one."""
 
+    takes = MDMMPruner
+
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: MDMM = self.pruners[0].method

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, Each
+from pquant.flat import SAME, Each, stands_for
 from pquant.names import check_patterns, matches
 from pquant.pruning.group import Group
 from pquant.settings import Settings, schema, setting
@@ -82,10 +82,10 @@ class Pruner(Watched):
             return SAME
         if self.stage is Stage.FINETUNE:
             return Each(Masked, (self.mask,))
-        return self.soft() if self.training else None
+        return self.soft() if self.training and stands_for(type(self), "soft", "soft_weight") else None
 
     def soft(self) -> Each | None:
-        """Return :meth:`soft_weight` as an elementwise function; None where it is none."""
+        """Return :meth:`soft_weight` as an elementwise function; None where it is none. A subclass gives one of the two, or both."""
         return None
 
     def hard_mask(self, weight: Tensor) -> Tensor:

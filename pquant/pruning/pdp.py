@@ -118,6 +118,8 @@ class PDPPruner(ScheduledPruner):
 class PDPGroup(OnePass):
     """The borders of all layers, in one pass where weights go one by one under an absolute temperature."""
 
+    takes = PDPPruner
+
     def __init__(self, layers: Sequence[Pruned]) -> None:
         super().__init__(layers)
         self.method: PDP = self.pruners[0].method

@@ -70,12 +70,16 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
     if overflow_mode not in SATURATING:
         return _wrapped(x, k, i, f, round_mode, overflow_mode)
-    if kernels.take(x, k, i, f):
-        return kernels.quantized(x, k, i, f, round_mode, overflow_mode == "SAT_SYM")  # type: ignore[arg-type]
-    clipped = torch.clamp(x, *bounds(k, i, f, overflow_mode))
-    if _are_tensors(k, i, f) or torch.compiler.is_compiling():
-        return rounded(clipped, f, round_mode)
-    return saturating(k, i, f, round_mode, overflow_mode, x.dtype).round_in_place(clipped)
+    if _are_tensors(k, i, f):
+        if kernels.take(x, k, i, f):
+            return kernels.quantized(x, k, i, f, round_mode, overflow_mode == "SAT_SYM")  # type: ignore[arg-type]
+        return rounded(torch.clamp(x, *bounds(k, i, f, overflow_mode)), f, round_mode)
+    if torch.compiler.is_compiling():
+        return rounded(torch.clamp(x, *bounds(k, i, f, overflow_mode)), f, round_mode)
+    one = saturating(k, i, f, round_mode, overflow_mode, x.dtype)
+    if kernels.take(x):
+        return kernels.snapped(x, one.low, one.high, one.f, round_mode)
+    return one.round_in_place(torch.clamp(x, one.low, one.high))
 
 
 def _are_tensors(*bits: Bits) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pquant.flat import Layout, is_plain
+from pquant.flat import Layout, addresses, is_plain
 from pquant.flat import layout as flat_layout
 
 LONGEST_SUM = 4096
@@ -41,12 +41,21 @@ def snap_(x: Tensor, low: float, high: float, f: int, round_mode: str) -> None:
     loops.snap(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode])
 
 
+def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str) -> Tensor:
+    """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits."""
+    from pquant import loops
+
+    out = torch.empty_like(x)
+    loops.snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode], out.data_ptr())
+    return out
+
+
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
     from pquant import loops
 
     out = torch.empty_like(x)
-    loops.quantize(layout(x.shape, i.shape), _addresses(x, _signs(k, i.numel()), i, f), symmetric, loops.MODES[round_mode], out.data_ptr())
+    loops.quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, loops.MODES[round_mode], out.data_ptr())
     return out
 
 
@@ -55,13 +64,9 @@ def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: s
     from pquant import loops
 
     g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
-    given = _addresses(g, x, _signs(k, i.numel()), i, f)
-    loops.gradients(layout(x.shape, i.shape), given, symmetric, loops.MODES[round_mode], _addresses(dx, di, df))
+    given = addresses(g, x, _signs(k, i.numel()), i, f)
+    loops.gradients(layout(x.shape, i.shape), given, symmetric, loops.MODES[round_mode], addresses(dx, di, df))
     return dx, di, df
-
-
-def _addresses(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
 def _signs(k: Tensor | bool, count: int) -> Tensor:

@@ -81,7 +81,7 @@ def _step_badly(trainer: "Trainer", x: Tensor, y: Tensor, layers: list[str]) -> 
     loss, auxiliary = trainer._losses(x, y)
     if layers:
         return f"the output of layer '{layers[0]}' is not finite"
-    trainer.optimizer.zero_grad()
+    trainer.updates.zero_grad()
     (loss + auxiliary).backward()
     for name, value in (("loss", loss), ("penalty", auxiliary)):
         if not bool(torch.isfinite(value)):
@@ -92,7 +92,7 @@ def _step_badly(trainer: "Trainer", x: Tensor, y: Tensor, layers: list[str]) -> 
             return f"the gradient of '{name}' is not finite"
     trainer.follow_step()
     for name, parameter in parameters.items():
-        if not bool(all_finite([parameter.detach(), *_floats(trainer.optimizer.state[parameter].values())])):
+        if not bool(all_finite([parameter.detach(), *trainer.updates.memory(parameter)])):
             return f"'{name}' or its momentum is not finite after the update"
     return None
 

@@ -28,7 +28,7 @@ from pquant.training import ranks
 from pquant.training.checkpoint import copied
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
-from pquant.training.optimizer import parameter_groups
+from pquant.training.optimizer import Updates, parameter_groups
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
@@ -98,7 +98,7 @@ class Trainer:
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         with blaming("optimizer"):
             self.optimizer = optimizer(parameter_groups(self.model))
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.updates = Updates(self.optimizer, self.model)
         with blaming("scheduler"):
             self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
@@ -220,16 +220,16 @@ class Trainer:
         finite = torch.isfinite(x).all()
         (x, y), weight = ranks.part(x, y)
         loss, auxiliary = self.losses(x, y)
-        self.optimizer.zero_grad()
+        self.updates.zero_grad()
         together = loss + auxiliary
         (together if weight == 1 else together * weight).backward()
-        ranks.total_gradients(self.parameters)
+        ranks.total_gradients(self.updates.parameters)
         self.follow_step()
         return ranks.total(loss.detach() * weight), auxiliary.detach(), finite
 
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""
-        self.optimizer.step()
+        self.updates.step()
         self.step_events()
 
     def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import pquant
 from pquant.layers import CompressedLayer
 from pquant.layers.together import part
 from pquant.pruning import DST, PDP, AutoSparse, NoPruning, PruningMethod
-from pquant.quantization import Quantization
+from pquant.pruning.dst import DSTPruner
+from pquant.quantization import FixedPointQuantizer, Quantization
 
 BITS = {
     "default_data_keep_negatives": True,
@@ -102,3 +103,22 @@ def test_hooks_of_others_stay_when_the_model_is_finalized() -> None:
     final = pquant.finalize(model)
     final(x)
     assert seen == [1] and len(final._forward_pre_hooks) == 0 and len(final._forward_hooks) == 1
+
+
+def test_a_subclass_that_gives_another_weight_is_heard() -> None:
+    class Halved(DSTPruner):
+        def soft_weight(self, weight: Tensor) -> Tensor:
+            return weight / 2
+
+    class Doubled(FixedPointQuantizer):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    x = torch.randn(8, 2, 6)
+    model = pquant.compress(net(), DST(), SECTIONS["fixed"], x)
+    model[0].pruner.__class__, model[3].weight_quantizer.__class__ = Halved, Doubled
+    alone = copy.deepcopy(model)
+    part(alone)
+    for one in (model, alone):
+        pquant.set_stage(one.train(), pquant.Stage.TRAIN)
+    assert torch.equal(model(x), alone(x))

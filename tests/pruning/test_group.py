@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import pquant
 from pquant.layers import CompressedLayer, pruned_layers
 from pquant.pruning import CS, DST, MDMM, PDP, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda, loops
+from pquant.pruning.dst import DSTPruner
 from pquant.pruning.group import Group, Groups, OnePass, addresses
 from pquant.pruning.masks import keep_largest
 
@@ -167,6 +168,25 @@ def test_several_methods_and_layers_without_one_keep_their_order() -> None:
     assert torch.equal(mine.masks(), Group(layers).masks())
     assert len(mine.penalties()) == 2
     assert 0 < mine.masks().mean() < 1
+
+
+class Stubborn(DSTPruner):
+    def select(self, weight: Tensor) -> Tensor:
+        return weight > -torch.inf
+
+    def loss(self, weight: Tensor) -> Tensor:
+        return weight.sum()
+
+
+class StubbornDST(DST):
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Stubborn:
+        return Stubborn(self, weight)
+
+
+def test_a_subclass_that_gives_other_answers_is_heard() -> None:
+    model = started(StubbornDST(), 3)
+    assert groups(model).masks().all()
+    torch.testing.assert_close(pquant.penalty(model), sum(layer.weight.sum() for layer in pruned_layers(model).values()))
 
 
 @pytest.mark.parametrize("method", [DST(max_pruning_pct=0.01), PDP(), MDMM()], ids=str)

@@ -263,14 +263,18 @@ def test_a_compiled_step_has_the_same_gradients(mode: str) -> None:
     plain = pquant.compress(net(), DST(threshold_init=0.05), section, torch.randn(4, 6))
     pquant.set_stage(plain, pquant.Stage.TRAIN)
     other = copy.deepcopy(plain)
-    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
     x = torch.randn(16, 6)
-    for model in (plain, compiled):
-        model(x).square().sum().backward()
+
+    def losses(model: nn.Module) -> Callable[[], torch.Tensor]:
+        penalty = pquant.Penalty(model)
+        return lambda: model(x).square().sum() + penalty()
+
+    for step in (losses(plain), torch.compile(losses(other), backend="aot_eager", fullgraph=True)):
+        step().backward()
     for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
         assert one.grad is not None and two.grad is not None, name
         torch.testing.assert_close(one.grad, two.grad)
-    assert torch.equal(compiled.eval()(x), plain.eval()(x))
+    assert torch.equal(other.eval()(x), plain.eval()(x))
 
 
 @pytest.mark.parametrize(("epoch", "value"), [(0, 1e-6), (1, 1e-6), (2, 1e-6), (3, 1e-5), (4, 1e-4), (5, 1e-4), (9, 1e-4)])
