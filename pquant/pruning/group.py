@@ -131,9 +131,10 @@ class Groups:
 
     def _plan(self) -> None:
         self.groups = [_group([self.layers[place] for place in places]) for places in _by_method(self.layers)]
-        modules: list[Any] = [module for layer in self.layers for module in (layer, layer.pruner)]
-        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        self.held = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        layers: list[Any] = [*self.layers]
+        holders = [holder for layer in layers for holder in (layer.pruner._parameters, layer.pruner._buffers)]
+        self.held = [(layer._parameters, "weight", layer._parameters.get("weight")) for layer in layers]
+        self.held += [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
         self.planned_at = changes()
 
 

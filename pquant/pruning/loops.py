@@ -200,10 +200,10 @@ def shares(addresses: Any, sizes: Any, epsilon: float, out: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def constraints(shares: int, targets: Any, multipliers: Any, scales: Any, side: int, damping: float, slacks: bool, out: int) -> None:
+def constraints(shares: int, targets: Any, multipliers: Any, scales: Any, side: int, damping: float, slacks: bool, results: Any) -> None:
     """Write MDMM's loss and its slopes by each layer's share and multiplier; h is at least -lambda / damping with ``slacks``."""
     layers, total, half = len(targets), 0.0, F(damping / 2)
-    share, results = _array(shares, (layers,)), _array(out, (1 + 2 * layers,))
+    share, slopes = _array(shares, (layers,)), _array(results[1], (2 * layers,))
     for n in range(layers):
         multiplier, h, through = _array(multipliers[n], (1,))[0], F(side) * (share[n] - targets[n]), ONE
         if slacks:
@@ -213,9 +213,9 @@ def constraints(shares: int, targets: Any, multipliers: Any, scales: Any, side: 
         force, slope = scales[n] * h, multiplier + half * h
         total += force * slope
         by_h = force * half + slope * scales[n]
-        results[1 + n] = F(side) * by_h * through
-        results[1 + layers + n] = force - by_h * (ONE - through) / F(damping) if slacks else force
-    results[0] = total
+        slopes[n] = F(side) * by_h * through
+        slopes[layers + n] = force - by_h * (ONE - through) / F(damping) if slacks else force
+    _array(results[0], (1,))[0] = total
 
 
 @njit(nogil=True, cache=True)

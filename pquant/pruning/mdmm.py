@@ -143,15 +143,16 @@ class _Constraints(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: "MDMMGroup", *tensors: Tensor) -> Tensor:
         sizes = tensors[: len(group.weights)]
-        ctx.group, ctx.results = group, group.constraints(sizes)
+        loss, ctx.slopes = group.constraints(sizes)
+        ctx.group = group
         ctx.save_for_backward(*sizes)
-        return ctx.results[0]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sizes, slopes = ctx.saved_tensors, ctx.results * grads[0]
-        multipliers = slopes[1 + len(sizes) :].unbind() if ctx.group.method.use_grad else ()
-        return None, *ctx.group.pulls(sizes, slopes[1:]), *multipliers
+        sizes, slopes = ctx.saved_tensors, ctx.slopes * grads[0]
+        multipliers = slopes[len(sizes) :].unbind() if ctx.group.method.use_grad else ()
+        return None, *ctx.group.pulls(sizes, slopes), *multipliers
 
 
 class MDMMGroup(OnePass):
@@ -188,12 +189,12 @@ class MDMMGroup(OnePass):
         loops().shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
         return shares
 
-    def constraints(self, sizes: Sequence[Tensor]) -> Tensor:
-        """Return the loss and its slopes by each layer's share and multiplier, (1 + 2 layers,)."""
-        shares, results, multipliers = self.shares(sizes), torch.empty(1 + 2 * len(sizes)), addresses(self.multipliers)
+    def constraints(self, sizes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and its slopes by each layer's share and multiplier, (2 layers,)."""
+        shares, loss, slopes = self.shares(sizes), torch.empty(()), torch.empty(2 * len(sizes))
         where = self.method.side, self.method.damping, self.slacks
-        loops().constraints(shares.data_ptr(), self.targets, multipliers, self.scales, *where, results.data_ptr())
-        return results
+        loops().constraints(shares.data_ptr(), self.targets, addresses(self.multipliers), self.scales, *where, (loss.data_ptr(), slopes.data_ptr()))
+        return loss, slopes
 
     def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
         """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""

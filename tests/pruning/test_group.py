@@ -170,6 +170,18 @@ def test_several_methods_and_layers_without_one_keep_their_order() -> None:
     assert 0 < mine.masks().mean() < 1
 
 
+@pytest.mark.parametrize("method", [DST(), CS(threshold_decay=0.1), MDMM(), Wanda()], ids=lambda method: type(method).__name__)
+def test_a_penalty_may_be_added_to_in_place(method: PruningMethod) -> None:
+    model = started(method, 0)
+    weight, penalty = model[0].weight, pquant.Penalty(model)
+    expected = penalty().item() + weight.sum().item()
+    loss = penalty()
+    loss += weight.sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(expected) and weight.grad is not None
+    assert penalty().item() + weight.sum().item() == pytest.approx(expected)
+
+
 class Stubborn(DSTPruner):
     def select(self, weight: Tensor) -> Tensor:
         return weight > -torch.inf
