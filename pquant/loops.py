@@ -211,3 +211,45 @@ def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int,
         falling = ZERO if abs(distance) > ONE else falling
         of_weight[n] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[n]
         of_threshold[n] = falling * g[n] * w[n]
+
+
+@njit(nogil=True, cache=True)
+def price(bits: Any, signs: Any, places: Any, counts: Any, masks: Any, rates: int, paid: int, results: Any) -> None:
+    """Write the price of bit widths and its slope by width, 0 where there are no bits, as ``pquant.quantization.price`` counts them.
+
+    ``bits`` holds the addresses of all i, those of all f and how many each has, ``masks`` the address and length of the weights' mask, ``rates`` is
+    the address of beta and gamma, ``results`` are those of the value and the slope.
+    """
+    i_at, f_at, sizes = bits
+    weight_at, data_at = places
+    total = sizes.sum()
+    table, slope, rate, kept = np.empty(total + 2, np.float32), _array(results[1], (total,)), _array(rates, (2,)), _array(masks[0], (masks[1],))
+    at = 0
+    for n in range(len(sizes)):
+        i, f = _array(i_at[n], (sizes[n],)), _array(f_at[n], (sizes[n],))
+        for c in range(sizes[n]):
+            width = np.rint(i[c]) + np.rint(f[c]) + signs[n]
+            table[at + c] = ZERO if width < ZERO else width
+        at += sizes[n]
+    table[total], table[total + 1] = ONE, F(32.0)
+    slope[:] = ZERO
+    cost = 0.0
+    for n in range(len(counts)):
+        each = counts[n] * rate[0]
+        if n < masks[1]:
+            each *= kept[n]
+        weight, data = table[weight_at[n]], table[data_at[n]]
+        of_weight, of_data = each * data, each * weight
+        cost += weight * of_weight
+        if weight_at[n] < total:
+            slope[weight_at[n]] += of_weight
+        if data_at[n] < total:
+            slope[data_at[n]] += of_data
+    width_sum = 0.0
+    for n in range(paid):
+        width_sum += table[n]
+        slope[n] += rate[1]
+    for n in range(total):
+        if table[n] <= ZERO:
+            slope[n] = ZERO
+    _array(results[0], (1,))[0] = cost + rate[1] * width_sum

@@ -1,10 +1,10 @@
 """Modules that count their changes, so that what is derived from them may be kept until the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _changes = [0]
 
@@ -26,3 +26,19 @@ class Watched(nn.Module):
 def changes() -> int:
     """Return how many changes there were to all watched modules of the process."""
     return _changes[0]
+
+
+class Unchanged:
+    """Notes modules as they are now, so that :meth:`still` can say whether what was derived from them holds.
+
+    It does until any watched module changes, or one of their tensors is exchanged behind its back.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
+        self.held: list[tuple[dict[str, Any], str, Tensor | None]] = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        self.at = changes()
+
+    def still(self) -> bool:
+        """Return whether nothing has changed."""
+        return self.at == _changes[0] and all(holder.get(name) is tensor for holder, name, tensor in self.held)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pquant.flat import SAME, SMALL, Course, Each, Over, stands_for
 from pquant.layers.compressed import CompressedLayer
 from pquant.pruning.method import Pruner
-from pquant.watched import changes
+from pquant.watched import Unchanged
 
 Steps = tuple[Each, Each, Each]
 
@@ -33,13 +33,13 @@ class Together:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, CompressedLayer)]
-        self.planned_at = -1
+        self.plan: Unchanged | None = None
 
     def begin(self, model: nn.Module, args: Any) -> None:
         """Compute all effective parameters, before a forward."""
         if torch.compiler.is_compiling():
             return
-        if self.planned_at != changes() or any(holder.get(name) is not tensor for holder, name, tensor in self.held):
+        if self.plan is None or not self.plan.still():
             self._plan()
         tensors = [*self.unchanged, *(tensor for course in self.courses for tensor in course())]
         for layer, weight, bias, masks_bias in self.ready:
@@ -64,11 +64,7 @@ class Together:
         self.ready = [
             _Ready(layer, number[layer.weight], number.get(layer.bias), type(layer.pruner).prune_bias is not Pruner.prune_bias) for layer in joined
         ]
-        holders = [module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer)]
-        self.held = [
-            (holder, name, tensor) for module in holders for holder in (module._parameters, module._buffers) for name, tensor in holder.items()
-        ]
-        self.planned_at = changes()
+        self.plan = Unchanged(module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer))
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forget them, after a forward or its failure."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pquant import flat
 from pquant.flat import Laid, apart, end_to_end, is_plain
 from pquant.training.stage import Stage
-from pquant.watched import changes
+from pquant.watched import Unchanged
 
 
 class Pruned(Protocol):
@@ -101,7 +101,7 @@ class Groups:
     def __init__(self, layers: Sequence[Pruned]) -> None:
         self.layers = layers
         self.one_by_one = [Group([layers[place] for place in places]) for places in _by_method(layers)]
-        self.planned_at = -1
+        self.plan: Unchanged | None = None
 
     def penalties(self) -> list[Tensor]:
         """Return the auxiliary losses of each group that has one."""
@@ -125,17 +125,14 @@ class Groups:
     def _now(self) -> list[Group]:
         if torch.compiler.is_compiling():
             return self.one_by_one
-        if self.planned_at != changes() or any(holder.get(name) is not tensor for holder, name, tensor in self.held):
+        if self.plan is None or not self.plan.still():
             self._plan()
         return self.groups
 
     def _plan(self) -> None:
-        self.groups = [_group([self.layers[place] for place in places]) for places in _by_method(self.layers)]
         layers: list[Any] = [*self.layers]
-        holders = [holder for layer in layers for holder in (layer.pruner._parameters, layer.pruner._buffers)]
-        self.held = [(layer._parameters, "weight", layer._parameters.get("weight")) for layer in layers]
-        self.held += [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
-        self.planned_at = changes()
+        self.groups = [_group([layers[place] for place in places]) for places in _by_method(layers)]
+        self.plan = Unchanged([module for layer in layers for module in (layer, layer.pruner)])
 
 
 def _by_method(layers: Sequence[Pruned]) -> list[list[int]]:

@@ -2,16 +2,32 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pquant.flat import addresses, is_plain, laid
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
 from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations
 from pquant.quantization.hgq import HGQQuantizer, price_of
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
+from pquant.watched import Unchanged
+
+
+class _InALoop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, price: "Price", *pairs: Tensor) -> Tensor:
+        ctx.laid, (value, ctx.slope) = price.laid, price.in_a_loop(pairs)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = ctx.laid.apart(ctx.slope * grads[0])
+        return None, *parts, *parts
 
 
 class Price:
@@ -45,6 +61,9 @@ class Price:
         self.constants = torch.tensor([1.0, FLOAT_BITS], device=device)
         self.signs = torch.cat([torch.full((size,), float(quantizer.sign)) for quantizer, size in zip(self.trained, sizes, strict=True)]).to(device)
 
+        self.plan: Unchanged | None = None
+        self.weight_at = self.data_at = torch.empty(0, dtype=torch.int64)
+        self.count = torch.empty(0)
         columns = [self._of_weight(layer, *met[layer]) for layer in self.flat] + [self._of_bias(layer) for layer in self.biased]  # type: ignore[misc]
         if columns:
             self.weight_at, self.data_at, self.count = (torch.cat(column).to(device) for column in zip(*columns, strict=True))
@@ -62,10 +81,40 @@ class Price:
 
     def __call__(self) -> Tensor:
         """Return beta * EBOPs + gamma * (sum of all bit widths)."""
-        total = price_of(self.trained, self.signs, self._sloped)
+        if torch.compiler.is_compiling():
+            total = price_of(self.trained, self.signs, self._sloped)
+        else:
+            if self.plan is None or not self.plan.still():
+                self._plan()
+            total = _InALoop.apply(self, *self.pairs) if self.looped else price_of(self.trained, self.signs, self._sloped)
         for layer in self.singly:
             total = total + layer.price[0] * _counted(layer)
         return total
+
+    def _plan(self) -> None:
+        self.plan = Unchanged([*self.layers, *self.trained])
+        self.rates = self.layers[0].price
+        self.pairs = [*(quantizer.i for quantizer in self.trained), *(quantizer.f for quantizer in self.trained)]
+        self.looped = all(map(is_plain, (*self.pairs, self.rates, *(layer.weight for layer in self.flat))))
+        shapes = tuple(quantizer.f.shape for quantizer in self.trained)
+        self.laid, self.sizes = laid(shapes, shapes), np.array([shape.numel() for shape in shapes])
+        self.places = (self.weight_at.cpu().numpy(), self.data_at.cpu().numpy())
+        self.counts, self.sign_of_each = self.count.cpu().numpy(), np.array([quantizer.sign for quantizer in self.trained], np.float32)
+
+    def in_a_loop(self, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`_sloped` does, the slope already 0 where there are no bits, from all i and all f."""
+        from pquant import loops
+
+        value, slope, half = torch.empty(()), torch.empty(self.one), len(pairs) // 2
+        masks = self._masks() if self.pruned else slope[:0]
+        bits = np.array(addresses(*pairs[:half])), np.array(addresses(*pairs[half:])), self.sizes
+        kept, results = (masks.data_ptr(), masks.numel()), addresses(value, slope)
+        loops.price(bits, self.sign_of_each, self.places, self.counts, kept, self.rates.data_ptr(), self.paid, results)
+        return value, slope
+
+    def _masks(self) -> Tensor:
+        """Return the hard masks of all weights, end to end."""
+        return self.pruners.masks().to(self.count)
 
     def _sloped(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the price of bit widths, but for the layers counted one by one, and its slope by width."""
@@ -76,7 +125,7 @@ class Price:
         if self.flat:
             cost = self.count * beta
             if self.pruned:
-                masks = self.pruners.masks()
+                masks = self._masks()
                 cost[: len(masks)] *= masks
             weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
             weight_slope, data_slope = cost * table.index_select(0, self.data_at), cost * weight_bits

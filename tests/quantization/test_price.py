@@ -9,7 +9,7 @@ from pquant.layers import CompressedLayer
 from pquant.pruning import DST
 from pquant.quantization import Quantization
 from pquant.quantization.ebops import operations
-from pquant.quantization.hgq import HGQQuantizer
+from pquant.quantization.hgq import HGQQuantizer, price_of
 from pquant.quantization.price import prices
 
 BITS = {
@@ -78,8 +78,25 @@ def test_value_and_gradients_are_those_of_the_count(name: str, weights: str, dat
     (price,) = prices(model)
     mine, expected = price(), counted(model, 1e-3, 1e-2)
     torch.testing.assert_close(mine, expected)
-    for one, other in zip(torch.autograd.grad(mine, bits), torch.autograd.grad(expected, bits), strict=True):
+    slopes = torch.autograd.grad(mine, bits)
+    for one, other in zip(slopes, torch.autograd.grad(expected, bits), strict=True):
         torch.testing.assert_close(one, other)
+    if not price.singly:
+        assert price.looped
+        simple = torch.autograd.grad(price_of(price.trained, price.signs, price._sloped), bits)
+        assert all(torch.equal(one, other) for one, other in zip(slopes, simple, strict=True))
+
+
+def test_doubles_are_counted_too_and_a_moved_bit_is_seen() -> None:
+    model = pquant.compress(NETS["dense"][0], None, Quantization(**BITS, hgq_beta=1e-3, hgq_gamma=1e-2), torch.randn(2, 5))
+    pquant.set_stage(model, pquant.Stage.TRAIN)
+    (price,) = prices(model)
+    before = price().item()
+    assert price.looped
+    model.double()
+    assert price().item() == pytest.approx(before) and not price.looped
+    model.float()[0].weight_quantizer.f = nn.Parameter(torch.tensor(1.0))
+    assert price().item() < 0.9 * before and price.looped
 
 
 def test_every_quantization_has_a_price_of_its_own() -> None:
