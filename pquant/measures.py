@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.pruning.group import Groups
 from pquant.quantization.ebops import Deployed, ebops, layer_ebops
 from pquant.quantization.price import prices
 
@@ -17,16 +18,12 @@ class Penalty:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        groups: dict[int, list[CompressedLayer]] = {}
-        for layer in pruned_layers(model).values():
-            groups.setdefault(id(layer.pruner.method), []).append(layer)
-        self.groups, self.prices = list(groups.values()), prices(model)
+        self.pruned, self.prices, self.zero = Groups(list(pruned_layers(model).values())), prices(model), torch.zeros(())
 
     def __call__(self) -> Tensor:
         """Return the sum of the methods' losses and of the prices, 0 where there are none."""
-        terms = [group[0].pruner.method.penalty([(layer.pruner, layer.weight) for layer in group]) for group in self.groups]
-        terms += [price() for price in self.prices]
-        return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
+        terms = [*self.pruned.penalties(), *(price() for price in self.prices)]
+        return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
 
 def penalty(model: nn.Module) -> Tensor:

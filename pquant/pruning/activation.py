@@ -33,18 +33,17 @@ class ActivationPruner(WindowPruner):
         """Whether the layer keeps all channels because they are the model's outputs."""
         return self.makes_output and not self.method.prune_output_layer
 
-    def _open_or_close(self) -> None:
-        super()._open_or_close()
-        if self.exempt:
-            self._needs = frozenset()
+    @property
+    def opens(self) -> bool:
+        """Whether outputs are to be collected now."""
+        return super().opens and not self.exempt
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the activity of the output ``x``: (..., out) of a dense layer, (batch, out, *positions) of a convolution."""
-        outputs = self.by_feature(x)
-        active = outputs > 0 if self.method.statistic == "frequency" else outputs.abs()
-        self.activity.add_(ranks.total(active.sum(1).to(self.activity)))
-        self.values.add_(ranks.total(torch.full_like(self.values, outputs.shape[1])))
+        active = self.sum_by_feature(x > 0 if self.method.statistic == "frequency" else x.abs()).to(self.activity)
+        self.activity.add_(ranks.total(active))
+        self.values.add_(ranks.total(torch.full_like(self.values, x.numel() // len(active))))
         self.seen.add_(1)
 
     def prune(self, weight: Tensor) -> None:

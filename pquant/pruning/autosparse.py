@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each
+from pquant.flat import Each, apart, end_to_end, laid
+from pquant.pruning.group import Group, OnePass, Pruned
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -109,6 +110,25 @@ class AutoSparsePruner(ScheduledPruner):
         self.alpha0 = min(max(self.alpha0 + step, 0.0), 1.0)
 
 
+class AutoSparseGroup(OnePass):
+    """The thresholds of all layers."""
+
+    takes = AutoSparsePruner
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.logits = [pruner.threshold for pruner in self.pruners]
+        self.given = tuple(logit.shape for logit in self.logits)
+        self.over = laid(self.shapes, self.given)
+
+    @torch.no_grad()
+    def masks(self) -> Tensor:
+        """Return |W| > sigmoid(s)."""
+        if not self.looped:
+            return super().masks()
+        return self.above(self.weights, apart(end_to_end(self.logits, self.given).sigmoid(), self.given), self.over)
+
+
 def expected(losses: Sequence[float], ahead: int) -> float:
     """Return the loss ``ahead`` epochs after ``losses`` if it goes on as the power of the epoch's number that fits them best.
 
@@ -144,6 +164,7 @@ class AutoSparse(PruningMethod):
         threshold_decay: weight decay of s, which pulls sigmoid(s) towards 1/2.
     """
 
+    group: ClassVar[type[Group]] = AutoSparseGroup
     decays_thresholds: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 

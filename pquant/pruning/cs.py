@@ -4,13 +4,15 @@ P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsifica
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each
+from pquant.flat import Each, apart, laid
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
@@ -85,6 +87,48 @@ class CSPruner(ScheduledPruner):
         self._follow()
 
 
+class _Sum(torch.autograd.Function):
+    """lambda * sum(m), m = c sigmoid(beta s), of all scores."""
+
+    @staticmethod
+    def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
+        share, result = torch.empty(group.total), torch.empty(())
+        loops().scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
+        loops().total(share.sigmoid_().data_ptr(), group.total, group.factor * group.method.threshold_decay, result.data_ptr())
+        ctx.group, ctx.share = group, share
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        group, slopes, force = ctx.group, torch.empty_like(ctx.share), grads[0] * ctx.group.method.threshold_decay * ctx.group.factor
+        loops().sigmoid_slopes(force.data_ptr(), ctx.share.data_ptr(), group.sizes, addresses(group.betas), slopes.data_ptr())
+        return None, *apart(slopes, group.shapes)
+
+
+class CSGroup(OnePass):
+    """The scores of all layers."""
+
+    takes = CSPruner
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: CS = self.pruners[0].method
+        self.factor: float = self.pruners[0].factor
+        self.scores, self.betas = [pruner.score for pruner in self.pruners], [pruner.beta for pruner in self.pruners]
+        self.zeros = [torch.zeros(1)] * len(layers)
+        self.over = laid(self.shapes, (torch.Size((1,)),) * len(layers))
+
+    def penalty(self) -> Tensor:
+        """Return lambda * sum(m)."""
+        if not self.method.threshold_decay:
+            return self.weights[0].new_zeros(())
+        return _Sum.apply(self, *self.scores) if self.looped else super().penalty()
+
+    def masks(self) -> Tensor:
+        """Return s > 0."""
+        return self.above(self.scores, self.zeros, self.over, signed=True) if self.looped else super().masks()
+
+
 @schema("pruning", "cs")
 @dataclass(frozen=True)
 class CS(PruningMethod):
@@ -103,6 +147,7 @@ class CS(PruningMethod):
         threshold_decay: lambda, the weight of the mask in the loss, a sum over weights, so that it is small; more gives more zeros.
     """
 
+    group: ClassVar[type[Group]] = CSGroup
     decays_thresholds: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end, is_plain
+from pquant.flat import Each, apart, end_to_end, is_plain, laid
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -83,13 +85,12 @@ class DSTPruner(Pruner):
         """Pull all thresholds of the layer down where the step just made left too little of it; no host sync."""
         if self.stage is not Stage.TRAIN:
             return
-        kept, least = self.select(weight).count_nonzero(), (1 - self.method.max_pruning_pct) * weight.numel()
+        kept = self.select(weight).count_nonzero() > self.method.least(weight)
         if self.method.beyond_max == "reset":
-            self.threshold.mul_(kept > least)
+            self.threshold.mul_(kept)
         else:
-            pruned = max(math.ceil(self.method.max_pruning_pct * weight.numel()) - 1, 1)
-            highest = weight.abs().flatten().kthvalue(pruned).values
-            self.threshold.copy_(torch.where(kept > least, self.threshold, self.threshold.clamp(max=highest)))
+            highest = weight.abs().flatten().kthvalue(self.method.most(weight)).values
+            self.threshold.copy_(torch.where(kept, self.threshold, self.threshold.clamp(max=highest)))
 
 
 class _Push(torch.autograd.Function):
@@ -110,6 +111,54 @@ def push(thresholds: Sequence[Tensor], alpha: float) -> Tensor:
     return _Push.apply(alpha, *thresholds)
 
 
+class _Pushes(torch.autograd.Function):
+    """What :func:`push` gives, by loops."""
+
+    @staticmethod
+    def forward(ctx: Any, group: "DSTGroup", *thresholds: Tensor) -> Tensor:
+        slopes, result = torch.empty(group.over.given_total), torch.empty(())
+        loops().negated(addresses(thresholds), group.over.counts, slopes.data_ptr())
+        loops().sum_and_negate(slopes.exp_().data_ptr(), group.over.given_total, group.method.alpha, result.data_ptr())
+        ctx.group, ctx.slopes = group, slopes
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *apart(ctx.slopes * grads[0], ctx.group.given)
+
+
+class DSTGroup(OnePass):
+    """The thresholds of all layers."""
+
+    takes = DSTPruner
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: DST = self.pruners[0].method
+        self.thresholds = [pruner.threshold for pruner in self.pruners]
+        self.given = tuple(threshold.shape for threshold in self.thresholds)
+        self.over = laid(self.shapes, self.given)
+        self.least = np.array([self.method.least(weight) for weight in self.weights], np.float32)
+        clamps = self.method.beyond_max == "clamp"
+        self.most = np.array([self.method.most(weight) if clamps else 0 for weight in self.weights])
+
+    def penalty(self) -> Tensor:
+        """Return the push on all thresholds."""
+        return _Pushes.apply(self, *self.thresholds) if self.looped else push(self.thresholds, self.method.alpha)
+
+    def follow_step(self) -> None:
+        """Pull thresholds down where a layer has too little left."""
+        if not self.looped:
+            super().follow_step()
+            return
+        if loops().give_way(addresses(self.weights), addresses(self.thresholds), self.over.counts, self.over.repeats, self.least, self.most):
+            torch.autograd.graph.increment_version(self.thresholds)
+
+    def masks(self) -> Tensor:
+        """Return |W| > t."""
+        return self.above(self.weights, self.thresholds, self.over) if self.looped else super().masks()
+
+
 @schema("pruning", "dst")
 @dataclass(frozen=True)
 class DST(PruningMethod):
@@ -127,6 +176,7 @@ class DST(PruningMethod):
         beyond_max: how thresholds give way beyond ``max_pruning_pct``: start again from 0, as in the authors' code, or only as far as needed.
     """
 
+    group: ClassVar[type[Group]] = DSTGroup
     decays_thresholds: ClassVar[bool] = True
 
     pruning_method: Literal["dst"] = "dst"
@@ -140,7 +190,10 @@ class DST(PruningMethod):
         """Return thresholds for ``weight``."""
         return DSTPruner(self, weight)
 
-    def penalty(self, layers: Sequence[tuple[Pruner, Tensor]]) -> Tensor:
-        """Return the push on the thresholds of all layers, in one pass."""
-        thresholds = [pruner.threshold for pruner, _ in layers if isinstance(pruner, DSTPruner) and pruner.stage is Stage.TRAIN]
-        return push(thresholds, self.alpha) if thresholds else layers[0][1].new_zeros(())
+    def least(self, weight: Tensor) -> float:
+        """Return how many weights of a layer must be more than."""
+        return (1 - self.max_pruning_pct) * weight.numel()
+
+    def most(self, weight: Tensor) -> int:
+        """Return how many weights of a layer may be pruned, but at least one."""
+        return max(math.ceil(self.max_pruning_pct * weight.numel()) - 1, 1)

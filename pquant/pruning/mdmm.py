@@ -5,14 +5,17 @@ of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.flat import SAME, Each
+from pquant.flat import SAME, Each, apart
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -69,18 +72,13 @@ class MDMMPruner(Pruner):
         return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
 
     def metric(self, weight: Tensor) -> Tensor:
-        """Return the share of zeros, sizes up to epsilon; l0_mode "smooth" counts a size s as 2^-(s / epsilon)^2."""
+        """Return the share of zeros, whose derivative is that of the trimmed Lasso."""
         sizes = self.sizes(weight)
-        if self.method.l0_mode == "coarse":
-            share = (sizes <= self.method.epsilon).to(sizes.dtype).mean()
-        else:
-            share = torch.exp2(-(sizes.detach() / self.method.epsilon).square()).mean()
-        return _ShareOfZeros.apply(sizes, share, self.count)
+        return _ShareOfZeros.apply(sizes, self.method.share(sizes.detach()), self.count)
 
     def excess(self, share: Tensor) -> Tensor:
         """Return share - target, or target - share for GreaterThanOrEqual: an inequality is met where it is not positive."""
-        excess = share - self.count / self.groups
-        return -excess if self.method.constraint_type == "GreaterThanOrEqual" else excess
+        return self.method.side * (share - self.count / self.groups)
 
     def infeasibility(self, weight: Tensor) -> Tensor:
         """Return h: the excess, of an inequality at least -lambda / damping: in h = excess + z^2 the slack z takes up what is below."""
@@ -92,8 +90,12 @@ class MDMMPruner(Pruner):
     def loss(self, weight: Tensor) -> Tensor:
         """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum"."""
         h = self.infeasibility(weight)
-        scale = self.method.scale * (self.groups if self.method.scale_mode == "sum" else 1)
-        return scale * h * (self.multiplier + self.method.damping / 2 * h)
+        return self.scale * h * (self.multiplier + self.method.damping / 2 * h)
+
+    @property
+    def scale(self) -> float:
+        """The weight of the constraint in the loss."""
+        return self.method.scale * (self.groups if self.method.scale_mode == "sum" else 1)
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
@@ -101,7 +103,7 @@ class MDMMPruner(Pruner):
         if self.stage is not Stage.TRAIN:
             return
         if not self.method.use_grad:
-            self.multiplier.add_(self.infeasibility(weight), alpha=self.method.constraint_lr * self.method.scale)
+            self.multiplier.add_(self.infeasibility(weight) * (self.method.constraint_lr * self.method.scale))
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
 
@@ -135,6 +137,93 @@ class MDMMPruner(Pruner):
         return super().freeze(weight)
 
 
+class _Constraints(torch.autograd.Function):
+    """The loss of all layers, by their sizes s, or weights where these count one by one, and their multipliers."""
+
+    @staticmethod
+    def forward(ctx: Any, group: "MDMMGroup", *tensors: Tensor) -> Tensor:
+        sizes = tensors[: len(group.weights)]
+        loss, ctx.slopes = group.constraints(sizes)
+        ctx.group = group
+        ctx.save_for_backward(*sizes)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        sizes, slopes = ctx.saved_tensors, ctx.slopes * grads[0]
+        multipliers = slopes[len(sizes) :].unbind() if ctx.group.method.use_grad else ()
+        return None, *ctx.group.pulls(sizes, slopes), *multipliers
+
+
+class MDMMGroup(OnePass):
+    """The constraints on all layers, which loops take as the sizes of groups, or the weights where these count one by one."""
+
+    takes = MDMMPruner
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: MDMM = self.pruners[0].method
+        self.counts, self.groups = (np.array(column) for column in zip(*((one.count, one.groups) for one in self.pruners), strict=True))
+        self.targets = (self.counts / self.groups).astype(np.float32)
+        self.scales = np.array([pruner.scale for pruner in self.pruners], np.float32)
+        self.multipliers = [pruner.multiplier for pruner in self.pruners]
+        self.by_weight = self.method.metric_type == "UnstructuredSparsity"
+        self.bounded = self.method.constraint_type != "Equality"
+        self.slacks = self.bounded and self.method.damping > 0
+
+    def penalty(self) -> Tensor:
+        """Return the loss of all constraints."""
+        if not self.looped:
+            return super().penalty()
+        return _Constraints.apply(self, *self.seen(), *(self.multipliers if self.method.use_grad else ()))
+
+    def seen(self) -> list[Tensor]:
+        """Return what loops take."""
+        return self.weights if self.by_weight else [pruner.sizes(weight) for pruner, weight in zip(self.pruners, self.weights, strict=True)]
+
+    def shares(self, sizes: Sequence[Tensor]) -> Tensor:
+        """Return the share of zeros of each layer, (layers,)."""
+        if self.method.l0_mode == "smooth":
+            return torch.stack([self.method.share(one.detach()) for one in sizes])
+        shares = torch.empty(len(sizes))
+        loops().shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
+        return shares
+
+    def constraints(self, sizes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and its slopes by each layer's share and multiplier, (2 layers,)."""
+        shares, loss, slopes = self.shares(sizes), torch.empty(()), torch.empty(2 * len(sizes))
+        where = self.method.side, self.method.damping, self.slacks
+        loops().constraints(shares.data_ptr(), self.targets, addresses(self.multipliers), self.scales, *where, (loss.data_ptr(), slopes.data_ptr()))
+        return loss, slopes
+
+    def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
+        """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""
+        pull = torch.empty(int(self.groups.sum()))
+        loops().pulls(addresses(sizes), self.groups, self.counts, slopes.data_ptr(), pull.data_ptr())
+        return apart(pull, tuple(one.shape for one in sizes))
+
+    @torch.no_grad()
+    def follow_step(self) -> None:
+        """Raise all multipliers."""
+        if not self.looped or self.method.use_grad:
+            super().follow_step()
+            return
+        shares, rate = self.shares(self.seen()), self.method.constraint_lr * self.method.scale
+        where = self.method.side, self.method.damping, self.slacks, self.bounded
+        loops().lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
+        torch.autograd.graph.increment_version(self.multipliers)
+
+    @torch.no_grad()
+    def masks(self) -> Tensor:
+        """Return 1 for what is larger than epsilon, or for the target's number of largest where that is near."""
+        if not self.looped or not self.by_weight:
+            return super().masks()
+        side, near = self.method.side if self.bounded else 0, PROJECTION_GAP if self.method.project else 0.0
+        masks = torch.empty(self.total)
+        loops().near_largest(addresses(self.weights), self.sizes, self.counts, self.method.epsilon, side, near, masks.data_ptr())
+        return masks
+
+
 @schema("pruning", "mdmm")
 @dataclass(frozen=True)
 class MDMM(PruningMethod):
@@ -164,6 +253,8 @@ class MDMM(PruningMethod):
         project: whether a mask less than 5 points off its target takes exactly the target's number of weights; the log says so.
     """
 
+    group: ClassVar[type[Group]] = MDMMGroup
+
     pruning_method: Literal["mdmm"] = "mdmm"
     constraint_type: Literal["Equality", "LessThanOrEqual", "GreaterThanOrEqual"] = "Equality"
     target_value: float = setting(0.0, ge=0, le=1)
@@ -183,6 +274,17 @@ class MDMM(PruningMethod):
     def target(self) -> float:
         """The share of zeros that the constraint compares with."""
         return self.target_value or self.target_sparsity
+
+    @property
+    def side(self) -> int:
+        """The sign with which zeros beyond the target count."""
+        return -1 if self.constraint_type == "GreaterThanOrEqual" else 1
+
+    def share(self, sizes: Tensor) -> Tensor:
+        """Return the share of zeros, sizes up to epsilon; l0_mode "smooth" counts a size s as 2^-(s / epsilon)^2."""
+        if self.l0_mode == "coarse":
+            return (sizes.abs() <= self.epsilon).to(sizes.dtype).mean()
+        return torch.exp2(-(sizes / self.epsilon).square()).mean()
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MDMMPruner:
         """Return the constraint on ``weight``."""

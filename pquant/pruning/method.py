@@ -1,6 +1,6 @@
 """What a pruning method is: a frozen description (the method object) and the state it gives each layer (the pruner)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pquant.flat import SAME, Each, stands_for
 from pquant.names import check_patterns, matches
+from pquant.pruning.group import Group
 from pquant.settings import Settings, schema, setting
 from pquant.training.stage import Horizon, Stage
 from pquant.watched import Watched
@@ -117,6 +118,16 @@ class Pruner(Watched):
         """Return the auxiliary loss of the train stage."""
         return weight.new_zeros(())
 
+    @property
+    def adds_loss(self) -> bool:
+        """Whether there may be a :meth:`loss`."""
+        return type(self).loss is not Pruner.loss
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether :meth:`on_batch_end` does anything now; asked again when an attribute of the pruner is set."""
+        return type(self).on_batch_end is not Pruner.on_batch_end
+
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias as the layer computes with it beside ``weight``; methods that remove whole channels remove their bias too."""
         return bias
@@ -215,6 +226,8 @@ class PruningMethod(Settings):
             method without either takes only 0.
     """
 
+    group: ClassVar[type[Group]] = Group
+    """What takes all layers of the method together, in the train stage, where a step does not take each by itself."""
     decays_thresholds: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
     """Whether surviving weights change their values when the mask is frozen, so that they must be quantized after it."""
@@ -244,10 +257,6 @@ class PruningMethod(Settings):
 
     def prepare(self, layers: PrunedWeights) -> None:
         """Take model-wide decisions, once, as the train stage begins (global budgets)."""
-
-    def penalty(self, layers: Sequence[tuple[Pruner, Tensor]]) -> Tensor:
-        """Return the auxiliary loss of the (pruner, weight) of all layers together, a scalar."""
-        return torch.stack([pruner.penalty(weight) for pruner, weight in layers]).sum()
 
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when ``disable_pruning_for_layers`` names no layer of the model."""

@@ -1,13 +1,16 @@
 """PDP: M. Cho, S. Adya, D. Naik, "PDP: Parameter-free Differentiable Pruning is All You Need", NeurIPS 2023, arXiv 2305.11203."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pquant.flat import Each
+from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -112,6 +115,36 @@ class PDPPruner(ScheduledPruner):
         self.on_batch_end(weight)
 
 
+class PDPGroup(OnePass):
+    """The borders of all layers, in one pass where weights go one by one under an absolute temperature."""
+
+    takes = PDPPruner
+
+    def __init__(self, layers: Sequence[Pruned]) -> None:
+        super().__init__(layers)
+        self.method: PDP = self.pruners[0].method
+        self.counts = np.array([pruner.count for pruner in self.pruners])
+        self.borders = [pruner.border for pruner in self.pruners]
+        self.looped = self.looped and not self.method.structured_pruning
+
+    def follow_step(self) -> None:
+        """Follow the weights."""
+        if not self.looped or self.method.temperature_scale == "relative":
+            super().follow_step()
+            return
+        loops().halfway(addresses(self.weights), self.sizes, self.counts, addresses(self.borders))
+        torch.autograd.graph.increment_version(self.borders)
+
+    @torch.no_grad()
+    def masks(self) -> Tensor:
+        """Return 1 for all but the ``count`` smallest of each layer."""
+        if not self.looped:
+            return super().masks()
+        masks = torch.empty(self.total)
+        loops().keep_largest(addresses(self.weights), self.sizes, self.counts, True, masks.data_ptr())
+        return masks
+
+
 @schema("pruning", "pdp")
 @dataclass(frozen=True)
 class PDP(PruningMethod):
@@ -131,6 +164,8 @@ class PDP(PruningMethod):
             model's output keeps all.
         temperature_scale: with "relative" tau is ``temperature`` times the mean W^2 of the layer.
     """
+
+    group: ClassVar[type[Group]] = PDPGroup
 
     pruning_method: Literal["pdp"] = "pdp"
     epsilon: float | Literal["auto"] = setting(0.015, gt=0)

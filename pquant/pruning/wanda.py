@@ -34,10 +34,9 @@ class WandaPruner(WindowPruner):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the energy of the input ``x``: (..., in) for a dense layer, (batch, in, *positions) for a convolution."""
-        energy = ranks.total(self.by_feature(x).square().sum(1))
-        out, inputs = self.energy.shape
-        groups = energy.numel() // inputs
-        self.energy.add_(energy.view(groups, 1, inputs).expand(groups, max(out // groups, 1), inputs).reshape(out, inputs))
+        energy = ranks.total(self.sum_by_feature(x.square()))
+        by_group = energy.view(-1, 1, self.energy.shape[1])
+        self.energy.view(len(by_group), -1, self.energy.shape[1]).add_(by_group)
         self.seen.add_(1)
 
     def choose(self, weight: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ class WindowPruner(Pruner):
 
     def on_batch_end(self, weight: Tensor) -> None:
         """Count a training step, and prune at the end of the window."""
-        if self.stage is not Stage.TRAIN or self.pruned:
+        if not self.follows_steps:
             return
-        self.step += 1
+        self.__dict__["step"] = self.step + 1
         if self.step >= self.method.window(self.horizon)[1]:
             self.prune(weight)
         self._open_or_close()
@@ -63,15 +63,25 @@ class WindowPruner(Pruner):
         super().set_extra_state(state)
         self._open_or_close()
 
-    def _open_or_close(self) -> None:
-        start = self.method.window(self.horizon)[0]
-        open_now = self.stage is Stage.TRAIN and not self.pruned and self.step >= start
-        self._needs = frozenset({self.collects}) if open_now else frozenset()
+    @property
+    def follows_steps(self) -> bool:
+        """Whether the mask is still to be taken."""
+        return self.stage is Stage.TRAIN and not self.pruned
 
-    def by_feature(self, x: Tensor) -> Tensor:
-        """Return an input or output, (..., features) dense or ([batch,] features, *positions) of a convolution, as (features, values)."""
+    @property
+    def opens(self) -> bool:
+        """Whether the window is to be open now."""
+        return self.follows_steps and self.step >= self.method.window(self.horizon)[0]
+
+    def _open_or_close(self) -> None:
+        needs = frozenset({self.collects}) if self.opens else frozenset()
+        if needs != self._needs:
+            self._needs = needs
+
+    def sum_by_feature(self, x: Tensor) -> Tensor:
+        """Return (features,) for an input or output, (..., features) of a dense layer or ([batch,] features, *positions) of a convolution."""
         features = x.ndim + 1 - self.mask.ndim
-        return x.movedim(features, 0).reshape(x.shape[features], -1)
+        return x.sum([axis for axis in range(x.ndim) if axis != features]) if x.ndim > 1 else x
 
     @torch.no_grad()
     def prune(self, weight: Tensor) -> None:

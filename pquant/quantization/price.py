@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pquant.flat import addresses, is_plain, laid
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations
 from pquant.quantization.hgq import HGQQuantizer, price_of
@@ -45,6 +46,7 @@ class Price:
         self.flat = [layer for layer in weighted if met[layer] is not None]
         self.biased = [layer for layer in self.flat if layer.bias is not None]
         self.pruned = any(not isinstance(layer.pruner, NoPruner) for layer in self.flat)
+        self.pruners = Groups(self.flat)
 
         parameters = [layer.weight_quantizer for layer in self.flat] + [layer.bias_quantizer for layer in self.biased]
         own = _trained([*parameters, *(child for layer in layers for child in layer.children())])
@@ -112,7 +114,7 @@ class Price:
 
     def _masks(self) -> Tensor:
         """Return the hard masks of all weights, end to end."""
-        return torch.cat([_mask(layer).flatten() for layer in self.flat]).to(self.count)
+        return self.pruners.masks().to(self.count)
 
     def _sloped(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the price of bit widths, but for the layers counted one by one, and its slope by width."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.compressed import QuantizedLayer, pruned_layers
+from pquant.pruning.group import Groups
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.stage import Horizon, Stage
 
@@ -44,19 +45,15 @@ class StepEvents:
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         layers = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
-        self.counting = [layer for layer in layers if layer.pruner.counts_steps]
-        self.computing = [layer for layer in layers if not layer.pruner.counts_steps]
-        self.compute = torch.compile(self._compute) if compiled and self.computing else self._compute
+        computing = [layer for layer in layers if compiled and not layer.pruner.counts_steps]
+        others = [layer for layer in layers if layer not in computing]
+        self.follow = [Groups(others).follow_step] if others else []
+        self.follow += [torch.compile(Groups(computing).follow_step)] if computing else []
 
     def __call__(self) -> None:
         """Follow one step."""
-        for layer in self.counting:
-            layer.pruner.on_batch_end(layer.weight)
-        self.compute()
-
-    def _compute(self) -> None:
-        for layer in self.computing:
-            layer.pruner.on_batch_end(layer.weight)
+        for follow in self.follow:
+            follow()
 
 
 def on_batch_end(model: nn.Module) -> None:

@@ -1,0 +1,265 @@
+"""What pruners count and rank, of all layers in one loop over memory, compiled by Numba; see :mod:`pquant.loops`.
+
+Layers come as the addresses and sizes of their float32 values, which count by magnitude. NaN ranks above infinity and compares false, as in torch.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array
+
+MAGNITUDE = np.int32(0x7FFFFFFF)
+TINY = F(1e-12)
+
+
+@njit(fastmath={"reassoc"})
+def _sum(values: Any) -> Any:
+    """Return the sum of all magnitudes."""
+    total = 0.0
+    for n in range(len(values)):
+        total += abs(values[n])
+    return F(total)
+
+
+@njit
+def _ranked(values: Any, rank: int) -> Any:
+    """Return the ``rank``-th smallest magnitude: the bits of magnitudes are ordered as they are, so it is found by halving their range."""
+    bits = values.view(np.int32)
+    low, high = np.int32(0), MAGNITUDE
+    while low < high:
+        middle, count = np.int32(low + ((high - low) >> np.int32(1))), np.int32(0)
+        for n in range(len(bits)):
+            count += np.int32((bits[n] & MAGNITUDE) <= middle)
+        if count >= rank:
+            high = middle
+        else:
+            low = np.int32(middle + np.int32(1))
+    return np.array([low], np.int32).view(np.float32)[0]
+
+
+@njit
+def _next(values: Any, rank: int, ranked: Any) -> Any:
+    """Return what ranks after ``ranked``, the ``rank``-th smallest magnitude."""
+    bits, at = values.view(np.int32), np.array([ranked], np.float32).view(np.int32)[0]
+    count, above = np.int32(0), MAGNITUDE
+    for n in range(len(bits)):
+        one = bits[n] & MAGNITUDE
+        count += np.int32(one <= at)
+        above = min(above, one if one > at else MAGNITUDE)
+    return ranked if count > rank else np.array([above], np.int32).view(np.float32)[0]
+
+
+@njit(nogil=True, cache=True)
+def halfway(addresses: Any, sizes: Any, counts: Any, results: Any) -> None:
+    """Write the squares of what lies halfway between the ``count``-th smallest magnitude of each layer and the next to ``results``, by address."""
+    for n in range(len(addresses)):
+        border = _array(results[n], (1,))
+        if 0 < counts[n] < sizes[n]:
+            values = _array(addresses[n], (sizes[n],))
+            below = _ranked(values, counts[n])
+            above = _next(values, counts[n], below)
+            middle = (np.sqrt(below * below) + np.sqrt(above * above)) / TWO
+            border[0] = middle * middle
+        else:
+            border[0] = np.inf if counts[n] else -np.inf
+
+
+@njit
+def _size(value: Any, squared: bool) -> Any:
+    return value * value if squared else abs(value)
+
+
+@njit
+def _keep(values: Any, pruned: int, squared: bool, out: Any) -> None:
+    if pruned <= 0 or pruned >= len(values):
+        out[:] = ONE if pruned <= 0 else ZERO
+        return
+    border, room = _size(_ranked(values, pruned), squared), len(values) - pruned
+    for n in range(len(values)):
+        room -= _size(values[n], squared) > border
+    for n in range(len(values)):
+        size = _size(values[n], squared)
+        tied = size == border and room > 0
+        out[n] = ONE if tied or size > border else ZERO
+        room -= tied
+
+
+@njit(nogil=True, cache=True)
+def keep_largest(addresses: Any, sizes: Any, pruned: Any, squared: bool, out: int) -> None:
+    """Write 1 for what stays of each layer when exactly the ``pruned`` smallest magnitudes, or squares, go, of equal ones the last first, else 0."""
+    at, kept = 0, _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        _keep(_array(addresses[n], (sizes[n],)), pruned[n], squared, kept[at : at + sizes[n]])
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, signed: bool, out: int) -> None:
+    """Write 1 for magnitudes, or values if ``signed``, above their threshold, each of which holds for ``repeats`` values in a row, else 0."""
+    at, mask = 0, _array(out, ((sizes * repeats).sum(),))
+    for n in range(len(addresses)):
+        values, bounds = _array(addresses[n], (sizes[n], repeats[n])), _array(thresholds[n], (sizes[n],))
+        for a in range(sizes[n]):
+            for b in range(repeats[n]):
+                mask[at + b] = ONE if (values[a, b] if signed else abs(values[a, b])) > bounds[a] else ZERO
+            at += repeats[n]
+
+
+@njit(nogil=True, cache=True)
+def negated(addresses: Any, sizes: Any, out: int) -> None:
+    """Write the values of all layers with the other sign."""
+    at, result = 0, _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        values = _array(addresses[n], (sizes[n],))
+        for a in range(sizes[n]):
+            result[at + a] = -values[a]
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def sum_and_negate(x: int, size: int, factor: float, out: int) -> None:
+    """Write the sum of factor * value, and -factor * value in place."""
+    values, total = _array(x, (size,)), 0.0
+    for n in range(size):
+        one = values[n] * F(factor)
+        total += one
+        values[n] = -one
+    _array(out, (1,))[0] = total
+
+
+@njit(nogil=True, cache=True)
+def give_way(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, limits: Any, ranks: Any) -> int:
+    """Bring down the thresholds of layers of which no more than ``limits`` are above them; return how many layers those are.
+
+    They start again from 0, or where ``ranks`` is not 0, they are at most the magnitude of that rank.
+    """
+    given = 0
+    for n in range(len(addresses)):
+        values, bounds = _array(addresses[n], (sizes[n], repeats[n])), _array(thresholds[n], (sizes[n],))
+        kept = 0
+        for a in range(sizes[n]):
+            for b in range(repeats[n]):
+                kept += abs(values[a, b]) > bounds[a]
+        if F(kept) > limits[n]:
+            continue
+        given += 1
+        if ranks[n] == 0:
+            bounds *= ZERO
+        else:
+            highest = _ranked(values.ravel(), ranks[n])
+            for a in range(sizes[n]):
+                bounds[a] = bounds[a] if bounds[a] <= highest or np.isnan(bounds[a]) else highest
+    return given
+
+
+@njit(nogil=True, cache=True)
+def scaled(addresses: Any, sizes: Any, factors: Any, out: int) -> None:
+    """Write the values of each layer times its factor, which is an address too."""
+    at, product = 0, _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        values, factor = _array(addresses[n], (sizes[n],)), _array(factors[n], (1,))[0]
+        for a in range(sizes[n]):
+            product[at + a] = values[a] * factor
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def sigmoid_slopes(gradient: int, share: int, sizes: Any, factors: Any, out: int) -> None:
+    """Write gradient * (1 - y) * y * factor of each layer for the sigmoids y."""
+    at, total = 0, sizes.sum()
+    g, y, slope = _array(gradient, (1,))[0], _array(share, (total,)), _array(out, (total,))
+    for n in range(len(sizes)):
+        factor = _array(factors[n], (1,))[0]
+        for a in range(at, at + sizes[n]):
+            slope[a] = g * (ONE - y[a]) * y[a] * factor
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def total(x: int, size: int, factor: float, out: int) -> None:
+    """Write the sum of values times a factor."""
+    _array(out, (1,))[0] = _sum(_array(x, (size,))) * F(factor)
+
+
+@njit
+def _zeros(values: Any, epsilon: Any) -> Any:
+    zeros = 0
+    for n in range(len(values)):
+        zeros += abs(values[n]) <= epsilon
+    return F(zeros) / F(len(values))
+
+
+@njit(nogil=True, cache=True)
+def shares(addresses: Any, sizes: Any, epsilon: float, out: int) -> None:
+    """Write the share of each layer's magnitudes that are at most ``epsilon``."""
+    share = _array(out, (len(sizes),))
+    for n in range(len(addresses)):
+        share[n] = _zeros(_array(addresses[n], (sizes[n],)), F(epsilon))
+
+
+@njit(nogil=True, cache=True)
+def constraints(shares: int, targets: Any, multipliers: Any, scales: Any, side: int, damping: float, slacks: bool, results: Any) -> None:
+    """Write MDMM's loss and its slopes by each layer's share and multiplier; h is at least -lambda / damping with ``slacks``."""
+    layers, total, half = len(targets), 0.0, F(damping / 2)
+    share, slopes = _array(shares, (layers,)), _array(results[1], (2 * layers,))
+    for n in range(layers):
+        multiplier, h, through = _array(multipliers[n], (1,))[0], F(side) * (share[n] - targets[n]), ONE
+        if slacks:
+            slack = -multiplier / F(damping)
+            through = HALF if h == slack else (ONE if h > slack else ZERO)
+            h = max(h, slack)
+        force, slope = scales[n] * h, multiplier + half * h
+        total += force * slope
+        by_h = force * half + slope * scales[n]
+        slopes[n] = F(side) * by_h * through
+        slopes[layers + n] = force - by_h * (ONE - through) / F(damping) if slacks else force
+    _array(results[0], (1,))[0] = total
+
+
+@njit(nogil=True, cache=True)
+def lift(shares: int, targets: Any, multipliers: Any, side: int, damping: float, slacks: bool, kept_positive: bool, rate: float) -> None:
+    """Raise each multiplier by rate * h, in place."""
+    share = _array(shares, (len(targets),))
+    for n in range(len(targets)):
+        multiplier, h = _array(multipliers[n], (1,)), F(side) * (share[n] - targets[n])
+        if slacks:
+            h = max(h, -multiplier[0] / F(damping))
+        multiplier[0] += h * F(rate)
+        if kept_positive and multiplier[0] < ZERO:
+            multiplier[0] = ZERO
+
+
+@njit(nogil=True, cache=True)
+def pulls(addresses: Any, sizes: Any, ranks: Any, slopes: int, out: int) -> None:
+    """Write the gradient of the sum of slope * (share of zeros), the slope of a share being that of -T_k(s) / sum(s); see MDMM."""
+    at, slope, pull = 0, _array(slopes, (len(sizes),)), _array(out, (sizes.sum(),))
+    for n in range(len(addresses)):
+        values = _array(addresses[n], (sizes[n],))
+        border = _ranked(values, ranks[n]) if ranks[n] else -ONE
+        force = -slope[n] / max(_sum(values), TINY)
+        for a in range(sizes[n]):
+            one = values[a]
+            sign = ONE if one > ZERO else (-ONE if one < ZERO else ZERO)
+            pull[at + a] = force * sign if abs(one) <= border else ZERO
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: int, near: float, out: int) -> None:
+    """Write 1 for magnitudes above ``epsilon``; where zeros miss their share by less than ``near``, for all but the ``counts`` smallest.
+
+    Zeros miss it where there are too few or too many, but for ``side`` 1 only too many, for -1 only too few.
+    """
+    at, kept, eps = 0, _array(out, (sizes.sum(),)), F(epsilon)
+    for n in range(len(addresses)):
+        values, mask = _array(addresses[n], (sizes[n],)), kept[at : at + sizes[n]]
+        gap = _zeros(values, eps) - F(counts[n] / sizes[n])
+        gap = abs(gap) if side == 0 else F(side) * gap
+        if ZERO < gap < F(near):
+            _keep(values, counts[n], False, mask)
+        else:
+            for a in range(sizes[n]):
+                mask[a] = ONE if abs(values[a]) > eps else ZERO
+        at += sizes[n]
