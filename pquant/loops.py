@@ -16,19 +16,25 @@ MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_I
 RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """Return an address as a pointer to float32 values."""
+def _pointer_to(kind: Any) -> Any:
+    """Return the function that makes a pointer to values of a kind from an address."""
 
-    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
+    @intrinsic
+    def pointer(context: Any, address: Any) -> Any:
+        def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(address), code
+        return types.CPointer(kind)(address), code
+
+    return pointer
+
+
+_floats, _bytes = _pointer_to(types.float32), _pointer_to(types.uint8)
 
 
 @njit
 def _array(address: int, shape: Any) -> Any:
-    return carray(_pointer(address), shape)  # type: ignore[call-arg]
+    return carray(_floats(address), shape)  # type: ignore[call-arg]
 
 
 @njit(nogil=True, cache=True)
@@ -211,3 +217,22 @@ def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int,
         falling = ZERO if abs(distance) > ONE else falling
         of_weight[n] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[n]
         of_threshold[n] = falling * g[n] * w[n]
+
+
+@njit(nogil=True, cache=True)
+def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
+    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
+    low, high, scale, step, mode = format
+    values, results, passes = _array(x, (size,)), _array(out[0], (size,)), carray(_bytes(out[1]), (size,))  # type: ignore[call-arg]
+    bottom, ceiling, up, down, under, over = F(low), F(high), F(scale), F(step), F(below), F(above)
+    for n in range(size):
+        results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
+        passes[n] = (values[n] > under) & (values[n] < over)
+
+
+@njit(nogil=True, cache=True)
+def masked(grad: int, passes: int, size: int, out: int) -> None:
+    """Write values to ``out`` where a byte is 1, else 0."""
+    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))  # type: ignore[call-arg]
+    for n in range(size):
+        results[n] = values[n] if mask[n] else ZERO
