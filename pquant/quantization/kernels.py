@@ -18,7 +18,7 @@ LONGEST_SUM = 4096
 
 
 def take(x: Tensor, *bits: Any) -> bool:
-    """Return whether the kernels take values, and bits of one shape for them: plain float32, each in a row in CPU memory, not being compiled or traced."""
+    """Return whether the kernels take values, and bits of one shape for them: plain float32 in a row in CPU memory, neither compiled nor traced."""
     if not is_plain(x) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not bits or all(map(is_plain, bits)) and len({one.shape for one in bits}) == 1 and layout(x.shape, bits[0].shape) is not None
