@@ -236,3 +236,39 @@ def masked(grad: int, passes: int, size: int, out: int) -> None:
     values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))  # type: ignore[call-arg]
     for n in range(size):
         results[n] = values[n] if mask[n] else ZERO
+
+
+@njit(nogil=True, cache=True)
+def formats(count: int, given: Any, symmetric: bool, table: int) -> None:
+    """Write lowest and highest value, 2^f and 2^-f of formats to the four rows of ``table``, given k, i, f."""
+    k, i, f = _array(given[0], (count,)), _array(given[1], (count,)), _array(given[2], (count,))
+    rows = _array(table, (4, count))
+    low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
+    rows[0], rows[1], rows[2], rows[3] = low, high, scale, step
+
+
+@njit
+def _snapped_rows(values: Any, rows: Any, mode: int, results: Any) -> None:
+    for o in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            results[o, c] = _fitted(values[o, c], rows[0, c], rows[1, c], rows[2, c], rows[3, c], mode)
+
+
+@njit(nogil=True, cache=True)
+def snapped_each(shape: Any, x: int, table: int, mode: int, out: int) -> None:
+    """Write values seen in ``shape`` (outer, formats, inner) to ``out`` in the formats of a table."""
+    outer, count, inner = shape
+    rows = _array(table, (4, count))
+    if inner == 1:
+        values, results = _array(x, (outer, count)), _array(out, (outer, count))
+        if mode == RND:
+            _snapped_rows(values, rows, RND, results)
+        else:
+            _snapped_rows(values, rows, mode, results)
+    else:
+        spread, spread_results = _array(x, shape), _array(out, shape)
+        for o in range(outer):
+            for c in range(count):
+                low, high, scale, step = rows[0, c], rows[1, c], rows[2, c], rows[3, c]
+                for s in range(inner):
+                    spread_results[o, c, s] = _fitted(spread[o, c, s], low, high, scale, step, mode)

@@ -71,6 +71,24 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
     return out
 
 
+def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
+    """Return what :func:`snapped_each` needs to know of formats (k, i, f) of one shape, (4, *shape)."""
+    from pquant import loops
+
+    out = torch.empty(4, *i.shape)
+    loops.formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
+    return out
+
+
+def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
+    """Return what :func:`quantized` gives, from a table of its formats."""
+    from pquant import loops
+
+    out = torch.empty_like(x)
+    loops.snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops.MODES[round_mode], out.data_ptr())
+    return out
+
+
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
     from pquant import loops
