@@ -34,7 +34,7 @@ _floats, _bytes = _pointer_to(types.float32), _pointer_to(types.uint8)
 
 @njit
 def _array(address: int, shape: Any) -> Any:
-    return carray(_floats(address), shape)  # type: ignore[call-arg]
+    return carray(_floats(address), shape)
 
 
 @njit(nogil=True, cache=True)
@@ -223,7 +223,7 @@ def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int,
 def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
     """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
     low, high, scale, step, mode = format
-    values, results, passes = _array(x, (size,)), _array(out[0], (size,)), carray(_bytes(out[1]), (size,))  # type: ignore[call-arg]
+    values, results, passes = _array(x, (size,)), _array(out[0], (size,)), carray(_bytes(out[1]), (size,))
     bottom, ceiling, up, down, under, over = F(low), F(high), F(scale), F(step), F(below), F(above)
     for n in range(size):
         results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
@@ -233,7 +233,7 @@ def snapped_and_passing(x: int, size: int, format: Any, below: float, above: flo
 @njit(nogil=True, cache=True)
 def masked(grad: int, passes: int, size: int, out: int) -> None:
     """Write values to ``out`` where a byte is 1, else 0."""
-    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))  # type: ignore[call-arg]
+    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))
     for n in range(size):
         results[n] = values[n] if mask[n] else ZERO
 
