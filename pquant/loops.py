@@ -16,19 +16,25 @@ MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_I
 RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """Return an address as a pointer to float32 values."""
+def _pointer_to(kind: Any) -> Any:
+    """Return the function that makes a pointer to values of a kind from an address."""
 
-    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
+    @intrinsic
+    def pointer(context: Any, address: Any) -> Any:
+        def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], target.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(address), code
+        return types.CPointer(kind)(address), code
+
+    return pointer
+
+
+_floats, _bytes = _pointer_to(types.float32), _pointer_to(types.uint8)
 
 
 @njit
 def _array(address: int, shape: Any) -> Any:
-    return carray(_pointer(address), shape)  # type: ignore[call-arg]
+    return carray(_floats(address), shape)
 
 
 @njit(nogil=True, cache=True)
@@ -253,3 +259,58 @@ def price(bits: Any, signs: Any, places: Any, counts: Any, masks: Any, rates: in
         if table[n] <= ZERO:
             slope[n] = ZERO
     _array(results[0], (1,))[0] = cost + rate[1] * width_sum
+
+
+@njit(nogil=True, cache=True)
+def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
+    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
+    low, high, scale, step, mode = format
+    values, results, passes = _array(x, (size,)), _array(out[0], (size,)), carray(_bytes(out[1]), (size,))
+    bottom, ceiling, up, down, under, over = F(low), F(high), F(scale), F(step), F(below), F(above)
+    for n in range(size):
+        results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
+        passes[n] = (values[n] > under) & (values[n] < over)
+
+
+@njit(nogil=True, cache=True)
+def masked(grad: int, passes: int, size: int, out: int) -> None:
+    """Write values to ``out`` where a byte is 1, else 0."""
+    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))
+    for n in range(size):
+        results[n] = values[n] if mask[n] else ZERO
+
+
+@njit(nogil=True, cache=True)
+def formats(count: int, given: Any, symmetric: bool, table: int) -> None:
+    """Write lowest and highest value, 2^f and 2^-f of formats to the four rows of ``table``, given k, i, f."""
+    k, i, f = _array(given[0], (count,)), _array(given[1], (count,)), _array(given[2], (count,))
+    rows = _array(table, (4, count))
+    low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
+    rows[0], rows[1], rows[2], rows[3] = low, high, scale, step
+
+
+@njit
+def _snapped_rows(values: Any, rows: Any, mode: int, results: Any) -> None:
+    for o in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            results[o, c] = _fitted(values[o, c], rows[0, c], rows[1, c], rows[2, c], rows[3, c], mode)
+
+
+@njit(nogil=True, cache=True)
+def snapped_each(shape: Any, x: int, table: int, mode: int, out: int) -> None:
+    """Write values seen in ``shape`` (outer, formats, inner) to ``out`` in the formats of a table."""
+    outer, count, inner = shape
+    rows = _array(table, (4, count))
+    if inner == 1:
+        values, results = _array(x, (outer, count)), _array(out, (outer, count))
+        if mode == RND:
+            _snapped_rows(values, rows, RND, results)
+        else:
+            _snapped_rows(values, rows, mode, results)
+    else:
+        spread, spread_results = _array(x, shape), _array(out, shape)
+        for o in range(outer):
+            for c in range(count):
+                low, high, scale, step = rows[0, c], rows[1, c], rows[2, c], rows[3, c]
+                for s in range(inner):
+                    spread_results[o, c, s] = _fitted(spread[o, c, s], low, high, scale, step, mode)

@@ -10,7 +10,7 @@ from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 from pquant.training.stage import Horizon, Stage
-from pquant.watched import Watched
+from pquant.watched import Watched, changes
 
 Shape = tuple[int, ...]
 Calls = tuple[tuple[Shape, Shape], ...]
@@ -60,14 +60,23 @@ class QuantizedLayer(Watched):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
-        y = self.compute(self.quantized_input(x))
-        return y if self.output_quantizer.is_float else self.output_quantizer(_widened(y))
+        before, after = self._has_quantizers()
+        y = self.compute(self.input_quantizer(_widened(x)) if before else x)
+        return self.output_quantizer(_widened(y)) if after else y
 
-    def quantized_input(self, x: Tensor) -> Tensor:
-        """Return ``x`` quantized; as it is where its source left nothing to do."""
-        if self.source and self.input_quantizer.keeps(self.source[0]):
-            return x
-        return self.input_quantizer(x if self.input_quantizer.is_float else _widened(x))
+    def _has_quantizers(self) -> tuple[bool, bool]:
+        """Return whether its input is quantized, where the source left anything to do, and its output; kept until a module changes."""
+        if torch.compiler.is_compiling():
+            return self._find_quantizers()
+        found, when = self.__dict__.get("found", (None, None))
+        if when != changes():
+            found = self._find_quantizers()
+            self.__dict__["found"] = found, changes()
+        return found
+
+    def _find_quantizers(self) -> tuple[bool, bool]:
+        kept = bool(self.source) and self.input_quantizer.keeps(self.source[0])
+        return not (kept or self.input_quantizer.is_float), not self.output_quantizer.is_float
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""

@@ -58,8 +58,8 @@ def bounds(k: Bits, i: Bits, f: Bits, overflow_mode: str) -> tuple[Any, Any]:
     return (float(low), float(high)) if width > 0 else (0.0, 0.0)
 
 
-LARGE = 2**17
-"""Number of values from which memory, and not the number of operations, is what time goes into."""
+LARGE = 2**16
+"""Number of values from which a mask of one byte a value costs no more time than a copy of the values, for all that it needs a call into Python."""
 
 # For v >= 0 up to 2^23, floor(v + this) is half-up exactly, in one pass less than floor(2v) takes; for negative v it is not.
 BELOW_HALF = 0.5 - 2.0**-25
@@ -77,13 +77,11 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
     if torch.compiler.is_compiling():
         return rounded(torch.clamp(x, *bounds(k, i, f, overflow_mode)), f, round_mode)
     one = saturating(k, i, f, round_mode, overflow_mode, x.dtype)
-    if kernels.take(x):
-        return kernels.snapped(x, one.low, one.high, one.f, round_mode)
-    return one.round_in_place(torch.clamp(x, one.low, one.high))
+    return one.snapped(x)
 
 
-def _are_tensors(*bits: Bits) -> bool:
-    return any(isinstance(one, Tensor) for one in bits)
+def _are_tensors(k: Bits, i: Bits, f: Bits) -> bool:
+    return isinstance(k, Tensor) or isinstance(i, Tensor) or isinstance(f, Tensor)
 
 
 @torch.no_grad()
@@ -160,10 +158,24 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
     return FixedPoint.apply(x, k, i, f, round_mode, overflow_mode)
 
 
+class _Masked(torch.autograd.Function):
+    """A saturating format for large tensors of which loops over memory take the values: all that it keeps is what passes, one byte a value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, one: "Saturating") -> Tensor:
+        values, passes = kernels.snapped_and_passing(x, one.low, one.high, one.f, one.round_mode, one.below, one.above)
+        ctx.save_for_backward(passes)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return kernels.masked(grads[0], *ctx.saved_tensors), None
+
+
 class Saturating:
     """One saturating format of whole numbers for values of one dtype, with all that its operations need at hand.
 
-    Values are clipped with a gradient, then rounded in place behind autograd's back, so that backward takes no call into Python.
+    Small tensors are clipped with a gradient, then rounded in place behind autograd's back, so that backward takes no call into Python.
     """
 
     def __init__(self, k: int, i: int, f: int, round_mode: str, overflow_mode: str, dtype: torch.dtype) -> None:
@@ -184,13 +196,24 @@ class Saturating:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the values of ``x``, differentiable; the clip is at the next values outside, as its comparison excludes its ends."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self.snapped(x)
+        in_a_loop = kernels.take(x)
+        if in_a_loop and x.numel() >= LARGE:
+            return _Masked.apply(x, self)
         y = F.hardtanh(x, self.below, self.above)
-        values = y.detach()
-        if values.numel() >= LARGE and kernels.take(values):
-            kernels.snap_(values, self.low, self.high, self.f, self.round_mode)
+        if in_a_loop:
+            kernels.snap_(y, self.low, self.high, self.f, self.round_mode)
         else:
+            values = y.detach()
             self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)
         return y
+
+    def snapped(self, x: Tensor) -> Tensor:
+        """Return the values of ``x``, without a gradient."""
+        if kernels.take(x):
+            return kernels.snapped(x, self.low, self.high, self.f, self.round_mode)
+        return self.round_in_place(torch.clamp(x, self.low, self.high))
 
     def round_in_place(self, clipped: Tensor) -> Tensor:
         """Round values inside the range."""

@@ -18,10 +18,10 @@ LONGEST_SUM = 4096
 
 
 def take(x: Tensor, *bits: Any) -> bool:
-    """Return whether the kernels take values, and bits of one shape for them: plain float32, each in a row in CPU memory, not being compiled."""
-    if not all(map(is_plain, (x, *bits))) or torch.compiler.is_compiling():
+    """Return whether the kernels take values, and bits of one shape for them: plain float32 in a row in CPU memory, neither compiled nor traced."""
+    if not is_plain(x) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return not bits or len({one.shape for one in bits}) == 1 and layout(x.shape, bits[0].shape) is not None
+    return not bits or all(map(is_plain, bits)) and len({one.shape for one in bits}) == 1 and layout(x.shape, bits[0].shape) is not None
 
 
 @cache
@@ -47,6 +47,45 @@ def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str) -> Tens
 
     out = torch.empty_like(x)
     loops.snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode], out.data_ptr())
+    return out
+
+
+def snapped_and_passing(x: Tensor, low: float, high: float, f: int, round_mode: str, below: float, above: float) -> tuple[Tensor, Tensor]:
+    """Return what :func:`snapped` gives, and which values of ``x`` lie between ``below`` and ``above``."""
+    from pquant import loops
+
+    out, passes = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+    format = low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode]
+    loops.snapped_and_passing(x.data_ptr(), x.numel(), format, below, above, addresses(out, passes))
+    return out, passes
+
+
+def masked(grad: Tensor, passes: Tensor) -> Tensor:
+    """Return ``grad`` where it passes, else 0."""
+    if not take(grad) or grad.requires_grad:
+        return torch.where(passes, grad, 0)
+    from pquant import loops
+
+    out = torch.empty_like(grad)
+    loops.masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
+    return out
+
+
+def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
+    """Return what :func:`snapped_each` needs to know of formats (k, i, f) of one shape, (4, *shape)."""
+    from pquant import loops
+
+    out = torch.empty(4, *i.shape)
+    loops.formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
+    return out
+
+
+def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
+    """Return what :func:`quantized` gives, from a table of its formats."""
+    from pquant import loops
+
+    out = torch.empty_like(x)
+    loops.snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops.MODES[round_mode], out.data_ptr())
     return out
 
 

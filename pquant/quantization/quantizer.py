@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pquant.flat import SAME, Each
+from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting
 from pquant.watched import Watched
@@ -181,6 +182,7 @@ class FixedPointQuantizer(Quantizer):
     f: Tensor
     low: Tensor
     high: Tensor
+    _table: Tensor | None
 
     def __init__(self, settings: TensorFormat, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -205,7 +207,7 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        self.calibrated = not bool(self.i.isnan().any())
+        self.calibrated, self._table = not bool(self.i.isnan().any()), None
         shared = self.calibrated and self.i.ndim == 0
         self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
         self._each = Each(FixedPoint, (), (*self._numbers, self.round_mode, self.overflow_mode)) if self._numbers else None
@@ -221,8 +223,19 @@ class FixedPointQuantizer(Quantizer):
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
-        k, i, f = self._numbers or (self.k, self.i, self.f)
-        return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
+        if self._numbers:
+            return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
+        if not (x.requires_grad and torch.is_grad_enabled()) and self._has_table(x):
+            return kernels.snapped_each(x, self._table, self.round_mode)  # type: ignore[arg-type]
+        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode)
+
+    def _has_table(self, x: Tensor) -> bool:
+        """Return whether the formats are at hand in a table that ``x`` can be quantized by; made where that is the first time."""
+        if not kernels.take(x) or self.overflow_mode not in SATURATING:
+            return False
+        if self._table is None and kernels.take(x, self.k, self.i, self.f):
+            self.__dict__["_table"] = kernels.table(self.k, self.i, self.f, self.overflow_mode == "SAT_SYM")
+        return self._table is not None and kernels.layout(x.shape, self.i.shape) is not None
 
     def each(self) -> Each | None:
         """Return the rounding to the format in force."""

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -392,3 +393,20 @@ def test_batch_norms_of_any_input() -> None:
     layer = PQBatchNorm1d(3, quantization=FIXED)
     assert layer(torch.randn(4, 3)).shape == (4, 3) and layer(torch.randn(4, 3, 5)).shape == (4, 3, 5)
     assert layer.eval()(torch.randn(1, 3)).shape == (1, 3)
+
+
+def test_a_quantizer_that_changes_after_a_forward_is_heard() -> None:
+    x = torch.linspace(-1, 1, 24).view(8, 3)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = pquant.compress(layers, None, replace(FIXED, quantize_output=True), x).eval()
+    first, last = model[0], model[2]
+
+    def coarse(change: Callable[[], object]) -> None:
+        before = model(x)
+        change()
+        assert not torch.equal(model(x), before)
+
+    coarse(lambda: last.input_quantizer.fix(0, 3, 0))
+    coarse(lambda: first.output_quantizer.fix(1, 3, -1))
+    coarse(lambda: setattr(first, "output_quantizer", NoQuantizer()))
+    coarse(lambda: setattr(last, "output_quantizer", NoQuantizer()))

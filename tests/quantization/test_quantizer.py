@@ -210,6 +210,36 @@ def test_a_quantizer_that_keeps_another_changes_none_of_its_values(modes: tuple[
     assert not auto.keeps(fixed(1, 2, 3)) and not fixed(1, 2, 3).keeps(auto)
 
 
+SATURATING_MODES = st.tuples(st.sampled_from(get_args(RoundMode)), st.sampled_from(["SAT", "SAT_SYM"]))
+
+
+@given(st.sampled_from([(5,), (3, 1), (1, 1), (2, 3)]), SATURATING_MODES, st.integers(0, 2**32 - 1))
+def test_formats_worked_out_once_give_the_values_of_formats_beside_a_gradient(
+    shape: tuple[int, ...], modes: tuple[RoundMode, OverflowMode], seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    bits = torch.randint(0, 2, shape, generator=draw), *(torch.randint(-3, 5, shape, generator=draw) for _ in range(2))
+    quantizer = FixedPointQuantizer.of(bits, *modes)  # type: ignore[arg-type]
+    x = torch.randint(-300, 300, (4, *(max(size, 5) if size == 1 else size for size in shape)), generator=draw) / 32
+    x.view(-1)[:5] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])
+    expected = quantizer(x.clone().requires_grad_()).detach()
+    for _ in range(2):
+        assert torch.equal(quantizer(x).view(torch.int32), expected.view(torch.int32))
+    double = copy.deepcopy(quantizer).double()(x.double())
+    torch.testing.assert_close(double.float(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_formats_by_channel_may_change_after_they_were_used() -> None:
+    x = torch.full((2, 3), 0.3)
+    quantizer = FixedPointQuantizer.of((torch.ones(3), torch.zeros(3), torch.full((3,), 1.0)), "RND", "SAT")
+    assert quantizer(x).unique().tolist() == [0.5]
+    quantizer.fix(1, 0, 2)
+    assert quantizer(x).unique().tolist() == [0.25]
+    other = FixedPointQuantizer.of((torch.ones(3), torch.zeros(3), torch.full((3,), 4.0)), "RND", "SAT")
+    quantizer.load_state_dict(other.state_dict())
+    assert quantizer(x).unique().tolist() == [0.3125]
+
+
 mantissas = st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=10)
 
 
