@@ -8,6 +8,7 @@ from pquant.reporting.layers import summarize
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
+from pquant.training.updates import Updates
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "Horizon",
     "Penalty",
     "Stage",
+    "Updates",
     "calibrate",
     "compress",
     "ebops",
