@@ -13,6 +13,7 @@ Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``--compile`
 
 import argparse
 import copy
+import gc
 import json
 import shlex
 import statistics
@@ -244,6 +245,7 @@ def main() -> None:
         twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}}
         steps |= {f"{name}, compiled": compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
         forwards |= {f"{name}, finalized, compiled": inference(torch.compile(copy.deepcopy(one).eval()), x) for name, one in finals.items()}
+    gc.freeze()  # as run.py does once all is imported
     theirs = [reference.bursts(kind) if reference else {} for kind in ("step: ", "finalized: ")]
     training, inferences = (
         measure({name: partial(burst, call) for name, call in ours.items()} | other, arguments.turns)
