@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _changes = [0]
 
@@ -31,14 +31,18 @@ def changes() -> int:
 class Unchanged:
     """Notes modules as they are now, so that :meth:`still` can say whether what was derived from them holds.
 
-    It does until any watched module changes, or one of their tensors is exchanged behind its back.
+    It does until any watched module changes, or one of their tensors is exchanged, moved or cast behind its back.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        self.held: list[tuple[dict[str, Any], str, Tensor | None]] = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        self.held = [
+            (holder, name, tensor, tensor.dtype, tensor.is_cpu) for holder in holders for name, tensor in holder.items() if tensor is not None
+        ]
         self.at = changes()
 
     def still(self) -> bool:
         """Return whether nothing has changed."""
-        return self.at == _changes[0] and all(holder.get(name) is tensor for holder, name, tensor in self.held)
+        return self.at == _changes[0] and all(
+            holder.get(name) is tensor and tensor.dtype is dtype and tensor.is_cpu is is_cpu for holder, name, tensor, dtype, is_cpu in self.held
+        )

@@ -44,7 +44,12 @@ def parametrize(net: nn.Module) -> None:
     torch.nn.utils.parametrize.register_parametrization(net[0], "weight", nn.Tanh(), unsafe=True)
 
 
-@pytest.mark.parametrize("change", [shift, tie, replace_quantizer, parametrize, nn.Module.double, nn.Module.eval, copy.deepcopy])
+def cast(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.data = parameter.data.double()
+
+
+@pytest.mark.parametrize("change", [cast, shift, tie, replace_quantizer, parametrize, nn.Module.double, nn.Module.eval, copy.deepcopy])
 def test_a_change_takes_effect_at_the_next_forward(change) -> None:
     net, x = model(), torch.rand(5, 4)
     net(x)
