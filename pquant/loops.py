@@ -93,12 +93,23 @@ def _fitted(v: Any, low: Any, high: Any, scale: Any, step: Any, mode: int) -> An
     return _round(_clip(v, low, high) * scale, mode) * step
 
 
-@njit(nogil=True, cache=True)
-def snap(x: int, size: int, low: float, high: float, scale: float, step: float, mode: int) -> None:
-    """Bring values into [low, high] and onto a grid, in place."""
-    values, bottom, ceiling, up, down = _array(x, (size,)), F(low), F(high), F(scale), F(step)
-    for n in range(size):
-        values[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
+@njit
+def _fit_all(values: Any, low: Any, high: Any, scale: Any, step: Any, mode: int, results: Any) -> None:
+    for n in range(len(values)):
+        results[n] = _fitted(values[n], low, high, scale, step, mode)
+
+
+@njit
+def _fit(values: Any, low: float, high: float, scale: float, step: float, mode: int, results: Any) -> None:
+    """Write values in one format; a loop that knows its mode takes half the time."""
+    if mode == RND:
+        _fit_all(values, F(low), F(high), F(scale), F(step), RND, results)
+    elif mode == TRN:
+        _fit_all(values, F(low), F(high), F(scale), F(step), TRN, results)
+    elif mode == RND_CONV:
+        _fit_all(values, F(low), F(high), F(scale), F(step), RND_CONV, results)
+    else:
+        _fit_all(values, F(low), F(high), F(scale), F(step), mode, results)
 
 
 @njit
@@ -187,9 +198,7 @@ def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) 
 @njit(nogil=True, cache=True)
 def snapped(x: int, size: int, low: float, high: float, scale: float, step: float, mode: int, out: int) -> None:
     """Write values, brought into [low, high] and onto a grid, to ``out``."""
-    values, results, bottom, ceiling, up, down = _array(x, (size,)), _array(out, (size,)), F(low), F(high), F(scale), F(step)
-    for n in range(size):
-        results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
+    _fit(_array(x, (size,)), low, high, scale, step, mode, _array(out, (size,)))
 
 
 @njit(nogil=True, cache=True)
@@ -265,10 +274,9 @@ def price(bits: Any, signs: Any, places: Any, counts: Any, masks: Any, rates: in
 def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
     """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
     low, high, scale, step, mode = format
-    values, results, passes = _array(x, (size,)), _array(out[0], (size,)), carray(_bytes(out[1]), (size,))
-    bottom, ceiling, up, down, under, over = F(low), F(high), F(scale), F(step), F(below), F(above)
+    values, passes, under, over = _array(x, (size,)), carray(_bytes(out[1]), (size,)), F(below), F(above)
+    _fit(values, low, high, scale, step, mode, _array(out[0], (size,)))
     for n in range(size):
-        results[n] = _fitted(values[n], bottom, ceiling, up, down, mode)
         passes[n] = (values[n] > under) & (values[n] < over)
 
 

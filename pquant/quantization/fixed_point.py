@@ -175,7 +175,7 @@ class _Masked(torch.autograd.Function):
 class Saturating:
     """One saturating format of whole numbers for values of one dtype, with all that its operations need at hand.
 
-    Small tensors are clipped with a gradient, then rounded in place behind autograd's back, so that backward takes no call into Python.
+    Small tensors are clipped with a gradient, then overwritten behind autograd's back, so that backward takes no call into Python.
     """
 
     def __init__(self, k: int, i: int, f: int, round_mode: str, overflow_mode: str, dtype: torch.dtype) -> None:
@@ -203,7 +203,7 @@ class Saturating:
             return _Masked.apply(x, self)
         y = F.hardtanh(x, self.below, self.above)
         if in_a_loop:
-            kernels.snap_(y, self.low, self.high, self.f, self.round_mode)
+            kernels.snapped(x, self.low, self.high, self.f, self.round_mode, out=y)
         else:
             values = y.detach()
             self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)

@@ -34,18 +34,11 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
     return found[2] // max(inner, 1), 1, inner
 
 
-def snap_(x: Tensor, low: float, high: float, f: int, round_mode: str) -> None:
-    """Bring the values of ``x`` into [low, high] and onto the grid of ``f`` fractional bits, in place."""
+def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str, out: Tensor | None = None) -> Tensor:
+    """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits; in ``out``, which is not ``x``, if given."""
     from pquant import loops
 
-    loops.snap(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode])
-
-
-def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str) -> Tensor:
-    """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits."""
-    from pquant import loops
-
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
     loops.snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode], out.data_ptr())
     return out
 
