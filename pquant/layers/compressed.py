@@ -221,8 +221,9 @@ class CompressedLayer(QuantizedLayer):
 def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     """Return the model's compressed layers by dotted name, one of those that share a weight."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
-    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
-    return {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
+    weights = {name: layer.weight for name, layer in layers.items()}
+    first = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: layer for name, layer in layers.items() if first[id(weights[name])] == name}
 
 
 def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:

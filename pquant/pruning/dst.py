@@ -30,7 +30,7 @@ class _StepMask(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(weight, threshold)
         if _looped(weight, threshold):
-            from pquant import loops
+            from pquant.pruning import loops
 
             out = torch.empty_like(weight)
             loops.step_mask(weight.data_ptr(), threshold.data_ptr(), weight.numel(), out.data_ptr())
@@ -41,7 +41,7 @@ class _StepMask(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (weight, threshold), grad = ctx.saved_tensors, grads[0]
         if _looped(weight, threshold, grad):
-            from pquant import loops
+            from pquant.pruning import loops
 
             dw, dt = torch.empty_like(weight), torch.empty_like(threshold)
             loops.step_mask_slopes(grad.data_ptr(), weight.data_ptr(), threshold.data_ptr(), weight.numel(), dw.data_ptr(), dt.data_ptr())

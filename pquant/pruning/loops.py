@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pquant.loops import HALF, ONE, TWO, ZERO, F, _array
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _clip
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 TINY = F(1e-12)
@@ -263,3 +263,30 @@ def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: 
             for a in range(sizes[n]):
                 mask[a] = ONE if abs(values[a]) > eps else ZERO
         at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def step_mask(weight: int, threshold: int, size: int, out: int) -> None:
+    """Write W 1[|W| > t] to ``out``."""
+    w, t, results = _array(weight, (size,)), _array(threshold, (size,)), _array(out, (size,))
+    for n in range(size):
+        results[n] = w[n] * (ONE if abs(w[n]) - t[n] > ZERO else ZERO)
+
+
+@njit(nogil=True, cache=True)
+def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int, dt: int) -> None:
+    """Write the gradients of W and of t, one a weight, by the formulas of ``pquant.pruning.dst``."""
+    g, w, t, of_weight, of_threshold = (
+        _array(grad, (size,)),
+        _array(weight, (size,)),
+        _array(threshold, (size,)),
+        _array(dw, (size,)),
+        _array(dt, (size,)),
+    )
+    for n in range(size):
+        magnitude = abs(w[n])
+        distance = magnitude - t[n]
+        falling = _clip(F(4.0) * abs(distance) - TWO, F(-np.inf), F(-0.4))
+        falling = ZERO if abs(distance) > ONE else falling
+        of_weight[n] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[n]
+        of_threshold[n] = falling * g[n] * w[n]

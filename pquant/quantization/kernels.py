@@ -36,7 +36,7 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
 
 def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str, out: Tensor | None = None) -> Tensor:
     """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits; in ``out``, which is not ``x``, if given."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     out = torch.empty_like(x) if out is None else out
     loops.snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode], out.data_ptr())
@@ -45,7 +45,7 @@ def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str, out: Te
 
 def snapped_and_passing(x: Tensor, low: float, high: float, f: int, round_mode: str, below: float, above: float) -> tuple[Tensor, Tensor]:
     """Return what :func:`snapped` gives, and which values of ``x`` lie between ``below`` and ``above``."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     out, passes = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
     format = low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode]
@@ -57,7 +57,7 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
     """Return ``grad`` where it passes, else 0."""
     if not take(grad) or grad.requires_grad:
         return torch.where(passes, grad, 0)
-    from pquant import loops
+    from pquant.quantization import loops
 
     out = torch.empty_like(grad)
     loops.masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
@@ -66,7 +66,7 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
 
 def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
     """Return what :func:`snapped_each` needs to know of formats (k, i, f) of one shape, (4, *shape)."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     out = torch.empty(4, *i.shape)
     loops.formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
@@ -75,7 +75,7 @@ def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
 
 def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
     """Return what :func:`quantized` gives, from a table of its formats."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     out = torch.empty_like(x)
     loops.snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops.MODES[round_mode], out.data_ptr())
@@ -84,7 +84,7 @@ def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
 
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     out = torch.empty_like(x)
     loops.quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, loops.MODES[round_mode], out.data_ptr())
@@ -93,7 +93,7 @@ def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str
 
 def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``x`` and of trained bits ``i`` and ``f`` from that of the quantized values."""
-    from pquant import loops
+    from pquant.quantization import loops
 
     g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
     given = addresses(g, x, _signs(k, i.numel()), i, f)

@@ -103,7 +103,7 @@ class Price:
 
     def in_a_loop(self, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_sloped` does, the slope already 0 where there are no bits, from all i and all f."""
-        from pquant import loops
+        from pquant.quantization import loops
 
         value, slope, half = torch.empty(()), torch.empty(self.one), len(pairs) // 2
         masks = self._masks() if self.pruned else slope[:0]

@@ -1,0 +1,279 @@
+"""Loops of quantizers and of the price of bits over memory; see :mod:`pquant.loops`."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _bytes, _clip
+from pquant.quantization.quantizer import FLOAT_BITS
+
+LN2 = F(math.log(2))
+MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_INF": 5, "RND_MIN_INF": 6}
+RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
+ROWS = 256
+"""Rows whose values are added up in float32 before they are in float64."""
+
+
+@njit
+def _round(v: Any, mode: int) -> Any:
+    if mode == RND:
+        return np.ceil(np.floor(TWO * v) * HALF)
+    if mode == RND_CONV:
+        return np.rint(v)
+    if mode == TRN:
+        return np.floor(v)
+    if mode == TRN_ZERO:
+        return np.trunc(v)
+    if mode == RND_ZERO:
+        return np.copysign(np.floor(np.ceil(TWO * abs(v)) * HALF), v)
+    if mode == RND_INF:
+        return np.copysign(np.ceil(np.floor(TWO * abs(v)) * HALF), v)
+    return np.floor(np.ceil(TWO * v) * HALF)
+
+
+@njit
+def _fitted(v: Any, low: Any, high: Any, scale: Any, step: Any, mode: int) -> Any:
+    return _round(_clip(v, low, high) * scale, mode) * step
+
+
+@njit
+def _fit_all(values: Any, low: Any, high: Any, scale: Any, step: Any, mode: int, results: Any) -> None:
+    for n in range(len(values)):
+        results[n] = _fitted(values[n], low, high, scale, step, mode)
+
+
+@njit
+def _fit(values: Any, low: float, high: float, scale: float, step: float, mode: int, results: Any) -> None:
+    """Write values in one format; a loop that knows its mode takes half the time."""
+    if mode == RND:
+        _fit_all(values, F(low), F(high), F(scale), F(step), RND, results)
+    elif mode == TRN:
+        _fit_all(values, F(low), F(high), F(scale), F(step), TRN, results)
+    elif mode == RND_CONV:
+        _fit_all(values, F(low), F(high), F(scale), F(step), RND_CONV, results)
+    else:
+        _fit_all(values, F(low), F(high), F(scale), F(step), mode, results)
+
+
+@njit
+def _powers(exponents: Any) -> Any:
+    """Return 2^n for whole n from -126 to 127, made from its bits."""
+    n = np.empty(len(exponents), np.int32)
+    for c in range(len(exponents)):
+        n[c] = (np.int32(_clip(exponents[c], F(-126), F(127))) + np.int32(127)) << np.int32(23)
+    return n.view(np.float32)
+
+
+@njit
+def _formats(k: Any, i: Any, f: Any, symmetric: bool) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Return lowest and highest value, 2^f, 2^-f, 2^i, and 1 where there are any bits, else 0, for each format; i and f are rounded first."""
+    i, f = np.rint(i), np.rint(f)
+    top, step, scale = _powers(i), _powers(-f), _powers(f)
+    low, high, some = np.empty_like(i), np.empty_like(i), np.empty_like(i)
+    for c in range(len(i)):
+        some[c] = ONE if k[c] + i[c] + f[c] > ZERO else ZERO
+        high[c] = some[c] * (top[c] - step[c])
+        low[c] = some[c] * -k[c] * (high[c] if symmetric else top[c])
+    return low, high, scale, step, top, some
+
+
+@njit
+def _quantize(x: Any, rows: Any, mode: int, out: Any) -> None:
+    low, high, scale, step = rows
+    outer, formats, inner = x.shape
+    for o in range(outer):
+        if inner == 1:
+            for c in range(formats):
+                out[o, c, 0] = _fitted(x[o, c, 0], low[c], high[c], scale[c], step[c], mode)
+        else:
+            for c in range(formats):
+                bottom, ceiling, up, down = low[c], high[c], scale[c], step[c]
+                for s in range(inner):
+                    out[o, c, s] = _fitted(x[o, c, s], bottom, ceiling, up, down, mode)
+
+
+@njit(nogil=True, cache=True)
+def quantize(shape: Any, given: Any, symmetric: bool, mode: int, result: int) -> None:
+    """Write values seen in ``shape`` (outer, formats, inner) to ``result`` in their formats, given x, k, i, f."""
+    formats = shape[1]
+    x, out = _array(given[0], shape), _array(result, shape)
+    k, i, f = _array(given[1], (formats,)), _array(given[2], (formats,)), _array(given[3], (formats,))
+    low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
+    if mode == RND:
+        _quantize(x, (low, high, scale, step), RND, out)
+    else:
+        _quantize(x, (low, high, scale, step), mode, out)
+
+
+@njit(fastmath={"reassoc", "nsz"})
+def _slopes(g: Any, x: Any, rows: Any, mode: int, dx: Any, sums: Any) -> None:
+    """Write dx, and add the gradient above, below and inside the range of each format to ``sums``."""
+    low, high, scale, step, some = rows
+    outer, formats, inner = x.shape
+    above, below, inside = sums
+    parts = np.zeros((3, formats), np.float32)
+    a_row, b_row, e_row = parts
+    for o in range(outer):
+        if inner == 1:
+            for c in range(formats):
+                v, grad = x[o, c, 0], g[o, c, 0]
+                q = _fitted(v, low[c], high[c], scale[c], step[c], mode) * some[c]
+                over, under = v > high[c], v < low[c]
+                dx[o, c, 0] = ZERO if over or under else grad
+                a_row[c] += grad if over else ZERO
+                b_row[c] += grad if under else ZERO
+                e_row[c] += ZERO if over or under else grad * (v - q)
+            if o % ROWS == ROWS - 1 or o == outer - 1:
+                sums += parts
+                parts[:] = ZERO
+        else:
+            for c in range(formats):
+                bottom, ceiling, up, down, there = low[c], high[c], scale[c], step[c], some[c]
+                a = b = e = ZERO
+                for s in range(inner):
+                    v, grad = x[o, c, s], g[o, c, s]
+                    q = _fitted(v, bottom, ceiling, up, down, mode) * there
+                    over, under = v > ceiling, v < bottom
+                    dx[o, c, s] = ZERO if over or under else grad
+                    a += grad if over else ZERO
+                    b += grad if under else ZERO
+                    e += ZERO if over or under else grad * (v - q)
+                above[c] += a
+                below[c] += b
+                inside[c] += e
+
+
+@njit(nogil=True, cache=True)
+def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) -> None:
+    """Write dx, di and df to ``results`` by the formulas of ``pquant.quantization.hgq``, given g, x, k, i, f; without bits all values pass."""
+    formats = shape[1]
+    g, x, dx = _array(given[0], shape), _array(given[1], shape), _array(results[0], shape)
+    k, i, f = _array(given[2], (formats,)), _array(given[3], (formats,)), _array(given[4], (formats,))
+    di, df = _array(results[1], (formats,)), _array(results[2], (formats,))
+    low, high, scale, step, top, some = _formats(k, i, f, symmetric)
+    for c in range(len(some)):
+        if some[c] == ZERO:
+            low[c], high[c] = -np.inf, np.inf
+    sums = np.zeros((3, formats))
+    if mode == RND:
+        _slopes(g, x, (low, high, scale, step, some), RND, dx, sums)
+    else:
+        _slopes(g, x, (low, high, scale, step, some), mode, dx, sums)
+    above, below, inside = sums
+    for c in range(len(k)):
+        lower = k[c] * below[c]
+        di[c] = LN2 * top[c] * (above[c] - lower)
+        df[c] = LN2 * (inside[c] + step[c] * (above[c] - (lower if symmetric else 0.0)))
+
+
+@njit(nogil=True, cache=True)
+def snapped(x: int, size: int, low: float, high: float, scale: float, step: float, mode: int, out: int) -> None:
+    """Write values, brought into [low, high] and onto a grid, to ``out``."""
+    _fit(_array(x, (size,)), low, high, scale, step, mode, _array(out, (size,)))
+
+
+@njit(nogil=True, cache=True)
+def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
+    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
+    low, high, scale, step, mode = format
+    values, passes, under, over = _array(x, (size,)), carray(_bytes(out[1]), (size,)), F(below), F(above)
+    _fit(values, low, high, scale, step, mode, _array(out[0], (size,)))
+    for n in range(size):
+        passes[n] = (values[n] > under) & (values[n] < over)
+
+
+@njit(nogil=True, cache=True)
+def masked(grad: int, passes: int, size: int, out: int) -> None:
+    """Write values to ``out`` where a byte is 1, else 0."""
+    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))
+    for n in range(size):
+        results[n] = values[n] if mask[n] else ZERO
+
+
+@njit(nogil=True, cache=True)
+def formats(count: int, given: Any, symmetric: bool, table: int) -> None:
+    """Write lowest and highest value, 2^f and 2^-f of formats to the four rows of ``table``, given k, i, f."""
+    k, i, f = _array(given[0], (count,)), _array(given[1], (count,)), _array(given[2], (count,))
+    rows = _array(table, (4, count))
+    low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
+    rows[0], rows[1], rows[2], rows[3] = low, high, scale, step
+
+
+@njit
+def _snapped_rows(values: Any, rows: Any, mode: int, results: Any) -> None:
+    for o in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            results[o, c] = _fitted(values[o, c], rows[0, c], rows[1, c], rows[2, c], rows[3, c], mode)
+
+
+@njit(nogil=True, cache=True)
+def snapped_each(shape: Any, x: int, table: int, mode: int, out: int) -> None:
+    """Write values seen in ``shape`` (outer, formats, inner) to ``out`` in the formats of a table."""
+    outer, count, inner = shape
+    rows = _array(table, (4, count))
+    if inner == 1:
+        values, results = _array(x, (outer, count)), _array(out, (outer, count))
+        if mode == RND:
+            _snapped_rows(values, rows, RND, results)
+        else:
+            _snapped_rows(values, rows, mode, results)
+    else:
+        spread, spread_results = _array(x, shape), _array(out, shape)
+        for o in range(outer):
+            for c in range(count):
+                low, high, scale, step = rows[0, c], rows[1, c], rows[2, c], rows[3, c]
+                for s in range(inner):
+                    spread_results[o, c, s] = _fitted(spread[o, c, s], low, high, scale, step, mode)
+
+
+@njit
+def _width_table(bits: Any, signs: Any) -> Any:
+    """Return the bit widths of all i and f, end to end, then 1 for what has no width and the bits of a float."""
+    i_at, f_at, sizes = bits
+    table, at = np.empty(sizes.sum() + 2, np.float32), 0
+    for n in range(len(sizes)):
+        i, f = _array(i_at[n], (sizes[n],)), _array(f_at[n], (sizes[n],))
+        for c in range(sizes[n]):
+            width = np.rint(i[c]) + np.rint(f[c]) + signs[n]
+            table[at + c] = ZERO if width < ZERO else width
+        at += sizes[n]
+    table[at], table[at + 1] = ONE, F(FLOAT_BITS)
+    return table
+
+
+@njit(nogil=True, cache=True)
+def price(bits: Any, signs: Any, places: Any, counts: Any, masks: Any, rates: int, paid: int, results: Any) -> None:
+    """Write the price of bit widths and its slope by width, 0 where there are no bits, as ``pquant.quantization.price`` counts them.
+
+    ``bits`` holds the addresses of all i, those of all f and how many each has, ``masks`` the address and length of the weights' mask, ``rates`` is
+    the address of beta and gamma, ``results`` are those of the value and the slope.
+    """
+    weight_at, data_at = places
+    table = _width_table(bits, signs)
+    total = len(table) - 2
+    slope, rate, kept = _array(results[1], (total,)), _array(rates, (2,)), _array(masks[0], (masks[1],))
+    slope[:] = ZERO
+    cost = 0.0
+    for n in range(len(counts)):
+        each = counts[n] * rate[0]
+        if n < masks[1]:
+            each *= kept[n]
+        weight, data = table[weight_at[n]], table[data_at[n]]
+        of_weight, of_data = each * data, each * weight
+        cost += weight * of_weight
+        if weight_at[n] < total:
+            slope[weight_at[n]] += of_weight
+        if data_at[n] < total:
+            slope[data_at[n]] += of_data
+    if rate[1] != ZERO:
+        widths = 0.0
+        for n in range(paid):
+            widths += table[n]
+            slope[n] += rate[1]
+        cost += rate[1] * widths
+    for n in range(total):
+        if table[n] <= ZERO:
+            slope[n] = ZERO
+    _array(results[0], (1,))[0] = cost
