@@ -76,7 +76,8 @@ class QuantizedLayer(Watched):
 
     def _find_quantizers(self) -> tuple[bool, bool]:
         kept = bool(self.source) and self.input_quantizer.keeps(self.source[0])
-        return not (kept or self.input_quantizer.is_float), not self.output_quantizer.is_float
+        passes = type(self.input_quantizer).forward is NoQuantizer.forward
+        return not (kept or passes), not self.output_quantizer.is_float
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
