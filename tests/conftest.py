@@ -1,8 +1,9 @@
 """One thread for torch: the tensors of tests are small, and threads that wait for each other are most of the time otherwise.
 
-Hypothesis sets no deadline: the first call of an operation pays for loading it.
+Hypothesis sets no deadline: the first call of an operation pays for loading it. It draws the same inputs in every run, and new ones with NIGHTLY=1.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
-settings.register_profile("pquant", deadline=None)
+settings.register_profile("pquant", deadline=None, derandomize=os.environ.get("NIGHTLY") != "1")
 settings.load_profile("pquant")
 
 
