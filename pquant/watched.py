@@ -1,12 +1,14 @@
 """Modules that count their changes, so that what is derived from them may be kept until the next one."""
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter, is_
 from typing import Any, Self
 
 import torch
 from torch import nn
 
 _changes = [0]
+DTYPE, IS_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 class Watched(nn.Module):
@@ -35,14 +37,17 @@ class Unchanged:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        self.held = [
-            (holder, name, tensor, tensor.dtype, tensor.is_cpu) for holder in holders for name, tensor in holder.items() if tensor is not None
-        ]
-        self.at = changes()
+        holders: list[dict[str, Any]] = [holder for module in modules for holder in (module._parameters, module._buffers)]
+        held = [(holder, name, tensor) for holder in holders for name, tensor in holder.items() if tensor is not None]
+        self.holders, self.names = [holder for holder, _, _ in held], [name for _, name, _ in held]
+        self.tensors = [tensor for _, _, tensor in held]
+        self.kinds, self.at = self._kinds(), changes()
+
+    def _kinds(self) -> list[Any]:
+        return [*map(DTYPE, self.tensors), *map(IS_CPU, self.tensors)]
 
     def still(self) -> bool:
         """Return whether nothing has changed."""
-        return self.at == _changes[0] and all(
-            holder.get(name) is tensor and tensor.dtype is dtype and tensor.is_cpu is is_cpu for holder, name, tensor, dtype, is_cpu in self.held
-        )
+        if self.at != _changes[0]:
+            return False
+        return all(map(is_, map(dict.get, self.holders, self.names), self.tensors)) and self._kinds() == self.kinds

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pquant.flat import Course, Each, Over, apart, end_to_end
+from pquant.course import Course, Each, Over
+from pquant.flat import apart, end_to_end
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(torch.Size)
 

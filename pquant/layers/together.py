@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, SMALL, Course, Each, Over, stands_for
+from pquant.course import SAME, Course, Each, Over, stands_for
+from pquant.flat import SMALL, in_order
 from pquant.layers.compressed import CompressedLayer
 from pquant.pruning.method import Pruner
 from pquant.watched import Unchanged
@@ -88,7 +89,8 @@ def _joins(layer: CompressedLayer) -> bool:
 def _groups(steps: dict[Tensor, Steps]) -> list[list[dict[Tensor, Steps]]]:
     """Return the tensors in groups that are quantized alike, each in runs that are pruned alike."""
     groups: dict[Any, dict[Any, dict[Tensor, Steps]]] = {}
-    for tensor, own in steps.items():
+    for tensor in in_order(steps):
+        own = steps[tensor]
         before, bits, after = [(each.function, each.settings) for each in own]
         groups.setdefault((bits, tensor.dtype, tensor.device), {}).setdefault((before, after), {})[tensor] = own
     return [list(group.values()) for group in groups.values()]

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from statistics import linear_regression
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end, laid
-from pquant.pruning.group import Group, OnePass, Pruned
+from pquant import flat
+from pquant.course import Each, InRows
+from pquant.flat import apart, end_to_end, laid
+from pquant.pruning.group import Group, OnePass, Pruned, loops
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -30,7 +33,7 @@ def shrunk(weight: Tensor, threshold: Tensor) -> Tensor:
     return weight - torch.clamp(weight, -threshold, threshold)
 
 
-class _SoftThreshold(torch.autograd.Function):
+class _SoftThreshold(InRows):
     """sign(W) relu(u) at u = |W| - t, t = sigmoid(s), whose derivative by u is taken as a = 1 where u > 0 and alpha elsewhere.
 
     So W gets g a and s gets -t (1 - t) sum(g a sign(W)). With ``sparse`` a is 0 for the half of the weights with the lowest u.
@@ -51,6 +54,24 @@ class _SoftThreshold(torch.autograd.Function):
         if ctx.sparse:
             dw = dw * keep_largest(u, u.numel() // 2)
         return dw, torch.ops.aten.sigmoid_backward((dw * weight.sign()).sum_to_size(threshold.shape).neg(), threshold), None, None
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        (ctx.logits, ctx.alphas, _), out = given, torch.empty_like(x)
+        addresses, counts, repeats = ctx.logits
+        threshold = torch.empty(counts.sum())
+        loops().gather(addresses, counts, np.ones_like(counts), len(threshold), threshold.data_ptr())
+        loops().shrunk(x.data_ptr(), threshold.sigmoid_().data_ptr(), counts, repeats, out.data_ptr())
+        ctx.save_for_backward(x, threshold)
+        return out
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight, threshold), dw = ctx.saved_tensors, torch.empty_like(grad)
+        ds = torch.empty_like(threshold)
+        rows = ctx.logits.counts, ctx.logits.repeats, ctx.alphas.addresses
+        loops().shrunk_slopes(*flat.addresses(grad, weight, threshold), *rows, flat.addresses(dw, ds))
+        return dw, ds, None
 
 
 class AutoSparsePruner(ScheduledPruner):

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, laid
+from pquant import flat
+from pquant.course import Each, InRows
+from pquant.flat import apart, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
@@ -19,22 +21,36 @@ from pquant.settings import schema, setting
 from pquant.training.stage import Horizon
 
 
-class _SoftMask(torch.autograd.Function):
+class _SoftMask(InRows):
     """m W with m = c sigmoid(beta s): W gets g m, s gets g W beta m (1 - m / c)."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, beta: Tensor, factor: float) -> Tensor:
         share = torch.sigmoid(beta * score)
-        mask = share * factor
-        ctx.save_for_backward(weight, share, mask, beta)
+        ctx.save_for_backward(weight, share, beta)
         ctx.factor = factor
-        return weight * mask
+        return weight * (share * factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, share, mask, beta = ctx.saved_tensors
+        weight, share, beta = ctx.saved_tensors
         ds = torch.ops.aten.sigmoid_backward((grads[0] * weight).mul_(ctx.factor), share).mul_(beta)
-        return grads[0] * mask, ds, None, None
+        return grads[0] * (share * ctx.factor), ds, None, None
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        (scores, ctx.betas, ctx.factor), share, out = given, torch.empty_like(x), torch.empty_like(x)
+        loops().scaled(scores.addresses, scores.counts, ctx.betas.addresses, share.data_ptr())
+        loops().weighted(x.data_ptr(), share.sigmoid_().data_ptr(), x.numel(), ctx.factor, out.data_ptr())
+        ctx.save_for_backward(x, share)
+        return out
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight, share), dw, ds = ctx.saved_tensors, torch.empty_like(grad), torch.empty_like(grad)
+        seen, factors = flat.addresses(grad, weight, share), (ctx.factor, ctx.betas.addresses)
+        loops().weighted_slopes(*seen, ctx.betas.repeats, factors, flat.addresses(dw, ds))
+        return dw, ds, None
 
 
 class CSPruner(ScheduledPruner):

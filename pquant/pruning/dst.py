@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end, is_plain, laid
+from pquant.course import Each, InRows
+from pquant.flat import apart, end_to_end, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
@@ -20,7 +21,7 @@ ZERO, MINUS_TWO = torch.tensor(0.0), torch.tensor(-2.0)
 BEYOND_ONE = 1.0 + torch.finfo(torch.float32).eps
 
 
-class _StepMask(torch.autograd.Function):
+class _StepMask(InRows):
     """W * 1[|W| > t] with the long-tailed estimator of the step's derivative (section 3.2 of the paper).
 
     dm/dq = 2 - 4|q| for |q| <= 0.4, 0.4 up to 1, 0 beyond, at q = |W| - t. So dW gets g (m + |W| dm/dq) and t gets -sum(g W dm/dq).
@@ -29,23 +30,11 @@ class _StepMask(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(weight, threshold)
-        if _looped(weight, threshold):
-            from pquant.pruning import loops
-
-            out = torch.empty_like(weight)
-            loops.step_mask(weight.data_ptr(), threshold.data_ptr(), weight.numel(), out.data_ptr())
-            return out
         return weight * torch.heaviside(weight.abs() - threshold, ZERO.to(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (weight, threshold), grad = ctx.saved_tensors, grads[0]
-        if _looped(weight, threshold, grad):
-            from pquant.pruning import loops
-
-            dw, dt = torch.empty_like(weight), torch.empty_like(threshold)
-            loops.step_mask_slopes(grad.data_ptr(), weight.data_ptr(), threshold.data_ptr(), weight.numel(), dw.data_ptr(), dt.data_ptr())
-            return dw, dt
         magnitude = weight.abs()
         distance = magnitude - threshold
         falling = torch.add(MINUS_TWO, distance.abs(), alpha=4.0).clamp_(max=-0.4)
@@ -53,9 +42,19 @@ class _StepMask(torch.autograd.Function):
         dw = torch.heaviside(distance, ZERO.to(weight)).sub_(falling * magnitude).mul_(grad)
         return dw, falling.mul_(grad).mul_(weight).sum_to_size(threshold.shape)
 
+    @staticmethod
+    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        (ctx.thresholds,), out = given, torch.empty_like(x)
+        ctx.save_for_backward(x)
+        loops().step_mask(x.data_ptr(), ctx.thresholds, out.data_ptr())
+        return out
 
-def _looped(weight: Tensor, threshold: Tensor, *others: Tensor) -> bool:
-    return weight.shape == threshold.shape and not torch.compiler.is_compiling() and all(map(is_plain, (weight, threshold, *others)))
+    @staticmethod
+    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (weight,), thresholds = ctx.saved_tensors, ctx.thresholds
+        dw, dt = torch.empty_like(weight), torch.empty(thresholds.counts.sum())
+        loops().step_mask_slopes(grad.data_ptr(), weight.data_ptr(), thresholds, dw.data_ptr(), dt.data_ptr())
+        return dw, dt
 
 
 class DSTPruner(Pruner):

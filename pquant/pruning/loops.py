@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _clip
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _clip, gather  # noqa: F401
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 TINY = F(1e-12)
@@ -266,27 +266,114 @@ def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: 
 
 
 @njit(nogil=True, cache=True)
-def step_mask(weight: int, threshold: int, size: int, out: int) -> None:
-    """Write W 1[|W| > t] to ``out``."""
-    w, t, results = _array(weight, (size,)), _array(threshold, (size,)), _array(out, (size,))
-    for n in range(size):
-        results[n] = w[n] * (ONE if abs(w[n]) - t[n] > ZERO else ZERO)
+def step_mask(weight: int, thresholds: Any, out: int) -> None:
+    """Write W 1[|W| > t] to ``out``, the thresholds in rows."""
+    at, (addresses, counts, repeats) = 0, thresholds
+    size = (counts * repeats).sum()
+    w, results = _array(weight, (size,)), _array(out, (size,))
+    for n in range(len(counts)):
+        t = _array(addresses[n], (counts[n],))
+        for a in range(counts[n]):
+            for b in range(at, at + repeats[n]):
+                results[b] = w[b] * (ONE if abs(w[b]) - t[a] > ZERO else ZERO)
+            at += repeats[n]
 
 
 @njit(nogil=True, cache=True)
-def step_mask_slopes(grad: int, weight: int, threshold: int, size: int, dw: int, dt: int) -> None:
-    """Write the gradients of W and of t, one a weight, by the formulas of ``pquant.pruning.dst``."""
-    g, w, t, of_weight, of_threshold = (
-        _array(grad, (size,)),
-        _array(weight, (size,)),
-        _array(threshold, (size,)),
-        _array(dw, (size,)),
-        _array(dt, (size,)),
-    )
+def step_mask_slopes(grad: int, weight: int, thresholds: Any, dw: int, dt: int) -> None:
+    """Write the gradients of W and of t by the formulas of ``pquant.pruning.dst``."""
+    at, place, (addresses, counts, repeats) = 0, 0, thresholds
+    size = (counts * repeats).sum()
+    g, w, of_weight, of_threshold = _array(grad, (size,)), _array(weight, (size,)), _array(dw, (size,)), _array(dt, (counts.sum(),))
+    for n in range(len(counts)):
+        t = _array(addresses[n], (counts[n],))
+        for a in range(counts[n]):
+            total = 0.0
+            for b in range(at, at + repeats[n]):
+                magnitude = abs(w[b])
+                distance = magnitude - t[a]
+                falling = _clip(F(4.0) * abs(distance) - TWO, F(-np.inf), F(-0.4))
+                falling = ZERO if abs(distance) > ONE else falling
+                of_weight[b] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[b]
+                total += falling * g[b] * w[b]
+            of_threshold[place] = total
+            at += repeats[n]
+            place += 1
+
+
+@njit(nogil=True, cache=True)
+def shrunk(weight: int, thresholds: int, counts: Any, repeats: Any, out: int) -> None:
+    """Write sign(W) relu(|W| - t) to ``out``; the thresholds, end to end, hold for ``repeats`` weights in a row."""
+    at, place, size = 0, 0, (counts * repeats).sum()
+    w, t, results = _array(weight, (size,)), _array(thresholds, (counts.sum(),)), _array(out, (size,))
+    for n in range(len(counts)):
+        for _ in range(counts[n]):
+            for b in range(at, at + repeats[n]):
+                results[b] = w[b] - _clip(w[b], -t[place], t[place])
+            at += repeats[n]
+            place += 1
+
+
+@njit(nogil=True, cache=True)
+def shrunk_slopes(grad: int, weight: int, thresholds: int, counts: Any, repeats: Any, alphas: Any, results: Any) -> None:
+    """Write the gradients of W and of s, t = sigmoid(s), by the formulas of ``pquant.pruning.autosparse``; each alpha lies at its address."""
+    at, place, size = 0, 0, (counts * repeats).sum()
+    g, w, t = _array(grad, (size,)), _array(weight, (size,)), _array(thresholds, (counts.sum(),))
+    of_weight, of_logit = _array(results[0], (size,)), _array(results[1], (counts.sum(),))
+    for n in range(len(counts)):
+        alpha = _array(alphas[n], (1,))[0]
+        for _ in range(counts[n]):
+            total, threshold = 0.0, t[place]
+            for b in range(at, at + repeats[n]):
+                slope = g[b] if abs(w[b]) - threshold > ZERO else g[b] * alpha
+                of_weight[b] = slope
+                total += slope if w[b] > ZERO else (-slope if w[b] < ZERO else ZERO * slope)
+            of_logit[place] = -F(total) * (ONE - threshold) * threshold
+            at += repeats[n]
+            place += 1
+
+
+@njit(nogil=True, cache=True)
+def near_border(weight: int, sizes: Any, borders: Any, taus: Any, out: int) -> None:
+    """Write (W^2 - t^2) / tau of each layer; t^2 and tau lie at their addresses."""
+    at, total = 0, sizes.sum()
+    w, results = _array(weight, (total,)), _array(out, (total,))
+    for n in range(len(sizes)):
+        border, tau = _array(borders[n], (1,))[0], _array(taus[n], (1,))[0]
+        for a in range(at, at + sizes[n]):
+            results[a] = (w[a] * w[a] - border) / tau
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def near_border_slopes(grad: int, weight: int, share: int, sizes: Any, taus: Any, out: int) -> None:
+    """Write the gradients of W in m W by the formula of ``pquant.pruning.pdp``, given the masks m."""
+    at, total = 0, sizes.sum()
+    g, w, m, results = _array(grad, (total,)), _array(weight, (total,)), _array(share, (total,)), _array(out, (total,))
+    for n in range(len(sizes)):
+        tau = _array(taus[n], (1,))[0]
+        for a in range(at, at + sizes[n]):
+            results[a] = g[a] * m[a] + TWO * (g[a] * w[a] * (ONE - m[a]) * m[a] / tau) * w[a]
+        at += sizes[n]
+
+
+@njit(nogil=True, cache=True)
+def weighted(weight: int, share: int, size: int, factor: float, out: int) -> None:
+    """Write W times (share times factor)."""
+    w, m, results = _array(weight, (size,)), _array(share, (size,)), _array(out, (size,))
     for n in range(size):
-        magnitude = abs(w[n])
-        distance = magnitude - t[n]
-        falling = _clip(F(4.0) * abs(distance) - TWO, F(-np.inf), F(-0.4))
-        falling = ZERO if abs(distance) > ONE else falling
-        of_weight[n] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[n]
-        of_threshold[n] = falling * g[n] * w[n]
+        results[n] = w[n] * (m[n] * F(factor))
+
+
+@njit(nogil=True, cache=True)
+def weighted_slopes(grad: int, weight: int, share: int, sizes: Any, factors: Any, results: Any) -> None:
+    """Write the gradients of W and s in W c sigmoid(beta s), given the sigmoids, c, and where each beta lies."""
+    at, total, (factor, betas) = 0, sizes.sum(), factors
+    g, w, m = _array(grad, (total,)), _array(weight, (total,)), _array(share, (total,))
+    of_weight, of_score = _array(results[0], (total,)), _array(results[1], (total,))
+    for n in range(len(sizes)):
+        beta = _array(betas[n], (1,))[0]
+        for a in range(at, at + sizes[n]):
+            of_weight[a] = g[a] * (m[a] * F(factor))
+            of_score[a] = (g[a] * w[a] * F(factor)) * (ONE - m[a]) * m[a] * beta
+        at += sizes[n]

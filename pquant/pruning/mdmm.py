@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.flat import SAME, Each, apart
+from pquant.course import SAME, Each
+from pquant.flat import apart
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import SAME, Each, stands_for
+from pquant.course import SAME, Each, stands_for
 from pquant.names import check_patterns, matches
 from pquant.pruning.group import Group
 from pquant.settings import Settings, schema, setting

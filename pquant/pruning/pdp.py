@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each
+from pquant import flat
+from pquant.course import Each, InRows
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
@@ -18,7 +19,7 @@ from pquant.settings import schema, setting
 from pquant.training.stage import Horizon, Stage
 
 
-class _SoftMask(torch.autograd.Function):
+class _SoftMask(InRows):
     """m W with m = sigmoid((W^2 - t^2) / tau), whose gradient by a weight near the border is larger: m + 2 W^2 m (1 - m) / tau."""
 
     @staticmethod
@@ -32,6 +33,20 @@ class _SoftMask(torch.autograd.Function):
         weight, mask, tau = ctx.saved_tensors
         steep = torch.ops.aten.sigmoid_backward(grads[0] * weight, mask) / tau
         return torch.addcmul(grads[0] * mask, steep, weight, value=2), None, None
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        (borders, ctx.taus), mask, out = given, torch.empty_like(x), torch.empty_like(x)
+        loops().near_border(x.data_ptr(), borders.repeats, borders.addresses, ctx.taus.addresses, mask.data_ptr())
+        loops().weighted(x.data_ptr(), mask.sigmoid_().data_ptr(), x.numel(), 1.0, out.data_ptr())
+        ctx.save_for_backward(x, mask)
+        return out
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight, mask), out = ctx.saved_tensors, torch.empty_like(grad)
+        loops().near_border_slopes(*flat.addresses(grad, weight, mask), ctx.taus.repeats, ctx.taus.addresses, out.data_ptr())
+        return out, None, None
 
 
 class PDPPruner(ScheduledPruner):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pquant.flat import SAME, Each
+from pquant.course import SAME, Each
 from pquant.pruning.method import Masked, Pruner, PruningMethod
 from pquant.training.stage import Horizon, Stage
 

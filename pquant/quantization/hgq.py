@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import Each, apart, end_to_end
+from pquant.course import Each
+from pquant.flat import apart, end_to_end
 from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, pow2, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range

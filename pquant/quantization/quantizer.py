@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pquant.flat import SAME, Each
+from pquant.course import SAME, Each
 from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from pquant.flat import SMALL, laid
+from pquant.flat import SMALL, in_order, laid, run_of, runs
 from pquant.pruning.method import Pruner
 
 ELEMENTWISE = (
@@ -43,7 +43,7 @@ class _EndToEnd:
             self.whole.grad = None
             return
         whole = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(self.parameters, gradients, strict=True)]
-        self.whole.grad = self.laid.end_to_end(whole)
+        self.whole.grad = run_of(whole) if len(runs(whole)) == 1 else self.laid.end_to_end(whole)
 
 
 def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ class Updates:
         of_pruners = {id(parameter) for module in model.modules() if isinstance(module, Pruner) for parameter in module.parameters()}
         for group in optimizer.param_groups:
             alike: dict[Any, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
+            for parameter in in_order(group["params"]):
                 joins = parameter.numel() <= SMALL and parameter.is_contiguous()
                 key = parameter.dtype, parameter.device, id(parameter) in of_pruners
                 alike.setdefault(key if joins else id(parameter), []).append(parameter)
