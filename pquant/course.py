@@ -36,11 +36,12 @@ def stands_for(kind: type, each: str, method: str) -> bool:
 
 
 class Rows(NamedTuple):
-    """What several tensors are given, unspread: for each where its ``counts`` values lie, each of which is for ``repeats`` values in a row."""
+    """What several tensors are given, unspread: for each where its ``counts`` values lie, each for ``repeats`` values in a row; ``total`` in all."""
 
     addresses: np.ndarray[Any, Any]
     counts: np.ndarray[Any, Any]
     repeats: np.ndarray[Any, Any]
+    total: int
 
 
 class InRows(torch.autograd.Function):
@@ -109,6 +110,7 @@ class _Pass:
         given = [tuple(tensor.shape for tensor in column) for column in columns]
         self.tensors = [tensor for column in columns for tensor in column]
         self.columns = [laid(shapes, one) for one in given]
+        self.unspread = [laid(one, one) for one in given]
         self.all = laid(shapes * len(columns), tuple(shape for one in given for shape in one))
 
     def locate(self) -> None:
@@ -116,7 +118,7 @@ class _Pass:
         self.rows: list[Rows] | None = None
         if issubclass(self.function, InRows) and self.all.in_rows and all(map(is_plain, self.tensors)):
             where = np.array(addresses(*self.tensors)).reshape(len(self.columns), -1)
-            self.rows = [Rows(one, column.counts, column.repeats) for one, column in zip(where, self.columns, strict=True)]
+            self.rows = [Rows(one, column.counts, column.repeats, column.given_total) for one, column in zip(where, self.columns, strict=True)]
 
     def forward(self, kept: "_Kept", x: Tensor) -> Tensor:
         """Return what the function gives for values in one axis."""
@@ -131,26 +133,23 @@ class _Pass:
         backward = self.function.backward_in_rows if kept.in_rows else self.function.backward  # type: ignore[attr-defined]
         slope, *slopes = backward(kept, grad)
         grads: list[Tensor | None] = []
-        for one, column in zip(slopes, self.columns, strict=False):
-            if one is None:
-                grads += [None] * len(column.given)
-            else:
-                grads += laid(column.given, column.given).apart(one) if kept.in_rows else column.apart(one)
+        for one, column in zip(slopes, self.unspread if kept.in_rows else self.columns, strict=False):
+            grads += [None] * len(column.given) if one is None else column.apart(one)
         return slope, grads
 
 
-Source = tuple[int, slice | None]
+Source = tuple[int, tuple[int, int] | None]
 
 
 class _Route:
-    """Where each pass finds its values, and where the last ones are: (number, slice) of the runs of tensors, and then of what each pass has made."""
+    """Where each pass finds its values, and where the last ones are: (number, (start, length)) of runs of tensors and what each pass makes."""
 
     def __init__(self, shapes: Shapes, found: Sequence[tuple[int, int]], passes: Sequence[Over]) -> None:
         ends = (0, *accumulate(shape.numel() for shape in shapes))
         pieces: list[tuple[int, ...]] = [(*run, number, *run) for number, run in enumerate(found)]
 
         def source(begin: int, end: int, number: int, first: int, last: int) -> Source:
-            return number, None if (begin, end) == (first, last) else slice(ends[begin] - ends[first], ends[end] - ends[first])
+            return number, None if (begin, end) == (first, last) else (ends[begin] - ends[first], ends[end] - ends[begin])
 
         self.passes: list[list[Source]] = []
         for number, (begin, end, _) in enumerate(passes, len(found)):
@@ -163,8 +162,10 @@ class _Route:
 
 
 def _taken(values: Sequence[Tensor], sources: Sequence[Source]) -> Tensor:
-    parts = [values[number] if cut is None else values[number][cut] for number, cut in sources]
-    return parts[0].reshape(-1) if len(parts) == 1 else _flatten_dense_tensors(parts)
+    parts = [values[number] if cut is None else values[number].narrow(0, *cut) for number, cut in sources]
+    if len(parts) > 1:
+        return _flatten_dense_tensors(parts)
+    return parts[0] if parts[0].ndim == 1 and parts[0].is_contiguous() else parts[0].reshape(-1)
 
 
 def _results(values: Sequence[Tensor], route: _Route) -> list[Tensor]:

@@ -5,7 +5,7 @@ from operator import attrgetter, is_
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _changes = [0]
 DTYPE, IS_CPU = attrgetter("dtype"), attrgetter("is_cpu")
@@ -33,12 +33,15 @@ def changes() -> int:
 class Unchanged:
     """Notes modules as they are now, so that :meth:`still` can say whether what was derived from them holds.
 
-    It does until any watched module changes, or one of their tensors is exchanged, moved or cast behind its back.
+    It does until any watched module changes, or one of their tensors is exchanged, moved or cast behind its back; with ``used``, one of these.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], used: Iterable[Tensor] | None = None) -> None:
         holders: list[dict[str, Any]] = [holder for module in modules for holder in (module._parameters, module._buffers)]
         held = [(holder, name, tensor) for holder in holders for name, tensor in holder.items() if tensor is not None]
+        if used is not None:
+            places = set(map(id, used))
+            held = [one for one in held if id(one[2]) in places]
         self.holders, self.names = [holder for holder, _, _ in held], [name for _, name, _ in held]
         self.tensors = [tensor for _, _, tensor in held]
         self.kinds, self.at = self._kinds(), changes()

@@ -60,24 +60,24 @@ class QuantizedLayer(Watched):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
-        before, after = self._has_quantizers()
-        y = self.compute(self.input_quantizer(_widened(x)) if before else x)
-        return self.output_quantizer(_widened(y)) if after else y
+        before, after = self._acting()
+        y = self.compute(x if before is None else before(_widened(x)))
+        return y if after is None else after(_widened(y))
 
-    def _has_quantizers(self) -> tuple[bool, bool]:
-        """Return whether its input is quantized, where the source left anything to do, and its output; kept until a module changes."""
+    def _acting(self) -> tuple[Quantizer | None, Quantizer | None]:
+        """Return the input's quantizer, where the source left it anything to do, and the output's, if any; kept until a module changes."""
         if torch.compiler.is_compiling():
-            return self._find_quantizers()
-        found, when = self.__dict__.get("found", (None, None))
+            return self._find_acting()
+        found, when = self.__dict__.get("acting", (None, None))
         if when != changes():
-            found = self._find_quantizers()
-            self.__dict__["found"] = found, changes()
+            found = self._find_acting()
+            self.__dict__["acting"] = found, changes()
         return found
 
-    def _find_quantizers(self) -> tuple[bool, bool]:
+    def _find_acting(self) -> tuple[Quantizer | None, Quantizer | None]:
         kept = bool(self.source) and self.input_quantizer.keeps(self.source[0])
         passes = type(self.input_quantizer).forward is NoQuantizer.forward
-        return not (kept or passes), not self.output_quantizer.is_float
+        return None if kept or passes else self.input_quantizer, None if self.output_quantizer.is_float else self.output_quantizer
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""

@@ -65,7 +65,8 @@ class Together:
         self.ready = [
             _Ready(layer, number[layer.weight], number.get(layer.bias), type(layer.pruner).prune_bias is not Pruner.prune_bias) for layer in joined
         ]
-        self.plan = Unchanged(module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer))
+        modules = [module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer)]
+        self.plan = Unchanged(modules, [*self.unchanged, *(tensor for course in self.courses for tensor in course.tensors)])
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forget them, after a forward or its failure."""

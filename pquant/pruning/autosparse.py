@@ -58,9 +58,9 @@ class _SoftThreshold(InRows):
     @staticmethod
     def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         (ctx.logits, ctx.alphas, _), out = given, torch.empty_like(x)
-        addresses, counts, repeats = ctx.logits
-        threshold = torch.empty(counts.sum())
-        loops().gather(addresses, counts, np.ones_like(counts), len(threshold), threshold.data_ptr())
+        addresses, counts, repeats, total = ctx.logits
+        threshold = torch.empty(total)
+        loops().gather(addresses, counts, np.ones_like(counts), total, threshold.data_ptr())
         loops().shrunk(x.data_ptr(), threshold.sigmoid_().data_ptr(), counts, repeats, out.data_ptr())
         ctx.save_for_backward(x, threshold)
         return out

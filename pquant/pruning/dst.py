@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pquant import flat
 from pquant.course import Each, InRows
 from pquant.flat import apart, end_to_end, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
@@ -46,14 +47,14 @@ class _StepMask(InRows):
     def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         (ctx.thresholds,), out = given, torch.empty_like(x)
         ctx.save_for_backward(x)
-        loops().step_mask(x.data_ptr(), ctx.thresholds, out.data_ptr())
+        loops().step_mask(x.data_ptr(), x.numel(), *ctx.thresholds[:3], out.data_ptr())
         return out
 
     @staticmethod
     def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         (weight,), thresholds = ctx.saved_tensors, ctx.thresholds
-        dw, dt = torch.empty_like(weight), torch.empty(thresholds.counts.sum())
-        loops().step_mask_slopes(grad.data_ptr(), weight.data_ptr(), thresholds, dw.data_ptr(), dt.data_ptr())
+        dw, dt = torch.empty_like(weight), torch.empty(thresholds.total)
+        loops().step_mask_slopes(grad.data_ptr(), weight.data_ptr(), len(weight), *thresholds, flat.addresses(dw, dt))
         return dw, dt
 
 

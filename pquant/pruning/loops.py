@@ -266,10 +266,9 @@ def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: 
 
 
 @njit(nogil=True, cache=True)
-def step_mask(weight: int, thresholds: Any, out: int) -> None:
+def step_mask(weight: int, size: int, addresses: Any, counts: Any, repeats: Any, out: int) -> None:
     """Write W 1[|W| > t] to ``out``, the thresholds in rows."""
-    at, (addresses, counts, repeats) = 0, thresholds
-    size = (counts * repeats).sum()
+    at = 0
     w, results = _array(weight, (size,)), _array(out, (size,))
     for n in range(len(counts)):
         t = _array(addresses[n], (counts[n],))
@@ -280,23 +279,22 @@ def step_mask(weight: int, thresholds: Any, out: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def step_mask_slopes(grad: int, weight: int, thresholds: Any, dw: int, dt: int) -> None:
+def step_mask_slopes(grad: int, weight: int, size: int, addresses: Any, counts: Any, repeats: Any, total: int, out: Any) -> None:
     """Write the gradients of W and of t by the formulas of ``pquant.pruning.dst``."""
-    at, place, (addresses, counts, repeats) = 0, 0, thresholds
-    size = (counts * repeats).sum()
-    g, w, of_weight, of_threshold = _array(grad, (size,)), _array(weight, (size,)), _array(dw, (size,)), _array(dt, (counts.sum(),))
+    at = place = 0
+    g, w, of_weight, of_threshold = _array(grad, (size,)), _array(weight, (size,)), _array(out[0], (size,)), _array(out[1], (total,))
     for n in range(len(counts)):
         t = _array(addresses[n], (counts[n],))
         for a in range(counts[n]):
-            total = 0.0
+            sum_of_row = 0.0
             for b in range(at, at + repeats[n]):
                 magnitude = abs(w[b])
                 distance = magnitude - t[a]
                 falling = _clip(F(4.0) * abs(distance) - TWO, F(-np.inf), F(-0.4))
                 falling = ZERO if abs(distance) > ONE else falling
                 of_weight[b] = ((ONE if distance > ZERO else ZERO) - falling * magnitude) * g[b]
-                total += falling * g[b] * w[b]
-            of_threshold[place] = total
+                sum_of_row += falling * g[b] * w[b]
+            of_threshold[place] = sum_of_row
             at += repeats[n]
             place += 1
 
