@@ -1,7 +1,8 @@
 """Several tensors through elementwise functions by one node of autograd's graph: small ones cost less together than one by one."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch._utils import _flatten_dense_tensors
 
 from pquant.flat import Shapes, addresses, is_plain, laid, run_of, runs
 
+VERSION = attrgetter("_version")
 Elementwise = type[torch.autograd.Function]
 
 
@@ -83,6 +85,7 @@ class Course:
         self.tensors = (*tensors, *(tensor for one in self.passes for tensor in one.tensors))
         self.back = _Route(self.shapes, [(n, n + 1) for n in range(len(tensors))], passes[::-1])
         self.overs, self.joined = passes, [*tensors]
+        self.borders = sorted({0, len(tensors), *(border for over in passes for border in (over.begin, over.end))})
         self.where: tuple[int, ...] = ()
 
     def __call__(self) -> tuple[Tensor, ...]:
@@ -93,7 +96,7 @@ class Course:
 
     def _locate(self) -> None:
         """Find out where in memory the values lie."""
-        found = runs(self.given)
+        found = [run for begin, end in pairwise(self.borders) for run in runs(self.given[begin:end], begin)]
         self.joined = [self.given[begin] if end == begin + 1 else run_of(self.given[begin:end]) for begin, end in found]
         self.there = _Route(self.shapes, found, self.overs)
         self.where = addresses(*self.joined, *self.tensors)
@@ -187,7 +190,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, course: Course, *tensors: Tensor) -> tuple[Tensor, ...]:
         values = list(course.joined)
-        ctx.course, ctx.kept, ctx.versions = course, [_Kept() for _ in course.passes], [tensor._version for tensor in tensors]
+        ctx.course, ctx.kept, ctx.versions = course, [_Kept() for _ in course.passes], [*map(VERSION, tensors)]
         for one, kept, sources in zip(course.passes, ctx.kept, course.there.passes, strict=True):
             values.append(one.forward(kept, _taken(values, sources)))
         return tuple(_results(values, course.there))
@@ -195,7 +198,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         course, values, slopes = ctx.course, list(grads), []
-        if ctx.versions != [tensor._version for tensor in course.tensors]:
+        if ctx.versions != [*map(VERSION, course.tensors)]:
             raise RuntimeError("a parameter was changed in place between forward and backward, which needs its value")
         for one, kept, sources in zip(reversed(course.passes), reversed(ctx.kept), course.back.passes, strict=True):
             value, own = one.backward(kept, _taken(values, sources))

@@ -88,11 +88,11 @@ def in_order(tensors: Iterable[T]) -> list[T]:
     return sorted(tensors, key=lambda tensor: -tensor.ndim)
 
 
-def runs(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Return the runs, from begin to end, of tensors whose values lie end to end in one memory."""
+def runs(tensors: Sequence[Tensor], first: int = 0) -> list[tuple[int, int]]:
+    """Return the runs, from begin to end, of tensors whose values lie end to end in one memory; the numbers of the tensors begin with ``first``."""
     follows = [_follows(one, two) for one, two in pairwise(tensors)]
-    ends = [*(place for place, joined in enumerate(follows, 1) if not joined), len(tensors)]
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+    ends = [*(place for place, joined in enumerate(follows, first + 1) if not joined), first + len(tensors)]
+    return list(zip([first, *ends[:-1]], ends, strict=True))
 
 
 def _follows(one: Tensor, two: Tensor) -> bool:

@@ -42,7 +42,9 @@ class Together:
             return
         if self.plan is None or not self.plan.still():
             self._plan()
-        tensors = [*self.unchanged, *(tensor for course in self.courses for tensor in course())]
+        tensors = [*self.unchanged]
+        for course in self.courses:
+            tensors += course()
         for layer, weight, bias, masks_bias in self.ready:
             shift = None if bias is None else tensors[bias]
             layer.__dict__["ready"] = (tensors[weight], layer.pruner.prune_bias(shift, layer.weight) if masks_bias and shift is not None else shift)

@@ -132,7 +132,9 @@ class Groups:
     def _plan(self) -> None:
         layers: list[Any] = [*self.layers]
         self.groups = [_group([layers[place] for place in places]) for places in _by_method(layers)]
-        self.plan = Unchanged([module for layer in layers for module in (layer, layer.pruner)])
+        used = [tensor for layer in layers for tensor in (layer.weight, *layer.pruner.parameters(), *layer.pruner.buffers())]
+        floats = [tensor for tensor in used if tensor.is_floating_point()]
+        self.plan = Unchanged([module for layer in layers for module in (layer, layer.pruner)], floats)
 
 
 def _by_method(layers: Sequence[Pruned]) -> list[list[int]]:
