@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
-from pquant.flat import Shapes, addresses, is_plain, laid, run_of, runs
+from pquant.flat import Shapes, addresses, is_plain, laid, run_of, runs, whole
 
 VERSION = attrgetter("_version")
 Elementwise = type[torch.autograd.Function]
@@ -47,16 +46,21 @@ class Rows(NamedTuple):
 
 
 class InRows(torch.autograd.Function):
-    """An elementwise function that loops over memory can take too, for all tensors end to end, given :class:`Rows` instead of spread tensors."""
+    """An elementwise function that loops over memory can take too, for all tensors at once, given :class:`Rows` instead of spread tensors."""
 
     @staticmethod
-    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
-        """Return what ``forward`` does, given rows and settings."""
+    def takes_rows(each: Each) -> bool:
+        """Return whether loops take what the function is given here."""
+        return True
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        """Return what ``forward`` does, end to end, for tensors whose values are thought end to end, given rows and settings."""
         raise NotImplementedError
 
     @staticmethod
-    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of ``x`` and of what is in rows, each end to end."""
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the values and of what is in rows, each end to end, for gradients thought end to end."""
         raise NotImplementedError
 
 
@@ -100,15 +104,17 @@ class Course:
         self.joined = [self.given[begin] if end == begin + 1 else run_of(self.given[begin:end]) for begin, end in found]
         self.there = _Route(self.shapes, found, self.overs)
         self.where = addresses(*self.joined, *self.tensors)
+        plain = all(map(is_plain, self.tensors))
         for one in self.passes:
-            one.locate()
+            one.locate(plain)
 
 
 class _Pass:
     """One function, and what the tensors of its pass are given: columns with one tensor for each."""
 
     def __init__(self, over: Over, shapes: Shapes) -> None:
-        self.function, _, self.settings = over.each[0]
+        self.each = over.each[0]
+        self.function, _, self.settings = self.each
         columns = list(zip(*(each.beside for each in over.each), strict=True))
         given = [tuple(tensor.shape for tensor in column) for column in columns]
         self.tensors = [tensor for column in columns for tensor in column]
@@ -116,25 +122,29 @@ class _Pass:
         self.unspread = [laid(one, one) for one in given]
         self.all = laid(shapes * len(columns), tuple(shape for one in given for shape in one))
 
-    def locate(self) -> None:
-        """Find out where what is given lies in memory, for a function that takes it in rows."""
+    def locate(self, plain: bool) -> None:
+        """Find out where what is given lies in memory, for a function that takes it in rows if all is ``plain``."""
         self.rows: list[Rows] | None = None
-        if issubclass(self.function, InRows) and self.all.in_rows and all(map(is_plain, self.tensors)):
-            where = np.array(addresses(*self.tensors)).reshape(len(self.columns), -1)
+        takes_rows = issubclass(self.function, InRows) and self.function.takes_rows(self.each)
+        if plain and takes_rows and all(column.in_rows for column in self.columns):
+            where = np.array(addresses(*self.tensors)).reshape(len(self.columns), -1 if self.columns else 0)
             self.rows = [Rows(one, column.counts, column.repeats, column.given_total) for one, column in zip(where, self.columns, strict=True)]
 
-    def forward(self, kept: "_Kept", x: Tensor) -> Tensor:
-        """Return what the function gives for values in one axis."""
+    def forward(self, kept: "_Kept", parts: Sequence[Tensor]) -> Tensor:
+        """Return what the function gives for values thought end to end."""
         kept.in_rows = self.rows is not None
         if self.rows is not None:
-            return self.function.forward_in_rows(kept, x, *self.rows, *self.settings)  # type: ignore[attr-defined]
+            return self.function.forward_in_rows(kept, parts, *self.rows, *self.settings)  # type: ignore[attr-defined]
         spread = self.all.end_to_end(self.tensors).chunk(len(self.columns)) if self.columns else ()
-        return self.function.forward(kept, x, *spread, *self.settings)
+        return self.function.forward(kept, whole(parts), *spread, *self.settings)
 
-    def backward(self, kept: "_Kept", grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def backward(self, kept: "_Kept", parts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the gradients of the values, and of each tensor that is given."""
-        backward = self.function.backward_in_rows if kept.in_rows else self.function.backward  # type: ignore[attr-defined]
-        slope, *slopes = backward(kept, grad)
+        if kept.in_rows:
+            rows = parts if all(map(Tensor.is_contiguous, parts)) else [part.contiguous() for part in parts]
+            slope, *slopes = self.function.backward_in_rows(kept, rows)  # type: ignore[attr-defined]
+        else:
+            slope, *slopes = self.function.backward(kept, whole(parts))
         grads: list[Tensor | None] = []
         for one, column in zip(slopes, self.unspread if kept.in_rows else self.columns, strict=False):
             grads += [None] * len(column.given) if one is None else column.apart(one)
@@ -164,15 +174,12 @@ class _Route:
         self.results = [(source(*piece), laid(own, own)) for piece in pieces for own in [shapes[piece[0] : piece[1]]]]
 
 
-def _taken(values: Sequence[Tensor], sources: Sequence[Source]) -> Tensor:
-    parts = [values[number] if cut is None else values[number].narrow(0, *cut) for number, cut in sources]
-    if len(parts) > 1:
-        return _flatten_dense_tensors(parts)
-    return parts[0] if parts[0].ndim == 1 and parts[0].is_contiguous() else parts[0].reshape(-1)
+def _parts(values: Sequence[Tensor], sources: Sequence[Source]) -> list[Tensor]:
+    return [values[number] if cut is None else values[number].narrow(0, *cut) for number, cut in sources]
 
 
 def _results(values: Sequence[Tensor], route: _Route) -> list[Tensor]:
-    return [tensor for source, parts in route.results for tensor in parts.apart(_taken(values, [source]))]
+    return [tensor for source, parts in route.results for tensor in parts.apart(whole(_parts(values, [source])))]
 
 
 class _Kept:
@@ -192,7 +199,7 @@ class _Through(torch.autograd.Function):
         values = list(course.joined)
         ctx.course, ctx.kept, ctx.versions = course, [_Kept() for _ in course.passes], [*map(VERSION, tensors)]
         for one, kept, sources in zip(course.passes, ctx.kept, course.there.passes, strict=True):
-            values.append(one.forward(kept, _taken(values, sources)))
+            values.append(one.forward(kept, _parts(values, sources)))
         return tuple(_results(values, course.there))
 
     @staticmethod
@@ -201,7 +208,7 @@ class _Through(torch.autograd.Function):
         if ctx.versions != [*map(VERSION, course.tensors)]:
             raise RuntimeError("a parameter was changed in place between forward and backward, which needs its value")
         for one, kept, sources in zip(reversed(course.passes), reversed(ctx.kept), course.back.passes, strict=True):
-            value, own = one.backward(kept, _taken(values, sources))
+            value, own = one.backward(kept, _parts(values, sources))
             values.append(value)
             slopes.append(own)
         return None, *_results(values, course.back), *(tensor for own in reversed(slopes) for tensor in own)

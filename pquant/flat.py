@@ -106,6 +106,13 @@ def run_of(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].detach().as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
+def whole(parts: Sequence[Tensor]) -> Tensor:
+    """Return the values of tensors end to end in one axis; those of one tensor as they lie."""
+    if len(parts) > 1:
+        return _flatten_dense_tensors(parts)
+    return parts[0] if parts[0].ndim == 1 and parts[0].is_contiguous() else parts[0].reshape(-1)
+
+
 def is_plain(x: Any) -> bool:
     """Return whether loops over memory take ``x``: float32 values in a row, in CPU memory, and nothing more than a tensor."""
     return type(x) in (Tensor, nn.Parameter) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()

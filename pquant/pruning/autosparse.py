@@ -56,7 +56,8 @@ class _SoftThreshold(InRows):
         return dw, torch.ops.aten.sigmoid_backward((dw * weight.sign()).sum_to_size(threshold.shape).neg(), threshold), None, None
 
     @staticmethod
-    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        x = flat.whole(parts)
         (ctx.logits, ctx.alphas, _), out = given, torch.empty_like(x)
         addresses, counts, repeats, total = ctx.logits
         threshold = torch.empty(total)
@@ -66,7 +67,8 @@ class _SoftThreshold(InRows):
         return out
 
     @staticmethod
-    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        grad = flat.whole(grads)
         (weight, threshold), dw = ctx.saved_tensors, torch.empty_like(grad)
         ds = torch.empty_like(threshold)
         rows = ctx.logits.counts, ctx.logits.repeats, ctx.alphas.addresses

@@ -38,7 +38,8 @@ class _SoftMask(InRows):
         return grads[0] * (share * ctx.factor), ds, None, None
 
     @staticmethod
-    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        x = flat.whole(parts)
         (scores, ctx.betas, ctx.factor), share, out = given, torch.empty_like(x), torch.empty_like(x)
         loops().scaled(scores.addresses, scores.counts, ctx.betas.addresses, share.data_ptr())
         loops().weighted(x.data_ptr(), share.sigmoid_().data_ptr(), x.numel(), ctx.factor, out.data_ptr())
@@ -46,7 +47,8 @@ class _SoftMask(InRows):
         return out
 
     @staticmethod
-    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        grad = flat.whole(grads)
         (weight, share), dw, ds = ctx.saved_tensors, torch.empty_like(grad), torch.empty_like(grad)
         seen, factors = flat.addresses(grad, weight, share), (ctx.factor, ctx.betas.addresses)
         loops().weighted_slopes(*seen, ctx.betas.repeats, factors, flat.addresses(dw, ds))

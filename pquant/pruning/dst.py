@@ -44,14 +44,16 @@ class _StepMask(InRows):
         return dw, falling.mul_(grad).mul_(weight).sum_to_size(threshold.shape)
 
     @staticmethod
-    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        x = flat.whole(parts)
         (ctx.thresholds,), out = given, torch.empty_like(x)
         ctx.save_for_backward(x)
         loops().step_mask(x.data_ptr(), x.numel(), *ctx.thresholds[:3], out.data_ptr())
         return out
 
     @staticmethod
-    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        grad = flat.whole(grads)
         (weight,), thresholds = ctx.saved_tensors, ctx.thresholds
         dw, dt = torch.empty_like(weight), torch.empty(thresholds.total)
         loops().step_mask_slopes(grad.data_ptr(), weight.data_ptr(), len(weight), *thresholds, flat.addresses(dw, dt))

@@ -35,7 +35,8 @@ class _SoftMask(InRows):
         return torch.addcmul(grads[0] * mask, steep, weight, value=2), None, None
 
     @staticmethod
-    def forward_in_rows(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        x = flat.whole(parts)
         (borders, ctx.taus), mask, out = given, torch.empty_like(x), torch.empty_like(x)
         loops().near_border(x.data_ptr(), borders.repeats, borders.addresses, ctx.taus.addresses, mask.data_ptr())
         loops().weighted(x.data_ptr(), mask.sigmoid_().data_ptr(), x.numel(), 1.0, out.data_ptr())
@@ -43,7 +44,8 @@ class _SoftMask(InRows):
         return out
 
     @staticmethod
-    def backward_in_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        grad = flat.whole(grads)
         (weight, mask), out = ctx.saved_tensors, torch.empty_like(grad)
         loops().near_border_slopes(*flat.addresses(grad, weight, mask), ctx.taus.repeats, ctx.taus.addresses, out.data_ptr())
         return out, None, None

@@ -5,7 +5,7 @@ The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a va
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pquant.course import Each, InRows
 from pquant.errors import unknown
 from pquant.quantization import kernels
 
@@ -118,7 +119,7 @@ def straight_through(grad: Tensor, x: Tensor, k: Bits, i: Bits, f: Bits, overflo
     return (grad - grad * outside) * (k + i + f > 0)
 
 
-class FixedPoint(torch.autograd.Function):
+class FixedPoint(InRows):
     """q(x; k, i, f, round_mode, overflow_mode), straight through."""
 
     @staticmethod
@@ -133,6 +134,23 @@ class FixedPoint(torch.autograd.Function):
         """Return the gradient of what was not clipped."""
         (x,) = ctx.saved_tensors
         return straight_through(grads[0], x, *ctx.format), None, None, None, None, None
+
+    @staticmethod
+    def takes_rows(each: Each) -> bool:
+        """Return whether there is one saturating format."""
+        return not each.beside and each.settings[-1] in SATURATING
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        """Return the values in the format, and keep a byte for each that says whether it passes."""
+        one = saturating(*given, torch.float32)
+        values, ctx.passes = kernels.snapped_end_to_end(parts, (one.low, one.high, one.f), one.round_mode, (one.below, one.above))
+        return values
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Return the gradient of what was not clipped."""
+        return (kernels.masked_end_to_end(grads, ctx.passes),)
 
 
 def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "RND", overflow_mode: OverflowMode = "SAT") -> Tensor:

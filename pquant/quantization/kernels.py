@@ -5,9 +5,11 @@ over the values of one format may differ in their last bits, as they are added i
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +63,27 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
 
     out = torch.empty_like(grad)
     loops.masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
+    return out
+
+
+def snapped_end_to_end(parts: Sequence[Tensor], format: tuple[float, ...], round_mode: str, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return what :func:`snapped_and_passing` gives, for several tensors end to end; ``format`` is (low, high, f)."""
+    from pquant.quantization import loops
+
+    low, high, f = format
+    sizes = [part.numel() for part in parts]
+    out, passes = torch.empty(sum(sizes)), torch.empty(sum(sizes), dtype=torch.bool)
+    one = low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode]
+    loops.snapped_end_to_end(np.array(addresses(*parts)), np.array(sizes), one, passing, addresses(out, passes))
+    return out, passes
+
+
+def masked_end_to_end(grads: Sequence[Tensor], passes: Tensor) -> Tensor:
+    """Return what :func:`masked` gives, for several tensors end to end."""
+    from pquant.quantization import loops
+
+    out = torch.empty(len(passes))
+    loops.masked_end_to_end(np.array(addresses(*grads)), np.array([grad.numel() for grad in grads]), *addresses(passes, out))
     return out
 
 

@@ -174,22 +174,54 @@ def snapped(x: int, size: int, low: float, high: float, scale: float, step: floa
     _fit(_array(x, (size,)), low, high, scale, step, mode, _array(out, (size,)))
 
 
+@njit
+def _pass(values: Any, under: Any, over: Any, passes: Any) -> None:
+    for n in range(len(values)):
+        passes[n] = 1 - ((values[n] <= under) | (values[n] >= over))
+
+
+@njit
+def _mask(values: Any, passes: Any, results: Any) -> None:
+    for n in range(len(values)):
+        results[n] = values[n] if passes[n] else ZERO
+
+
 @njit(nogil=True, cache=True)
 def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
-    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether they lie between two others, to ``out``."""
+    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether two others do not clip them, to ``out``."""
     low, high, scale, step, mode = format
     values, passes, under, over = _array(x, (size,)), carray(_bytes(out[1]), (size,)), F(below), F(above)
     _fit(values, low, high, scale, step, mode, _array(out[0], (size,)))
-    for n in range(size):
-        passes[n] = (values[n] > under) & (values[n] < over)
+    _pass(values, under, over, passes)
 
 
 @njit(nogil=True, cache=True)
 def masked(grad: int, passes: int, size: int, out: int) -> None:
     """Write values to ``out`` where a byte is 1, else 0."""
-    values, mask, results = _array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,))
-    for n in range(size):
-        results[n] = values[n] if mask[n] else ZERO
+    _mask(_array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,)))
+
+
+@njit(nogil=True, cache=True)
+def snapped_end_to_end(addresses: Any, sizes: Any, format: Any, passing: Any, out: Any) -> None:
+    """Write what :func:`snapped_and_passing` does, for values at several addresses, end to end."""
+    (low, high, scale, step, mode), at, total = format, 0, sizes.sum()
+    results, passes = _array(out[0], (total,)), carray(_bytes(out[1]), (total,))
+    for n in range(len(sizes)):
+        values, end = _array(addresses[n], (sizes[n],)), at + sizes[n]
+        _fit(values, low, high, scale, step, mode, results[at:end])
+        _pass(values, F(passing[0]), F(passing[1]), passes[at:end])
+        at = end
+
+
+@njit(nogil=True, cache=True)
+def masked_end_to_end(addresses: Any, sizes: Any, passes: int, out: int) -> None:
+    """Write what :func:`masked` does, for values at several addresses, end to end."""
+    at, total = 0, sizes.sum()
+    mask, results = carray(_bytes(passes), (total,)), _array(out, (total,))
+    for n in range(len(sizes)):
+        end = at + sizes[n]
+        _mask(_array(addresses[n], (sizes[n],)), mask[at:end], results[at:end])
+        at = end
 
 
 @njit(nogil=True, cache=True)
