@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,13 @@ SMALL = 2**15
 """Number of values up to which a tensor gains more by going with others than it loses by being copied."""
 MANY = 2
 """Tensors from which on loops gain more in a short training than the half second that it takes to load them."""
+
+
+@cache
+def _loops() -> ModuleType:
+    from pquant import loops
+
+    return loops
 
 
 class Laid:
@@ -38,10 +46,8 @@ class Laid:
             return _flatten_dense_tensors(tensors)
         if not (self.in_rows and all(map(is_plain, tensors))):
             return _spread(tensors, self.shapes)
-        from pquant import loops
-
         out = torch.empty(self.total)
-        loops.gather(np.array(addresses(*tensors)), self.counts, self.repeats, self.total, out.data_ptr())
+        _loops().gather(np.array(addresses(*tensors)), self.counts, self.repeats, self.total, out.data_ptr())
         return out
 
     def apart(self, flat: Tensor) -> list[Tensor]:
@@ -50,10 +56,8 @@ class Laid:
             return list(_unflatten_dense_tensors(flat, self.likes))
         if not (self.in_rows and is_plain(flat)):
             return _summed(flat, self.shapes, self.given)
-        from pquant import loops
-
         sums = torch.empty(self.given_total)
-        loops.totals(flat.data_ptr(), self.total, self.counts, self.repeats, sums.data_ptr())
+        _loops().totals(flat.data_ptr(), self.total, self.counts, self.repeats, sums.data_ptr())
         return list(_unflatten_dense_tensors(sums, self.likes))
 
 

@@ -197,6 +197,7 @@ class Saturating:
     """
 
     def __init__(self, k: int, i: int, f: int, round_mode: str, overflow_mode: str, dtype: torch.dtype) -> None:
+        self.arguments = k, i, f, round_mode, overflow_mode, dtype
         self.low, self.high = bounds(k, i, f, overflow_mode)
         self.f, self.round_mode = f, round_mode
         limits = torch.finfo(dtype)
@@ -212,20 +213,22 @@ class Saturating:
         if round_mode == "RND" and self.low == 0.0 and k + i + f <= 23 and dtype is torch.float32:
             self.half, self.scale = torch.tensor(BELOW_HALF), torch.tensor(2.0**f)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy, or what was pickled, is made: from the format."""
+        return saturating, self.arguments
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the values of ``x``, differentiable; the clip is at the next values outside, as its comparison excludes its ends."""
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self.snapped(x)
-        in_a_loop = kernels.take(x)
-        if in_a_loop and x.numel() >= LARGE:
-            return _Masked.apply(x, self)
-        y = F.hardtanh(x, self.below, self.above)
-        if in_a_loop:
-            kernels.snapped(x, self.low, self.high, self.f, self.round_mode, out=y)
-        else:
+        if not kernels.take(x):
+            y = F.hardtanh(x, self.below, self.above)
             values = y.detach()
             self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)
-        return y
+            return y
+        if x.numel() >= LARGE:
+            return _Masked.apply(x, self)
+        return kernels.snapped(x, self.low, self.high, self.f, self.round_mode, out=F.hardtanh(x, self.below, self.above))
 
     def snapped(self, x: Tensor) -> Tensor:
         """Return the values of ``x``, without a gradient."""
@@ -244,4 +247,7 @@ class Saturating:
         return torch.ops.aten.hardtanh_backward(grad, x, self.below, self.above)
 
 
-saturating: Callable[..., Saturating] = cache(Saturating)
+@cache
+def saturating(*arguments: Any) -> Saturating:
+    """Return the one :class:`Saturating` of these arguments."""
+    return Saturating(*arguments)

@@ -7,6 +7,7 @@ over the values of one format may differ in their last bits, as they are added i
 import math
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,14 @@ from pquant.flat import Layout, addresses, is_plain
 from pquant.flat import layout as flat_layout
 
 LONGEST_SUM = 4096
+
+
+@cache
+def loops() -> ModuleType:
+    """Return :mod:`pquant.quantization.loops`, which takes half a second to load."""
+    from pquant.quantization import loops
+
+    return loops
 
 
 def take(x: Tensor, *bits: Any) -> bool:
@@ -38,20 +47,16 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
 
 def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str, out: Tensor | None = None) -> Tensor:
     """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits; in ``out``, which is not ``x``, if given."""
-    from pquant.quantization import loops
-
     out = torch.empty_like(x) if out is None else out
-    loops.snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode], out.data_ptr())
+    loops().snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode], out.data_ptr())
     return out
 
 
 def snapped_and_passing(x: Tensor, low: float, high: float, f: int, round_mode: str, below: float, above: float) -> tuple[Tensor, Tensor]:
     """Return what :func:`snapped` gives, and which values of ``x`` lie between ``below`` and ``above``."""
-    from pquant.quantization import loops
-
     out, passes = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
-    format = low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode]
-    loops.snapped_and_passing(x.data_ptr(), x.numel(), format, below, above, addresses(out, passes))
+    format = low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode]
+    loops().snapped_and_passing(x.data_ptr(), x.numel(), format, below, above, addresses(out, passes))
     return out, passes
 
 
@@ -59,68 +64,54 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
     """Return ``grad`` where it passes, else 0."""
     if not take(grad) or grad.requires_grad:
         return torch.where(passes, grad, 0)
-    from pquant.quantization import loops
-
     out = torch.empty_like(grad)
-    loops.masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
+    loops().masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
     return out
 
 
 def snapped_end_to_end(parts: Sequence[Tensor], format: tuple[float, ...], round_mode: str, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return what :func:`snapped_and_passing` gives, for several tensors end to end; ``format`` is (low, high, f)."""
-    from pquant.quantization import loops
-
     low, high, f = format
     sizes = [part.numel() for part in parts]
     out, passes = torch.empty(sum(sizes)), torch.empty(sum(sizes), dtype=torch.bool)
-    one = low, high, 2.0**f, 2.0**-f, loops.MODES[round_mode]
-    loops.snapped_end_to_end(np.array(addresses(*parts)), np.array(sizes), one, passing, addresses(out, passes))
+    one = low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode]
+    loops().snapped_end_to_end(np.array(addresses(*parts)), np.array(sizes), one, passing, addresses(out, passes))
     return out, passes
 
 
 def masked_end_to_end(grads: Sequence[Tensor], passes: Tensor) -> Tensor:
     """Return what :func:`masked` gives, for several tensors end to end."""
-    from pquant.quantization import loops
-
     out = torch.empty(len(passes))
-    loops.masked_end_to_end(np.array(addresses(*grads)), np.array([grad.numel() for grad in grads]), *addresses(passes, out))
+    loops().masked_end_to_end(np.array(addresses(*grads)), np.array([grad.numel() for grad in grads]), *addresses(passes, out))
     return out
 
 
 def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
     """Return what :func:`snapped_each` needs to know of formats (k, i, f) of one shape, (4, *shape)."""
-    from pquant.quantization import loops
-
     out = torch.empty(4, *i.shape)
-    loops.formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
+    loops().formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
     return out
 
 
 def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
     """Return what :func:`quantized` gives, from a table of its formats."""
-    from pquant.quantization import loops
-
     out = torch.empty_like(x)
-    loops.snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops.MODES[round_mode], out.data_ptr())
+    loops().snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops().MODES[round_mode], out.data_ptr())
     return out
 
 
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
-    from pquant.quantization import loops
-
     out = torch.empty_like(x)
-    loops.quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, loops.MODES[round_mode], out.data_ptr())
+    loops().quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, loops().MODES[round_mode], out.data_ptr())
     return out
 
 
 def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``x`` and of trained bits ``i`` and ``f`` from that of the quantized values."""
-    from pquant.quantization import loops
-
     g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
     given = addresses(g, x, _signs(k, i.numel()), i, f)
-    loops.gradients(layout(x.shape, i.shape), given, symmetric, loops.MODES[round_mode], addresses(dx, di, df))
+    loops().gradients(layout(x.shape, i.shape), given, symmetric, loops().MODES[round_mode], addresses(dx, di, df))
     return dx, di, df
 
 

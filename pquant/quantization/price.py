@@ -14,6 +14,7 @@ from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations
 from pquant.quantization.hgq import HGQQuantizer, price_of
+from pquant.quantization.kernels import loops
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 from pquant.watched import Unchanged
 
@@ -103,13 +104,11 @@ class Price:
 
     def in_a_loop(self, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_sloped` does, the slope already 0 where there are no bits, from all i and all f."""
-        from pquant.quantization import loops
-
         value, slope, half = torch.empty(()), torch.empty(self.one), len(pairs) // 2
         masks = self._masks() if self.pruned else slope[:0]
         bits = np.array(addresses(*pairs[:half])), np.array(addresses(*pairs[half:])), self.sizes
         kept, results = (masks.data_ptr(), masks.numel()), addresses(value, slope)
-        loops.price(bits, self.sign_of_each, self.places, self.counts, kept, self.rates.data_ptr(), self.paid, results)
+        loops().price(bits, self.sign_of_each, self.places, self.counts, kept, self.rates.data_ptr(), self.paid, results)
         return value, slope
 
     def _masks(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pquant.course import SAME, Each
 from pquant.quantization import kernels
-from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, fixed_point, pow2, rounded
+from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, Saturating, fixed_point, pow2, rounded, saturating
 from pquant.settings import Settings, setting
 from pquant.watched import Watched
 
@@ -183,6 +183,7 @@ class FixedPointQuantizer(Quantizer):
     low: Tensor
     high: Tensor
     _table: Tensor | None
+    _one: Saturating | None
 
     def __init__(self, settings: TensorFormat, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -210,7 +211,9 @@ class FixedPointQuantizer(Quantizer):
         self.calibrated, self._table = not bool(self.i.isnan().any()), None
         shared = self.calibrated and self.i.ndim == 0
         self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
-        self._each = Each(FixedPoint, (), (*self._numbers, self.round_mode, self.overflow_mode)) if self._numbers else None
+        modes = self.round_mode, self.overflow_mode
+        self._one = saturating(*self._numbers, *modes, torch.float32) if self._numbers and self.overflow_mode in SATURATING else None
+        self._each = Each(FixedPoint, (), (*self._numbers, *modes)) if self._numbers else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -223,6 +226,8 @@ class FixedPointQuantizer(Quantizer):
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
+        if self._one is not None and x.dtype is torch.float32 and not torch.compiler.is_compiling():
+            return self._one(x)
         if self._numbers:
             return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
         if not (x.requires_grad and torch.is_grad_enabled()) and self._has_table(x):
