@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
+from pquant.layers.remade import remade
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
@@ -61,7 +62,10 @@ class QuantizedLayer(Watched):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
         before, after = self._acting()
-        y = self.compute(x if before is None else before(_widened(x)))
+        if before is not None:
+            x = before(_widened(x))
+        with remade(x):
+            y = self.compute(x)
         return y if after is None else after(_widened(y))
 
     def _acting(self) -> tuple[Quantizer | None, Quantizer | None]:

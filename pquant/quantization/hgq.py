@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.course import Each
+from pquant.course import Each, InRows
 from pquant.flat import apart, end_to_end
 from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, pow2, quantized, rounded
@@ -20,7 +20,7 @@ from pquant.training import ranks
 LN2 = torch.tensor(math.log(2))
 
 
-class _Trained(torch.autograd.Function):
+class _Trained(InRows):
     """q(x; k, i, f) with f and i rounded, straight through, and with these gradients.
 
     Inside the range dq/dx = 1 and dq/df = ln 2 (x - q). At the upper bound dq/di = ln 2 * 2^i and dq/df = ln 2 * 2^-f; at the lower one
@@ -62,6 +62,27 @@ class _Trained(torch.autograd.Function):
         if not keeps_negatives:
             di = above
         return g - outside, (di * top).mul_(LN2), torch.addcmul(df, above, step).mul_(LN2), None, None, None
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        i, f, k, round_mode, overflow_mode = given
+        ctx.parts, ctx.formats = parts, (i, f, k, round_mode, overflow_mode == "SAT_SYM")
+        return kernels.quantized_in_rows(parts, *ctx.formats)
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return kernels.gradients_in_rows(grads, ctx.parts, *ctx.formats)
+
+
+def can_be_made_again(q: Tensor) -> bool:
+    """Return whether ``q`` comes straight from trained bits, for whose gradient the values before it are kept."""
+    return getattr(q.grad_fn, "in_a_kernel", False)
+
+
+def again(node: Any) -> Tensor:
+    """Return the values that trained bits gave, from their node in autograd's graph."""
+    (x, i, f), (k, *modes) = node.saved_tensors, node.modes
+    return kernels.quantized(x, k, i, f, *modes)
 
 
 def _width(i: Tensor, f: Tensor, sign: int | Tensor) -> Tensor:

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pquant.course import Rows
 from pquant.flat import Layout, addresses, is_plain
 from pquant.flat import layout as flat_layout
-
-LONGEST_SUM = 4096
 
 
 @cache
@@ -41,7 +40,7 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
     found = flat_layout(values, bits)
     if found is None or found[:2] != (1, 1):
         return found
-    inner = math.gcd(found[2], LONGEST_SUM)
+    inner = math.gcd(found[2], loops().LONGEST_SUM)
     return found[2] // max(inner, 1), 1, inner
 
 
@@ -72,17 +71,17 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
 def snapped_end_to_end(parts: Sequence[Tensor], format: tuple[float, ...], round_mode: str, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return what :func:`snapped_and_passing` gives, for several tensors end to end; ``format`` is (low, high, f)."""
     low, high, f = format
-    sizes = [part.numel() for part in parts]
-    out, passes = torch.empty(sum(sizes)), torch.empty(sum(sizes), dtype=torch.bool)
+    total = sum(part.numel() for part in parts)
+    out, passes = torch.empty(total), torch.empty(total, dtype=torch.bool)
     one = low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode]
-    loops().snapped_end_to_end(np.array(addresses(*parts)), np.array(sizes), one, passing, addresses(out, passes))
+    loops().snapped_end_to_end(*_held(parts), one, passing, addresses(out, passes))
     return out, passes
 
 
 def masked_end_to_end(grads: Sequence[Tensor], passes: Tensor) -> Tensor:
     """Return what :func:`masked` gives, for several tensors end to end."""
     out = torch.empty(len(passes))
-    loops().masked_end_to_end(np.array(addresses(*grads)), np.array([grad.numel() for grad in grads]), *addresses(passes, out))
+    loops().masked_end_to_end(*_held(grads), *addresses(passes, out))
     return out
 
 
@@ -113,6 +112,32 @@ def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: s
     given = addresses(g, x, _signs(k, i.numel()), i, f)
     loops().gradients(layout(x.shape, i.shape), given, symmetric, loops().MODES[round_mode], addresses(dx, di, df))
     return dx, di, df
+
+
+def quantized_in_rows(parts: Sequence[Tensor], i: Rows, f: Rows, k: bool, round_mode: str, symmetric: bool) -> Tensor:
+    """Return what :func:`quantized` gives, for several tensors end to end."""
+    held, out = _held(parts), torch.empty(sum(part.numel() for part in parts))
+    where, modes = (i.addresses, f.addresses), (k, symmetric, loops().MODES[round_mode])
+    loops().quantize_in_rows(held, where, i.counts, i.repeats, modes, out.data_ptr())
+    return out
+
+
+def gradients_in_rows(
+    grads: Sequence[Tensor], parts: Sequence[Tensor], i: Rows, f: Rows, k: bool, round_mode: str, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`gradients` gives, each end to end."""
+    dx, di, df = torch.empty(sum(part.numel() for part in parts)), torch.empty(i.total), torch.empty(f.total)
+    where, modes = (i.addresses, f.addresses), (k, symmetric, loops().MODES[round_mode])
+    loops().gradients_in_rows(_held(grads), _held(parts), where, i.counts, i.repeats, modes, addresses(dx, di, df))
+    return dx, di, df
+
+
+Array = np.ndarray[Any, Any]
+
+
+def _held(parts: Sequence[Tensor]) -> tuple[Array, Array]:
+    """Return addresses and lengths."""
+    return np.array(addresses(*parts)), np.array([part.numel() for part in parts])
 
 
 def _signs(k: Tensor | bool, count: int) -> Tensor:

@@ -12,6 +12,8 @@ from pquant.quantization.quantizer import FLOAT_BITS
 LN2 = F(math.log(2))
 MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_INF": 5, "RND_MIN_INF": 6}
 RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
+LONGEST_SUM = 4096
+"""Values of one format that are added up in float32 at most."""
 ROWS = 256
 """Rows whose values are added up in float32 before they are in float64."""
 
@@ -94,17 +96,58 @@ def _quantize(x: Any, rows: Any, mode: int, out: Any) -> None:
                     out[o, c, s] = _fitted(x[o, c, s], bottom, ceiling, up, down, mode)
 
 
-@njit(nogil=True, cache=True)
-def quantize(shape: Any, given: Any, symmetric: bool, mode: int, result: int) -> None:
-    """Write values seen in ``shape`` (outer, formats, inner) to ``result`` in their formats, given x, k, i, f."""
-    formats = shape[1]
-    x, out = _array(given[0], shape), _array(result, shape)
-    k, i, f = _array(given[1], (formats,)), _array(given[2], (formats,)), _array(given[3], (formats,))
+@njit
+def _quantized(x: Any, k: Any, i: Any, f: Any, symmetric: bool, mode: int, out: Any) -> None:
     low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
     if mode == RND:
         _quantize(x, (low, high, scale, step), RND, out)
     else:
         _quantize(x, (low, high, scale, step), mode, out)
+
+
+@njit(nogil=True, cache=True)
+def quantize(shape: Any, given: Any, symmetric: bool, mode: int, result: int) -> None:
+    """Write values seen in ``shape`` (outer, formats, inner) to ``result`` in their formats, given x, k, i, f."""
+    formats = shape[1]
+    k, i, f = _array(given[1], (formats,)), _array(given[2], (formats,)), _array(given[3], (formats,))
+    _quantized(_array(given[0], shape), k, i, f, symmetric, mode, _array(result, shape))
+
+
+@njit
+def _seen(count: int, repeats: int) -> tuple[int, int, int]:
+    """Return the shape (outer, formats, inner) of values in rows; those of one format are added up in parts."""
+    if count != 1:
+        return 1, count, repeats
+    inner = math.gcd(repeats, LONGEST_SUM)
+    return repeats // inner, 1, inner
+
+
+@njit
+def _each(parts: Any, sizes: Any) -> Any:
+    """Return where the values of each tensor lie, of which some lie end to end in one part; ``parts`` are addresses and lengths."""
+    where, (begins, lengths), part, at = np.empty_like(sizes), parts, 0, 0
+    for n in range(len(sizes)):
+        while at == lengths[part] and sizes[n] > 0:
+            part, at = part + 1, 0
+        where[n] = begins[part] + 4 * at
+        at += sizes[n]
+    return where
+
+
+@njit(nogil=True, cache=True)
+def quantize_in_rows(parts: Any, bits: Any, counts: Any, repeats: Any, modes: Any, result: int) -> None:
+    """Write the values of several tensors to ``result``, end to end, in formats that come in rows.
+
+    ``parts`` are the addresses and lengths of what holds the values, one tensor or more, ``bits`` the addresses of i and f of each tensor, ``modes``
+    the sign, whether it is SAT_SYM, and how to round.
+    """
+    (sign, symmetric, mode), (i_at, f_at), at, sizes = modes, bits, 0, counts * repeats
+    where, out, k = _each(parts, sizes), _array(result, (sizes.sum(),)), np.full(counts.max(), F(sign))
+    for n in range(len(counts)):
+        shape, end, formats = _seen(counts[n], repeats[n]), at + sizes[n], (counts[n],)
+        i, f = _array(i_at[n], formats), _array(f_at[n], formats)
+        _quantized(_array(where[n], shape), k[: counts[n]], i, f, symmetric, mode, out[at:end].reshape(shape))
+        at = end
 
 
 @njit(fastmath={"reassoc", "nsz"})
@@ -145,13 +188,9 @@ def _slopes(g: Any, x: Any, rows: Any, mode: int, dx: Any, sums: Any) -> None:
                 inside[c] += e
 
 
-@njit(nogil=True, cache=True)
-def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) -> None:
-    """Write dx, di and df to ``results`` by the formulas of ``pquant.quantization.hgq``, given g, x, k, i, f; without bits all values pass."""
-    formats = shape[1]
-    g, x, dx = _array(given[0], shape), _array(given[1], shape), _array(results[0], shape)
-    k, i, f = _array(given[2], (formats,)), _array(given[3], (formats,)), _array(given[4], (formats,))
-    di, df = _array(results[1], (formats,)), _array(results[2], (formats,))
+@njit
+def _gradients(g: Any, x: Any, bits: Any, symmetric: bool, mode: int, results: Any) -> None:
+    (k, i, f), (dx, di, df), formats = bits, results, x.shape[1]
     low, high, scale, step, top, some = _formats(k, i, f, symmetric)
     for c in range(len(some)):
         if some[c] == ZERO:
@@ -166,6 +205,28 @@ def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) 
         lower = k[c] * below[c]
         di[c] = LN2 * top[c] * (above[c] - lower)
         df[c] = LN2 * (inside[c] + step[c] * (above[c] - (lower if symmetric else 0.0)))
+
+
+@njit(nogil=True, cache=True)
+def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) -> None:
+    """Write dx, di and df to ``results`` by the formulas of ``pquant.quantization.hgq``, given g, x, k, i, f; without bits all values pass."""
+    g, x, dx, formats = _array(given[0], shape), _array(given[1], shape), _array(results[0], shape), (shape[1],)
+    bits = _array(given[2], formats), _array(given[3], formats), _array(given[4], formats)
+    _gradients(g, x, bits, symmetric, mode, (dx, _array(results[1], formats), _array(results[2], formats)))
+
+
+@njit(nogil=True, cache=True)
+def gradients_in_rows(grads: Any, parts: Any, bits: Any, counts: Any, repeats: Any, modes: Any, results: Any) -> None:
+    """Write what :func:`gradients` does, each end to end, for what :func:`quantize_in_rows` has taken; ``grads`` lie in parts of their own."""
+    (sign, symmetric, mode), (i_at, f_at), at, place, sizes = modes, bits, 0, 0, counts * repeats
+    g_at, x_at, k = _each(grads, sizes), _each(parts, sizes), np.full(counts.max(), F(sign))
+    dx, di, df = _array(results[0], (sizes.sum(),)), _array(results[1], (counts.sum(),)), _array(results[2], (counts.sum(),))
+    for n in range(len(counts)):
+        shape, formats, end, last = _seen(counts[n], repeats[n]), (counts[n],), at + sizes[n], place + counts[n]
+        trained = k[: counts[n]], _array(i_at[n], formats), _array(f_at[n], formats)
+        of_all = dx[at:end].reshape(shape), di[place:last], df[place:last]
+        _gradients(_array(g_at[n], shape), _array(x_at[n], shape), trained, symmetric, mode, of_all)
+        at, place = end, last
 
 
 @njit(nogil=True, cache=True)
