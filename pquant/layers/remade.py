@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from pquant.flat import SMALL
-from pquant.quantization.hgq import again, can_be_made_again
+from pquant.quantization.hgq import again, source_of
 
 NOTHING = nullcontext()
+WORTH_IT = 2**14
+"""Number of values from which on it costs little time to make them again."""
 
 
 def remade(x: Tensor) -> AbstractContextManager[Any]:
@@ -23,9 +24,12 @@ def remade(x: Tensor) -> AbstractContextManager[Any]:
     Raises:
         RuntimeError: in backward, when something that was kept has been changed in place since.
     """
-    if torch.compiler.is_compiling() or x.numel() < SMALL or not can_be_made_again(x):
+    size, node = x.numel(), None
+    if size >= WORTH_IT and not torch.compiler.is_compiling():
+        node = source_of(x)
+    if node is None:
         return NOTHING
-    node, where, size = x.grad_fn, x.data_ptr(), x.numel()
+    where = x.data_ptr()
 
     def pack(kept: Tensor) -> Any:
         same = kept.data_ptr() == where and kept.numel() == size and kept.is_contiguous()

@@ -18,6 +18,7 @@ from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, Tensor
 from pquant.training import ranks
 
 LN2 = torch.tensor(math.log(2))
+VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
 
 
 class _Trained(InRows):
@@ -74,13 +75,16 @@ class _Trained(InRows):
         return kernels.gradients_in_rows(grads, ctx.parts, *ctx.formats)
 
 
-def can_be_made_again(q: Tensor) -> bool:
-    """Return whether ``q`` comes straight from trained bits, for whose gradient the values before it are kept."""
-    return getattr(q.grad_fn, "in_a_kernel", False)
+def source_of(q: Tensor) -> Any:
+    """Return the node in autograd's graph of the trained bits that ``q``, or what it is a view of, comes straight from; None where there is none."""
+    node = q.grad_fn
+    while node is not None and node.name() in VIEWS:
+        node = node.next_functions[0][0]
+    return node if getattr(node, "in_a_kernel", False) else None
 
 
 def again(node: Any) -> Tensor:
-    """Return the values that trained bits gave, from their node in autograd's graph."""
+    """Return the values that trained bits gave, from their node: for their gradient it keeps the values before them."""
     (x, i, f), (k, *modes) = node.saved_tensors, node.modes
     return kernels.quantized(x, k, i, f, *modes)
 
@@ -146,7 +150,6 @@ class HGQQuantizer(Quantizer):
         lr: learning rate of the bits, None for that of the optimizer.
     """
 
-    k: Tensor
     i: Tensor
     f: Tensor
 
@@ -158,7 +161,6 @@ class HGQQuantizer(Quantizer):
         self.auto = settings.i == "auto"
         self.observing = False
         start = 0.0 if settings.i == "auto" else float(settings.i)
-        self.register_buffer("k", torch.full(shape, float(settings.k)))
         self.f = nn.Parameter(torch.full(shape, float(settings.f)))
         if settings.overflow_mode in SATURATING:
             self.i = nn.Parameter(torch.full(shape, start))
@@ -199,7 +201,7 @@ class HGQQuantizer(Quantizer):
         self.i.copy_(torch.maximum(self.i, self._needed(x)))
 
     def _needed(self, x: Tensor) -> Tensor:
-        return integer_bits(*value_range(x, self.i.shape, self.k), torch.round(self.f), self.round_mode, self.overflow_mode)
+        return integer_bits(*value_range(x, self.i.shape, self.keeps_negatives), torch.round(self.f), self.round_mode, self.overflow_mode)
 
     def twin_of(self, source: Quantizer) -> bool:
         """Return whether ``source`` is trained too, with bits for the same values in the same modes, and gives no sign that this one drops."""
@@ -218,7 +220,8 @@ class HGQQuantizer(Quantizer):
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rounded bits in force."""
-        return self.k, torch.round(self.i.detach()).ceil(), torch.round(self.f.detach())
+        i, f = torch.round(self.i.detach()).ceil(), torch.round(self.f.detach())
+        return torch.full_like(f, self.keeps_negatives), i, f
 
     def deployed(self) -> Quantizer:
         """Return the fixed format that training has ended at."""

@@ -64,7 +64,7 @@ def _log2_ceil(x: Tensor) -> Tensor:
     return (exponent - (mantissa == 0.5).int()).to(x.dtype)
 
 
-def value_range(x: Tensor, shape: torch.Size, k: Tensor) -> tuple[Tensor, Tensor]:
+def value_range(x: Tensor, shape: torch.Size, k: Tensor | bool) -> tuple[Tensor, Tensor]:
     """Return the lowest (0 where negatives are not kept) and highest of 0 and ``x`` over all that shares a bit width of ``shape``."""
     missing = x.ndim - len(shape)
     shared = list(range(missing)) + [axis + missing for axis, size in enumerate(shape) if size == 1]
