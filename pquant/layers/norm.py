@@ -1,13 +1,17 @@
 """Batch norm, as the multiplication and addition by channel that hardware does."""
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pquant.flat import addresses
 from pquant.layers.compressed import Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
+from pquant.quantization import kernels
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import BakedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
 
@@ -42,6 +46,30 @@ def _baked(quantizer: Quantizer, values: Tensor) -> Quantizer:
     return BakedQuantizer(*quantizer.format_of(values)) if isinstance(quantizer, MantissaQuantizer) else quantizer
 
 
+@cache
+def _loops() -> ModuleType:
+    from pquant.layers import loops
+
+    return loops
+
+
+class _Folded(torch.autograd.Function):
+    """What :meth:`_BatchNorm.moved` gives, by a loop; straight through the quantizers, and 0 where they clip."""
+
+    @staticmethod
+    def forward(ctx: Any, norm: "_BatchNorm", gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+        ctx.rows, sigma = torch.empty(6, len(gamma)), torch.sqrt(norm.running_var + norm.eps)
+        kinds = tuple(one.kind for one in (norm.weight_quantizer, norm.bias_quantizer))
+        _loops().folded(addresses(gamma, beta, norm.running_mean, sigma), len(gamma), kinds, ctx.rows.data_ptr())
+        return ctx.rows[0].clone(), ctx.rows[1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, slopes = [grad.contiguous() for grad in grads], torch.empty(2, len(grads[0]))
+        _loops().folded_slopes(addresses(*given), len(given[0]), ctx.rows.data_ptr(), slopes.data_ptr())
+        return None, *slopes.unbind()
+
+
 class _BatchNorm(QuantizedLayer):
     """Batch norm whose scale gamma / sigma and shift beta - mu * scale are quantized with the weight's and the bias's number of bits.
 
@@ -70,7 +98,15 @@ class _BatchNorm(QuantizedLayer):
         sigma = torch.sqrt(self.running_var + self.eps)
         scale = self.weight_quantizer((torch.ones_like(sigma) if self.weight is None else self.weight) / sigma)
         beta = torch.zeros_like(sigma) if self.bias is None else self.bias
-        return scale, self.bias_quantizer(beta - self.running_mean * scale)
+        return scale, self.bias_quantizer(beta - self.running_mean.clone() * scale)
+
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta, each (channels,), with which the running statistics give the quantized scale and shift."""
+        quantizers, tensors = (self.weight_quantizer, self.bias_quantizer), (self.weight, self.bias, self.running_mean, self.running_var)
+        if all(type(one) is MantissaQuantizer for one in quantizers) and all(map(kernels.take, tensors)):
+            return _Folded.apply(self, self.weight, self.bias)
+        scale, shift = self.scale_and_shift()
+        return scale * torch.sqrt(self.running_var + self.eps), shift + self.running_mean.clone() * scale
 
     def deployed(self) -> tuple[Tensor, Tensor]:
         """Return the scale and shift of the running statistics."""
@@ -80,11 +116,10 @@ class _BatchNorm(QuantizedLayer):
         """Return the normalized ``x``."""
         if self._stays_float():
             return super(QuantizedLayer, self).forward(x)
-        scale, shift = self.scale_and_shift()
         if not self.training:
+            scale, shift = self.scale_and_shift()
             return x * _by_channel(scale, x) + _by_channel(shift, x)
-        gamma = scale * torch.sqrt(self.running_var + self.eps)
-        beta = shift + self.running_mean * scale
+        gamma, beta = self.moved()
         self.num_batches_tracked.add_(1)
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         return F.batch_norm(x, self.running_mean, self.running_var, gamma, beta, True, momentum, self.eps)

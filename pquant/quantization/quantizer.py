@@ -300,6 +300,12 @@ class MantissaQuantizer(Quantizer):
         """Return ``x`` with ``significant`` bits, saturated where rounding would carry it to the next power of two."""
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
+    @property
+    def kind(self) -> tuple[int, int, int, bool, bool]:
+        """What loops know it by: sign, significant bits, round mode, whether it is SAT_SYM, and whether -2^n takes a bit less."""
+        modes = kernels.loops().MODES[self.round_mode], self.overflow_mode == "SAT_SYM"
+        return self.k, self.significant, *modes, bool(self.k) and self.overflow_mode == "SAT"
+
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, or x = -2^i where that is held, but at least -32."""
         mantissa, exponent = torch.frexp(x.detach())

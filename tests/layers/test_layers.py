@@ -302,6 +302,34 @@ def test_a_batch_norm_deploys_a_scale_and_a_shift_of_few_bits(kind: str) -> None
     assert torch.allclose(final.weight, gamma / sigma, rtol=2**-5)
 
 
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**30),
+    bits=st.integers(0, 12),
+    k=st.booleans(),
+    round_mode=st.sampled_from(["RND", "TRN", "RND_CONV", "RND_ZERO"]),
+    overflow_mode=st.sampled_from(["SAT", "SAT_SYM", "WRAP"]),
+)
+def test_a_batch_norm_is_moved_by_a_loop_as_by_tensors(seed: int, bits: int, k: bool, round_mode: str, overflow_mode: str) -> None:
+    torch.manual_seed(seed)
+    section = Quantization(
+        default_weight_keep_negatives=k, default_weight_fractional_bits=bits, round_mode=round_mode, overflow_mode_parameters=overflow_mode
+    )
+    model = pquant.compress(nn.BatchNorm2d(9), None, section, torch.randn(2, 9, 2, 2)).train()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.0, -0.5, 1.0, -1.0, 1e-12, -3e-39, 7.0, 0.999999, -0.249999]) * 2.0 ** torch.randint(-3, 4, ()))
+        model.bias.normal_()
+        model.running_mean.normal_()
+        model.running_var.copy_(torch.rand(9) * torch.randint(0, 2, (9,)) + 1 - model.eps * torch.randint(0, 2, (9,)))
+    scale, shift = model.scale_and_shift()
+    expected = scale * torch.sqrt(model.running_var + model.eps), shift + model.running_mean * scale
+    moved = model.moved()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(moved, expected, strict=True))
+    grads = torch.randn(9), torch.randn(9)
+    mine, theirs = (torch.autograd.grad(given, (model.weight, model.bias), grads) for given in (moved, expected))
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_one_of_scale_and_shift_may_stay_float() -> None:
     layer, x = make("batch norm 2d")
     model = pquant.compress(layer, None, Quantization(**BITS, layer_specific={"*": {"bias": {"enable": False}}}), x)
