@@ -64,7 +64,10 @@ class QuantizedLayer(Watched):
         before, after = self._acting()
         if before is not None:
             x = before(_widened(x))
-        with remade(x):
+        if self.training:
+            with remade(x):
+                y = self.compute(x)
+        else:
             y = self.compute(x)
         return y if after is None else after(_widened(y))
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pquant.course import Each, InRows
 from pquant.errors import unknown
+from pquant.flat import is_plain
 from pquant.quantization import kernels
 
 RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
@@ -77,8 +78,7 @@ def quantized(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mo
         return rounded(torch.clamp(x, *bounds(k, i, f, overflow_mode)), f, round_mode)
     if torch.compiler.is_compiling():
         return rounded(torch.clamp(x, *bounds(k, i, f, overflow_mode)), f, round_mode)
-    one = saturating(k, i, f, round_mode, overflow_mode, x.dtype)
-    return one.snapped(x)
+    return saturating(k, i, f, round_mode, overflow_mode, x.dtype)(x)
 
 
 def _are_tensors(k: Bits, i: Bits, f: Bits) -> bool:
@@ -144,7 +144,7 @@ class FixedPoint(InRows):
     def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
         """Return the values in the format, and keep a byte for each that says whether it passes."""
         one = saturating(*given, torch.float32)
-        values, ctx.passes = kernels.snapped_end_to_end(parts, (one.low, one.high, one.f), one.round_mode, (one.below, one.above))
+        values, ctx.passes = kernels.snapped_end_to_end(parts, one.format, (one.below, one.above))
         return values
 
     @staticmethod
@@ -181,7 +181,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, one: "Saturating") -> Tensor:
-        values, passes = kernels.snapped_and_passing(x, one.low, one.high, one.f, one.round_mode, one.below, one.above)
+        values, passes = kernels.snapped_and_passing(x, one.format, (one.below, one.above))
         ctx.save_for_backward(passes)
         return values
 
@@ -199,7 +199,7 @@ class Saturating:
     def __init__(self, k: int, i: int, f: int, round_mode: str, overflow_mode: str, dtype: torch.dtype) -> None:
         self.arguments = k, i, f, round_mode, overflow_mode, dtype
         self.low, self.high = bounds(k, i, f, overflow_mode)
-        self.f, self.round_mode = f, round_mode
+        self.f, self.format = f, (self.low, self.high, 2.0**f, 2.0**-f, kernels.MODES[round_mode])
         limits = torch.finfo(dtype)
         self.below, self.above = 0.0, 0.0
         if k + i + f > 0:
@@ -219,22 +219,17 @@ class Saturating:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the values of ``x``, differentiable; the clip is at the next values outside, as its comparison excludes its ends."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return self.snapped(x)
-        if not kernels.take(x):
+        in_a_loop, differentiable = is_plain(x) and not torch.jit.is_tracing(), x.requires_grad and torch.is_grad_enabled()
+        if not differentiable:
+            return kernels.snapped(x, self.format) if in_a_loop else self.round_in_place(torch.clamp(x, self.low, self.high))
+        if not in_a_loop:
             y = F.hardtanh(x, self.below, self.above)
             values = y.detach()
             self.round_in_place(values.clamp_(self.low, self.high) if self.clips else values)
             return y
         if x.numel() >= LARGE:
             return _Masked.apply(x, self)
-        return kernels.snapped(x, self.low, self.high, self.f, self.round_mode, out=F.hardtanh(x, self.below, self.above))
-
-    def snapped(self, x: Tensor) -> Tensor:
-        """Return the values of ``x``, without a gradient."""
-        if kernels.take(x):
-            return kernels.snapped(x, self.low, self.high, self.f, self.round_mode)
-        return self.round_in_place(torch.clamp(x, self.low, self.high))
+        return kernels.snapped(x, self.format, out=F.hardtanh(x, self.below, self.above))
 
     def round_in_place(self, clipped: Tensor) -> Tensor:
         """Round values inside the range."""

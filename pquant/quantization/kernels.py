@@ -18,6 +18,10 @@ from pquant.course import Rows
 from pquant.flat import Layout, addresses, is_plain
 from pquant.flat import layout as flat_layout
 
+MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_INF": 5, "RND_MIN_INF": 6}
+Format = tuple[float, float, float, float, int]
+"""Lowest and highest value, 2^f, 2^-f and the place of the round mode in ``MODES``."""
+
 
 @cache
 def loops() -> ModuleType:
@@ -44,18 +48,17 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
     return found[2] // max(inner, 1), 1, inner
 
 
-def snapped(x: Tensor, low: float, high: float, f: int, round_mode: str, out: Tensor | None = None) -> Tensor:
-    """Return the values of ``x`` brought into [low, high] and onto the grid of ``f`` fractional bits; in ``out``, which is not ``x``, if given."""
+def snapped(x: Tensor, format: Format, out: Tensor | None = None) -> Tensor:
+    """Return the values of ``x`` brought into a format; in ``out``, which is not ``x``, if given."""
     out = torch.empty_like(x) if out is None else out
-    loops().snapped(x.data_ptr(), x.numel(), low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode], out.data_ptr())
+    loops().snapped(x.data_ptr(), x.numel(), *format, out.data_ptr())
     return out
 
 
-def snapped_and_passing(x: Tensor, low: float, high: float, f: int, round_mode: str, below: float, above: float) -> tuple[Tensor, Tensor]:
-    """Return what :func:`snapped` gives, and which values of ``x`` lie between ``below`` and ``above``."""
+def snapped_and_passing(x: Tensor, format: Format, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return what :func:`snapped` gives, and which values of ``x`` lie between the two of ``passing``."""
     out, passes = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
-    format = low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode]
-    loops().snapped_and_passing(x.data_ptr(), x.numel(), format, below, above, addresses(out, passes))
+    loops().snapped_and_passing(x.data_ptr(), x.numel(), format, *passing, addresses(out, passes))
     return out, passes
 
 
@@ -68,13 +71,11 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
     return out
 
 
-def snapped_end_to_end(parts: Sequence[Tensor], format: tuple[float, ...], round_mode: str, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return what :func:`snapped_and_passing` gives, for several tensors end to end; ``format`` is (low, high, f)."""
-    low, high, f = format
+def snapped_end_to_end(parts: Sequence[Tensor], format: Format, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return what :func:`snapped_and_passing` gives, for several tensors end to end."""
     total = sum(part.numel() for part in parts)
     out, passes = torch.empty(total), torch.empty(total, dtype=torch.bool)
-    one = low, high, 2.0**f, 2.0**-f, loops().MODES[round_mode]
-    loops().snapped_end_to_end(*_held(parts), one, passing, addresses(out, passes))
+    loops().snapped_end_to_end(*_held(parts), format, passing, addresses(out, passes))
     return out, passes
 
 
@@ -95,14 +96,14 @@ def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
 def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
     """Return what :func:`quantized` gives, from a table of its formats."""
     out = torch.empty_like(x)
-    loops().snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), loops().MODES[round_mode], out.data_ptr())
+    loops().snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), MODES[round_mode], out.data_ptr())
     return out
 
 
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
     out = torch.empty_like(x)
-    loops().quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, loops().MODES[round_mode], out.data_ptr())
+    loops().quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, MODES[round_mode], out.data_ptr())
     return out
 
 
@@ -110,14 +111,14 @@ def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: s
     """Return the gradients of ``x`` and of trained bits ``i`` and ``f`` from that of the quantized values."""
     g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
     given = addresses(g, x, _signs(k, i.numel()), i, f)
-    loops().gradients(layout(x.shape, i.shape), given, symmetric, loops().MODES[round_mode], addresses(dx, di, df))
+    loops().gradients(layout(x.shape, i.shape), given, symmetric, MODES[round_mode], addresses(dx, di, df))
     return dx, di, df
 
 
 def quantized_in_rows(parts: Sequence[Tensor], i: Rows, f: Rows, k: bool, round_mode: str, symmetric: bool) -> Tensor:
     """Return what :func:`quantized` gives, for several tensors end to end."""
     held, out = _held(parts), torch.empty(sum(part.numel() for part in parts))
-    where, modes = (i.addresses, f.addresses), (k, symmetric, loops().MODES[round_mode])
+    where, modes = (i.addresses, f.addresses), (k, symmetric, MODES[round_mode])
     loops().quantize_in_rows(held, where, i.counts, i.repeats, modes, out.data_ptr())
     return out
 
@@ -127,7 +128,7 @@ def gradients_in_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what :func:`gradients` gives, each end to end."""
     dx, di, df = torch.empty(sum(part.numel() for part in parts)), torch.empty(i.total), torch.empty(f.total)
-    where, modes = (i.addresses, f.addresses), (k, symmetric, loops().MODES[round_mode])
+    where, modes = (i.addresses, f.addresses), (k, symmetric, MODES[round_mode])
     loops().gradients_in_rows(_held(grads), _held(parts), where, i.counts, i.repeats, modes, addresses(dx, di, df))
     return dx, di, df
 

@@ -10,7 +10,6 @@ from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _bytes, _clip
 from pquant.quantization.quantizer import FLOAT_BITS
 
 LN2 = F(math.log(2))
-MODES = {"RND": 0, "RND_CONV": 1, "TRN": 2, "TRN_ZERO": 3, "RND_ZERO": 4, "RND_INF": 5, "RND_MIN_INF": 6}
 RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
 LONGEST_SUM = 4096
 """Values of one format that are added up in float32 at most."""

@@ -221,13 +221,13 @@ class FixedPointQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` in the format; while observing, widen the range seen and return ``x`` as it is, but for negatives that are not kept."""
+        if self._one is not None and not self.observing and x.dtype is torch.float32 and not torch.compiler.is_compiling():
+            return self._one(x)
         if self.observing:
             self.observe(x)
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
-        if self._one is not None and x.dtype is torch.float32 and not torch.compiler.is_compiling():
-            return self._one(x)
         if self._numbers:
             return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
         if not (x.requires_grad and torch.is_grad_enabled()) and self._has_table(x):
@@ -303,7 +303,7 @@ class MantissaQuantizer(Quantizer):
     @property
     def kind(self) -> tuple[int, int, int, bool, bool]:
         """What loops know it by: sign, significant bits, round mode, whether it is SAT_SYM, and whether -2^n takes a bit less."""
-        modes = kernels.loops().MODES[self.round_mode], self.overflow_mode == "SAT_SYM"
+        modes = kernels.MODES[self.round_mode], self.overflow_mode == "SAT_SYM"
         return self.k, self.significant, *modes, bool(self.k) and self.overflow_mode == "SAT"
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
