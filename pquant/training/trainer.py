@@ -113,7 +113,7 @@ class Trainer:
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         compiled = training.compiles(device)
         self.losses = torch.compile(self._losses) if compiled else self._losses
-        self.step_events = StepEvents(self.model, compiled)
+        self.step_events = StepEvents(self.model, compiled and device.type != "cpu")
         self.position = 0
         self.snapshot: dict[str, Tensor] = {}
         self.safe: Packed | None = None
