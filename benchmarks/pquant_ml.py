@@ -6,7 +6,6 @@ python benchmarks/pquant_ml.py mlp|resnet20 <threads> <method,method,...>
 
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from torch import nn  # noqa: E402
 
 import pquant  # noqa: E402  (PQuantML's)
 
-HEAP = Path(__file__).parents[1] / "pquant" / "training" / "heap.py"
 CONFIGS = {
     "dst": pquant.dst_config,
     "wanda": pquant.wanda_config,
@@ -107,7 +105,6 @@ def main():
     """Build all, say their names, and serve."""
     name, threads, methods = sys.argv[1], int(sys.argv[2]), [method for method in sys.argv[3].split(",") if method in CONFIGS]
     torch.set_num_threads(threads)
-    runpy.run_path(str(HEAP))["keep_memory"]()  # as in the process that it is compared with
     calls = {}
     for method in methods:
         for bits in BITS:

@@ -7,8 +7,7 @@ A step is forward, all losses, backward, optimizer and pruning events. The varia
 the first two do not count; so noise of the machine meets them alike. A ratio is the median over the turns of (variant / plain) in the same turn, with
 the quartiles beside it. ``--compile`` adds compiled steps and
 inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
-(``pquant_ml.py``); all beside the same eager plain one. All of this process, the plain network too, keep freed memory, as the trainer lets them
-(:func:`pquant.keep_memory`). Memory is the most that is allocated within a step, with parameters and optimizer state.
+(``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
 Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``--compile`` ``step_time_<model>_compiled``.
 """
 
@@ -232,7 +231,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    pquant.keep_memory()
     methods = arguments.methods.split(",")
     pairs = variants(methods)
     reference = Reference(arguments.reference, arguments.model, arguments.threads, methods) if arguments.reference else None

@@ -5,7 +5,6 @@ from pquant.measures import Penalty, figures, layer_table, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
 from pquant.reporting.layers import summarize
-from pquant.training.heap import keep_memory
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
@@ -23,7 +22,6 @@ __all__ = [
     "ebops",
     "figures",
     "finalize",
-    "keep_memory",
     "layer_table",
     "on_batch_end",
     "on_epoch_end",

@@ -25,7 +25,6 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import deployed, ebops
 from pquant.quantization.quantizer import Quantizer
 from pquant.training import ranks
-from pquant.training.heap import keep_memory
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups, uncompiled
@@ -95,8 +94,6 @@ class Trainer:
         device: torch.device,
         seed: int,
     ) -> None:
-        if device.type == "cpu":
-            keep_memory()
         self.model, self.training, self.device = model.to(device), training, device
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
