@@ -4,9 +4,9 @@
         [--reference "uv run --isolated --no-project --with pquant-ml python"]
 
 A step is forward, all losses, backward, optimizer and pruning events. The variants take turns of a few steps on end, as training has them, of which
-the first two do not count; so noise of the machine meets them alike. A ratio is the median over the turns of (variant / plain) in the same turn, with
-the quartiles beside it. ``--compile`` adds compiled steps and
-inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
+the first two do not count. Right before each comes a turn of the plain network, so noise of the machine meets both alike. A ratio is the median over
+the turns of (variant / the plain one before it), with the quartiles beside it; that of "plain" to itself tells the noise. ``--compile`` adds compiled
+steps and inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
 (``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
 Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``--compile`` ``step_time_<model>_compiled``.
 """
@@ -158,20 +158,26 @@ class Reference:
 
 
 def measure(bursts: dict[str, Burst], turns: int) -> Rows:
-    """Return, per variant, its median milliseconds and the quartiles of its ratio to "plain" over the turns."""
+    """Return, per variant, its median milliseconds and the quartiles of its ratio to the "plain" one before it over the turns."""
     for one in bursts.values():
         one()
-    times: dict[str, list[float]] = {name: [] for name in bursts}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in bursts}
     for _ in range(turns):
         for name, one in bursts.items():
-            time.sleep(PAUSE)
-            times[name].append(one())
+            plain, taken = (rested(each) for each in (bursts["plain"], one))
+            times[name].append((taken, taken / plain))
     rows = {}
-    for name, taken in times.items():
-        ratios = [one / plain for one, plain in zip(taken, times["plain"], strict=True)]
+    for name, pairs in times.items():
+        taken, ratios = zip(*pairs, strict=True)
         low, middle, high = statistics.quantiles(ratios, n=4)
         rows[name] = {"milliseconds": 1e3 * statistics.median(taken), "ratio": middle, "ratio_low": low, "ratio_high": high}
     return rows
+
+
+def rested(one: Burst) -> float:
+    """Return what a turn takes after a pause."""
+    time.sleep(PAUSE)
+    return one()
 
 
 def peak_memory(step: Call) -> float:
