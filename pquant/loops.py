@@ -35,6 +35,12 @@ def _array(address: int, shape: Any) -> Any:
 
 
 @njit
+def _at(given: Any, n: int, shape: Any, first: int = 0) -> Any:
+    """Return the values in memory, from the first on, of which a loop of :mod:`pquant.team` is given the address as its number ``n``."""
+    return _array(int(given[n]) + 4 * first, shape)
+
+
+@njit
 def _clip(v: Any, low: Any, high: Any) -> Any:
     """Return v inside [low, high]; NaN, which min and max would hide, for NaN."""
     v = low if v < low else v

@@ -51,14 +51,14 @@ def layout(values: torch.Size, bits: torch.Size) -> Layout | None:
 def snapped(x: Tensor, format: Format, out: Tensor | None = None) -> Tensor:
     """Return the values of ``x`` brought into a format; in ``out``, which is not ``x``, if given."""
     out = torch.empty_like(x) if out is None else out
-    loops().snapped(x.data_ptr(), x.numel(), *format, out.data_ptr())
+    loops().snapped(x.numel(), *format, x.data_ptr(), out.data_ptr())
     return out
 
 
 def snapped_and_passing(x: Tensor, format: Format, passing: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return what :func:`snapped` gives, and which values of ``x`` lie between the two of ``passing``."""
     out, passes = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
-    loops().snapped_and_passing(x.data_ptr(), x.numel(), format, *passing, addresses(out, passes))
+    loops().snapped_and_passing(x.numel(), *format, x.data_ptr(), out.data_ptr(), *passing, passes.data_ptr())
     return out, passes
 
 
@@ -67,7 +67,7 @@ def masked(grad: Tensor, passes: Tensor) -> Tensor:
     if not take(grad) or grad.requires_grad:
         return torch.where(passes, grad, 0)
     out = torch.empty_like(grad)
-    loops().masked(grad.data_ptr(), passes.data_ptr(), grad.numel(), out.data_ptr())
+    loops().masked(grad.numel(), *addresses(grad, passes, out))
     return out
 
 
@@ -93,25 +93,29 @@ def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
     return out
 
 
-def snapped_each(x: Tensor, formats: Tensor, round_mode: str) -> Tensor:
-    """Return what :func:`quantized` gives, from a table of its formats."""
+def snapped_each(x: Tensor, formats: Tensor, shape: Layout, round_mode: str) -> Tensor:
+    """Return what :func:`quantized` gives, from a table of its formats, for values seen in a ``shape``."""
     out = torch.empty_like(x)
-    loops().snapped_each(layout(x.shape, formats.shape[1:]), x.data_ptr(), formats.data_ptr(), MODES[round_mode], out.data_ptr())
+    loops().snapped_each(x.numel(), *shape, x.data_ptr(), formats.data_ptr(), MODES[round_mode], out.data_ptr())
     return out
 
 
 def quantized(x: Tensor, k: Tensor | bool, i: Tensor, f: Tensor, round_mode: str, symmetric: bool) -> Tensor:
     """Return ``x`` in formats (k, i, f) of one shape, bits rounded, which saturate and give 0 where there are no bits; ``symmetric`` as SAT_SYM."""
     out = torch.empty_like(x)
-    loops().quantize(layout(x.shape, i.shape), addresses(x, _signs(k, i.numel()), i, f), symmetric, MODES[round_mode], out.data_ptr())
+    given, modes = addresses(x, _signs(k, i.numel()), i, f), (symmetric, MODES[round_mode])
+    loops().quantize(x.numel(), *_seen(x, i), *given, *modes, out.data_ptr())
     return out
 
 
 def gradients(g: Tensor, x: Tensor, i: Tensor, f: Tensor, k: bool, round_mode: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``x`` and of trained bits ``i`` and ``f`` from that of the quantized values."""
     g, dx, di, df = g.contiguous(), torch.empty_like(x), torch.empty_like(i), torch.empty_like(f)
-    given = addresses(g, x, _signs(k, i.numel()), i, f)
-    loops().gradients(layout(x.shape, i.shape), given, symmetric, MODES[round_mode], addresses(dx, di, df))
+    outer, formats, inner = _seen(x, i)
+    sums = torch.empty(-(-outer // loops().ROWS) if inner == 1 else outer, 3, formats)
+    bits = addresses(_signs(k, formats), i, f)
+    loops().slopes(x.numel(), outer, formats, inner, *addresses(g, x), *bits, symmetric, MODES[round_mode], *addresses(dx, sums))
+    loops().settled(len(sums), formats, (*bits, sums.data_ptr()), symmetric, addresses(di, df))
     return dx, di, df
 
 
@@ -139,6 +143,13 @@ Array = np.ndarray[Any, Any]
 def _held(parts: Sequence[Tensor]) -> tuple[Array, Array]:
     """Return addresses and lengths."""
     return np.array(addresses(*parts)), np.array([part.numel() for part in parts])
+
+
+def _seen(x: Tensor, bits: Tensor) -> Layout:
+    """Return the layout of values and bits that :func:`take` takes."""
+    found = layout(x.shape, bits.shape)
+    assert found
+    return found
 
 
 def _signs(k: Tensor | bool, count: int) -> Tensor:

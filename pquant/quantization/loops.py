@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _bytes, _clip
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _at, _bytes, _clip
 from pquant.quantization.quantizer import FLOAT_BITS
+from pquant.team import part, shared
 
 LN2 = F(math.log(2))
 RND, RND_CONV, TRN, TRN_ZERO, RND_ZERO, RND_INF = range(6)
@@ -104,12 +105,14 @@ def _quantized(x: Any, k: Any, i: Any, f: Any, symmetric: bool, mode: int, out: 
         _quantize(x, (low, high, scale, step), mode, out)
 
 
-@njit(nogil=True, cache=True)
-def quantize(shape: Any, given: Any, symmetric: bool, mode: int, result: int) -> None:
-    """Write values seen in ``shape`` (outer, formats, inner) to ``result`` in their formats, given x, k, i, f."""
-    formats = shape[1]
-    k, i, f = _array(given[1], (formats,)), _array(given[2], (formats,)), _array(given[3], (formats,))
-    _quantized(_array(given[0], shape), k, i, f, symmetric, mode, _array(result, shape))
+@shared
+def quantize(given: Any) -> None:
+    """Write values to ``out`` in their formats, given how many, seen in which (outer, formats, inner), x, k, i, f, symmetric, mode and out."""
+    outer, formats, inner = int(given[1]), int(given[2]), int(given[3])
+    begin, end = part(outer)
+    shape, first = (end - begin, formats, inner), begin * formats * inner
+    k, i, f = _at(given, 5, (formats,)), _at(given, 6, (formats,)), _at(given, 7, (formats,))
+    _quantized(_at(given, 4, shape, first), k, i, f, given[8] != 0, int(given[9]), _at(given, 10, shape, first))
 
 
 @njit
@@ -150,88 +153,132 @@ def quantize_in_rows(parts: Any, bits: Any, counts: Any, repeats: Any, modes: An
 
 
 @njit(fastmath={"reassoc", "nsz"})
-def _slopes(g: Any, x: Any, rows: Any, mode: int, dx: Any, sums: Any) -> None:
-    """Write dx, and add the gradient above, below and inside the range of each format to ``sums``."""
+def _slopes_by_row(g: Any, x: Any, rows: Any, mode: int, dx: Any, parts: Any) -> None:
+    """Write dx, and to ``parts`` the sums of gradients above, below and inside the range of each format, a block of rows each."""
     low, high, scale, step, some = rows
-    outer, formats, inner = x.shape
-    above, below, inside = sums
-    parts = np.zeros((3, formats), np.float32)
-    a_row, b_row, e_row = parts
-    for o in range(outer):
-        if inner == 1:
-            for c in range(formats):
-                v, grad = x[o, c, 0], g[o, c, 0]
-                q = _fitted(v, low[c], high[c], scale[c], step[c], mode) * some[c]
-                over, under = v > high[c], v < low[c]
-                dx[o, c, 0] = ZERO if over or under else grad
-                a_row[c] += grad if over else ZERO
-                b_row[c] += grad if under else ZERO
-                e_row[c] += ZERO if over or under else grad * (v - q)
-            if o % ROWS == ROWS - 1 or o == outer - 1:
-                sums += parts
-                parts[:] = ZERO
-        else:
-            for c in range(formats):
-                bottom, ceiling, up, down, there = low[c], high[c], scale[c], step[c], some[c]
-                a = b = e = ZERO
-                for s in range(inner):
-                    v, grad = x[o, c, s], g[o, c, s]
-                    q = _fitted(v, bottom, ceiling, up, down, mode) * there
-                    over, under = v > ceiling, v < bottom
-                    dx[o, c, s] = ZERO if over or under else grad
-                    a += grad if over else ZERO
-                    b += grad if under else ZERO
-                    e += ZERO if over or under else grad * (v - q)
-                above[c] += a
-                below[c] += b
-                inside[c] += e
+    sums = np.zeros((3, len(low)), np.float32)
+    a_row, b_row, e_row = sums
+    for o in range(len(x)):
+        for c in range(len(low)):
+            v, grad = x[o, c, 0], g[o, c, 0]
+            q = _fitted(v, low[c], high[c], scale[c], step[c], mode) * some[c]
+            over, under = v > high[c], v < low[c]
+            dx[o, c, 0] = ZERO if over or under else grad
+            a_row[c] += grad if over else ZERO
+            b_row[c] += grad if under else ZERO
+            e_row[c] += ZERO if over or under else grad * (v - q)
+        if o % ROWS == ROWS - 1 or o == len(x) - 1:
+            for side in range(3):
+                for c in range(len(low)):
+                    parts[o // ROWS, side, c] = sums[side, c]
+                    sums[side, c] = ZERO
+
+
+@njit(fastmath={"reassoc", "nsz"})
+def _slopes_by_format(g: Any, x: Any, rows: Any, mode: int, dx: Any, parts: Any) -> None:
+    """Write what :func:`_slopes_by_row` does where a format has many values in a row, which are a block."""
+    low, high, scale, step, some = rows
+    for o in range(len(x)):
+        for c in range(len(low)):
+            bottom, ceiling, up, down, there = low[c], high[c], scale[c], step[c], some[c]
+            a = b = e = ZERO
+            for s in range(x.shape[2]):
+                v, grad = x[o, c, s], g[o, c, s]
+                q = _fitted(v, bottom, ceiling, up, down, mode) * there
+                over, under = v > ceiling, v < bottom
+                dx[o, c, s] = ZERO if over or under else grad
+                a += grad if over else ZERO
+                b += grad if under else ZERO
+                e += ZERO if over or under else grad * (v - q)
+            parts[o, 0, c], parts[o, 1, c], parts[o, 2, c] = a, b, e
 
 
 @njit
-def _gradients(g: Any, x: Any, bits: Any, symmetric: bool, mode: int, results: Any) -> None:
-    (k, i, f), (dx, di, df), formats = bits, results, x.shape[1]
-    low, high, scale, step, top, some = _formats(k, i, f, symmetric)
+def _rows_of(inner: int) -> int:
+    """Return how many rows are added up in one block."""
+    return ROWS if inner == 1 else 1
+
+
+@njit
+def _passing(k: Any, i: Any, f: Any, symmetric: bool) -> Any:
+    """Return the rows of formats, of which those without bits let all values pass."""
+    low, high, scale, step, _, some = _formats(k, i, f, symmetric)
     for c in range(len(some)):
         if some[c] == ZERO:
             low[c], high[c] = -np.inf, np.inf
-    sums = np.zeros((3, formats))
-    if mode == RND:
-        _slopes(g, x, (low, high, scale, step, some), RND, dx, sums)
+    return low, high, scale, step, some
+
+
+@njit
+def _slopes(mode: int, g: Any, x: Any, rows: Any, dx: Any, parts: Any) -> None:
+    if x.shape[2] == 1:
+        if mode == RND:
+            _slopes_by_row(g, x, rows, RND, dx, parts)
+        else:
+            _slopes_by_row(g, x, rows, mode, dx, parts)
+    elif mode == RND:
+        _slopes_by_format(g, x, rows, RND, dx, parts)
     else:
-        _slopes(g, x, (low, high, scale, step, some), mode, dx, sums)
-    above, below, inside = sums
+        _slopes_by_format(g, x, rows, mode, dx, parts)
+
+
+@njit
+def _settled(parts: Any, k: Any, i: Any, f: Any, symmetric: bool, di: Any, df: Any) -> None:
+    """Write the slopes of bits, from the sums of blocks."""
+    top, step = _powers(np.rint(i)), _powers(-np.rint(f))
     for c in range(len(k)):
-        lower = k[c] * below[c]
-        di[c] = LN2 * top[c] * (above[c] - lower)
-        df[c] = LN2 * (inside[c] + step[c] * (above[c] - (lower if symmetric else 0.0)))
+        above = below = inside = 0.0
+        for n in range(len(parts)):
+            above += parts[n, 0, c]
+            below += parts[n, 1, c]
+            inside += parts[n, 2, c]
+        lower = k[c] * below
+        di[c] = LN2 * top[c] * (above - lower)
+        df[c] = LN2 * (inside + step[c] * (above - (lower if symmetric else 0.0)))
+
+
+@shared
+def slopes(given: Any) -> None:
+    """Write dx, and sums by blocks for :func:`settled`, given how many, (outer, formats, inner), g, x, k, i, f, symmetric, mode, dx, sums."""
+    outer, formats, inner = int(given[1]), int(given[2]), int(given[3])
+    each = _rows_of(inner)
+    start, stop = part((outer + each - 1) // each)
+    begin, end = start * each, min(stop * each, outer)
+    shape, first = (end - begin, formats, inner), begin * formats * inner
+    rows = _passing(_at(given, 6, (formats,)), _at(given, 7, (formats,)), _at(given, 8, (formats,)), given[9] != 0)
+    g, x, dx = _at(given, 4, shape, first), _at(given, 5, shape, first), _at(given, 11, shape, first)
+    _slopes(int(given[10]), g, x, rows, dx, _at(given, 12, (stop - start, 3, formats), 3 * formats * start))
 
 
 @njit(nogil=True, cache=True)
-def gradients(shape: Any, given: Any, symmetric: bool, mode: int, results: Any) -> None:
-    """Write dx, di and df to ``results`` by the formulas of ``pquant.quantization.hgq``, given g, x, k, i, f; without bits all values pass."""
-    g, x, dx, formats = _array(given[0], shape), _array(given[1], shape), _array(results[0], shape), (shape[1],)
-    bits = _array(given[2], formats), _array(given[3], formats), _array(given[4], formats)
-    _gradients(g, x, bits, symmetric, mode, (dx, _array(results[1], formats), _array(results[2], formats)))
+def settled(blocks: int, formats: int, given: Any, symmetric: bool, results: Any) -> None:
+    """Write di and df to ``results`` by the formulas of ``pquant.quantization.hgq``, given k, i, f and the sums of blocks."""
+    k, i, f = _array(given[0], (formats,)), _array(given[1], (formats,)), _array(given[2], (formats,))
+    _settled(_array(given[3], (blocks, 3, formats)), k, i, f, symmetric, _array(results[0], (formats,)), _array(results[1], (formats,)))
 
 
 @njit(nogil=True, cache=True)
 def gradients_in_rows(grads: Any, parts: Any, bits: Any, counts: Any, repeats: Any, modes: Any, results: Any) -> None:
-    """Write what :func:`gradients` does, each end to end, for what :func:`quantize_in_rows` has taken; ``grads`` lie in parts of their own."""
+    """Write dx, di and df, each end to end, for what :func:`quantize_in_rows` has taken; ``grads`` lie in parts of their own."""
     (sign, symmetric, mode), (i_at, f_at), at, place, sizes = modes, bits, 0, 0, counts * repeats
     g_at, x_at, k = _each(grads, sizes), _each(parts, sizes), np.full(counts.max(), F(sign))
     dx, di, df = _array(results[0], (sizes.sum(),)), _array(results[1], (counts.sum(),)), _array(results[2], (counts.sum(),))
     for n in range(len(counts)):
         shape, formats, end, last = _seen(counts[n], repeats[n]), (counts[n],), at + sizes[n], place + counts[n]
-        trained = k[: counts[n]], _array(i_at[n], formats), _array(f_at[n], formats)
-        of_all = dx[at:end].reshape(shape), di[place:last], df[place:last]
-        _gradients(_array(g_at[n], shape), _array(x_at[n], shape), trained, symmetric, mode, of_all)
+        i, f = _array(i_at[n], formats), _array(f_at[n], formats)
+        rows = _passing(k[: counts[n]], i, f, symmetric)
+        sums = np.empty((shape[0], 3, counts[n]), np.float32)
+        _slopes(mode, _array(g_at[n], shape), _array(x_at[n], shape), rows, dx[at:end].reshape(shape), sums)
+        _settled(sums, k[: counts[n]], i, f, symmetric, di[place:last], df[place:last])
         at, place = end, last
 
 
-@njit(nogil=True, cache=True)
-def snapped(x: int, size: int, low: float, high: float, scale: float, step: float, mode: int, out: int) -> None:
-    """Write values, brought into [low, high] and onto a grid, to ``out``."""
-    _fit(_array(x, (size,)), low, high, scale, step, mode, _array(out, (size,)))
+@shared
+def snapped(given: Any) -> None:
+    """Write values in one format to ``out``, given how many, low, high, scale, step, mode, x and out."""
+    size = int(given[0])
+    begin, end = part(size)
+    _fit(_at(given, 6, size)[begin:end], given[1], given[2], given[3], given[4], int(given[5]), _at(given, 7, size)[begin:end])
 
 
 @njit
@@ -246,19 +293,22 @@ def _mask(values: Any, passes: Any, results: Any) -> None:
         results[n] = values[n] if passes[n] else ZERO
 
 
-@njit(nogil=True, cache=True)
-def snapped_and_passing(x: int, size: int, format: Any, below: float, above: float, out: Any) -> None:
-    """Write values, brought into a format (low, high, scale, step, mode), and in bytes whether two others do not clip them, to ``out``."""
-    low, high, scale, step, mode = format
-    values, passes, under, over = _array(x, (size,)), carray(_bytes(out[1]), (size,)), F(below), F(above)
-    _fit(values, low, high, scale, step, mode, _array(out[0], (size,)))
-    _pass(values, under, over, passes)
+@shared
+def snapped_and_passing(given: Any) -> None:
+    """Write what :func:`snapped` does, and in bytes which values lie between two, given what that is given, the two, and where the bytes go."""
+    size = int(given[0])
+    begin, end = part(size)
+    x, passes = _at(given, 6, size)[begin:end], carray(_bytes(int(given[10])), size)[begin:end]
+    _fit(x, given[1], given[2], given[3], given[4], int(given[5]), _at(given, 7, size)[begin:end])
+    _pass(x, F(given[8]), F(given[9]), passes)
 
 
-@njit(nogil=True, cache=True)
-def masked(grad: int, passes: int, size: int, out: int) -> None:
-    """Write values to ``out`` where a byte is 1, else 0."""
-    _mask(_array(grad, (size,)), carray(_bytes(passes), (size,)), _array(out, (size,)))
+@shared
+def masked(given: Any) -> None:
+    """Write values to ``out`` where a byte is 1, else 0, given how many, the values, the bytes and out."""
+    size = int(given[0])
+    begin, end = part(size)
+    _mask(_at(given, 1, size)[begin:end], carray(_bytes(int(given[2])), size)[begin:end], _at(given, 3, size)[begin:end])
 
 
 @njit(nogil=True, cache=True)
@@ -300,24 +350,30 @@ def _snapped_rows(values: Any, rows: Any, mode: int, results: Any) -> None:
             results[o, c] = _fitted(values[o, c], rows[0, c], rows[1, c], rows[2, c], rows[3, c], mode)
 
 
-@njit(nogil=True, cache=True)
-def snapped_each(shape: Any, x: int, table: int, mode: int, out: int) -> None:
-    """Write values seen in ``shape`` (outer, formats, inner) to ``out`` in the formats of a table."""
-    outer, count, inner = shape
-    rows = _array(table, (4, count))
+@njit
+def _snapped_each(values: Any, rows: Any, mode: int, results: Any) -> None:
+    outer, formats, inner = values.shape
+    for o in range(outer):
+        for c in range(formats):
+            low, high, scale, step = rows[0, c], rows[1, c], rows[2, c], rows[3, c]
+            for s in range(inner):
+                results[o, c, s] = _fitted(values[o, c, s], low, high, scale, step, mode)
+
+
+@shared
+def snapped_each(given: Any) -> None:
+    """Write values to ``out`` in the formats of a table, given how many, seen in which (outer, formats, inner), x, table, mode and out."""
+    outer, formats, inner, mode = int(given[1]), int(given[2]), int(given[3]), int(given[6])
+    rows, (begin, end) = _at(given, 5, (4, formats)), part(outer)
+    shape, first = (end - begin, formats, inner), begin * formats * inner
     if inner == 1:
-        values, results = _array(x, (outer, count)), _array(out, (outer, count))
+        x, out = _at(given, 4, shape[:2], first), _at(given, 7, shape[:2], first)
         if mode == RND:
-            _snapped_rows(values, rows, RND, results)
+            _snapped_rows(x, rows, RND, out)
         else:
-            _snapped_rows(values, rows, mode, results)
+            _snapped_rows(x, rows, mode, out)
     else:
-        spread, spread_results = _array(x, shape), _array(out, shape)
-        for o in range(outer):
-            for c in range(count):
-                low, high, scale, step = rows[0, c], rows[1, c], rows[2, c], rows[3, c]
-                for s in range(inner):
-                    spread_results[o, c, s] = _fitted(spread[o, c, s], low, high, scale, step, mode)
+        _snapped_each(_at(given, 4, shape, first), rows, mode, _at(given, 7, shape, first))
 
 
 @njit

@@ -208,7 +208,7 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        self.calibrated, self._table = not bool(self.i.isnan().any()), None
+        self.calibrated, self._table, self._shape = not bool(self.i.isnan().any()), None, self.i.shape
         shared = self.calibrated and self.i.ndim == 0
         self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
         modes = self.round_mode, self.overflow_mode
@@ -230,17 +230,17 @@ class FixedPointQuantizer(Quantizer):
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
         if self._numbers:
             return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
-        if not (x.requires_grad and torch.is_grad_enabled()) and self._has_table(x):
-            return kernels.snapped_each(x, self._table, self.round_mode)  # type: ignore[arg-type]
-        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode)
+        values = None if x.requires_grad and torch.is_grad_enabled() else self._by_table(x)
+        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode) if values is None else values
 
-    def _has_table(self, x: Tensor) -> bool:
-        """Return whether the formats are at hand in a table that ``x`` can be quantized by; made where that is the first time."""
-        if not kernels.take(x) or self.overflow_mode not in SATURATING:
-            return False
+    def _by_table(self, x: Tensor) -> Tensor | None:
+        """Return the values by a table of all formats, which is made where that is the first time; None where loops do not take them."""
+        if self.overflow_mode not in SATURATING or not kernels.take(x):
+            return None
         if self._table is None and kernels.take(x, self.k, self.i, self.f):
             self.__dict__["_table"] = kernels.table(self.k, self.i, self.f, self.overflow_mode == "SAT_SYM")
-        return self._table is not None and kernels.layout(x.shape, self.i.shape) is not None
+        shape = kernels.layout(x.shape, self._shape)
+        return None if self._table is None or shape is None else kernels.snapped_each(x, self._table, shape, self.round_mode)
 
     def each(self) -> Each | None:
         """Return the rounding to the format in force."""
