@@ -91,6 +91,19 @@ def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     return ROUND[round_mode](x * pow2(f + (round_mode in DOUBLED))).mul_(pow2(-f))
 
 
+def in_rows(k: Tensor, i: Tensor, f: Tensor, overflow_mode: str) -> Tensor:
+    """Return what :func:`fitted` needs to know of saturating formats of one shape: lowest and highest value, 2^f and 2^-f, (4, *shape)."""
+    top, step, some = pow2(i), pow2(-f), (k + i + f > 0).to(i.dtype)
+    high = some * (top - step)
+    return torch.stack([some * -k * (high if overflow_mode == "SAT_SYM" else top), high, pow2(f), step])
+
+
+def fitted(x: Tensor, rows: Tensor, round_mode: str) -> Tensor:
+    """Return the values of ``x``, without a gradient, in the formats of which :func:`in_rows` has given the rows."""
+    low, high, scale, step = rows.unbind()
+    return ROUND[round_mode](torch.clamp(x, low, high) * (scale * 2 if round_mode in DOUBLED else scale)) * step
+
+
 def _wrapped(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Tensor:
     if overflow_mode not in WRAPPING:
         raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))

@@ -86,17 +86,10 @@ def masked_end_to_end(grads: Sequence[Tensor], passes: Tensor) -> Tensor:
     return out
 
 
-def table(k: Tensor, i: Tensor, f: Tensor, symmetric: bool) -> Tensor:
-    """Return what :func:`snapped_each` needs to know of formats (k, i, f) of one shape, (4, *shape)."""
-    out = torch.empty(4, *i.shape)
-    loops().formats(i.numel(), addresses(k, i, f), symmetric, out.data_ptr())
-    return out
-
-
-def snapped_each(x: Tensor, formats: Tensor, shape: Layout, round_mode: str) -> Tensor:
-    """Return what :func:`quantized` gives, from a table of its formats, for values seen in a ``shape``."""
+def snapped_each(x: Tensor, rows: Tensor, shape: Layout, round_mode: str) -> Tensor:
+    """Return what :func:`pquant.quantization.fixed_point.fitted` does, for values seen in a ``shape``."""
     out = torch.empty_like(x)
-    loops().snapped_each(x.numel(), *shape, x.data_ptr(), formats.data_ptr(), MODES[round_mode], out.data_ptr())
+    loops().snapped_each(x.numel(), *shape, x.data_ptr(), rows.data_ptr(), MODES[round_mode], out.data_ptr())
     return out
 
 

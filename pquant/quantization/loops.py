@@ -334,15 +334,6 @@ def masked_end_to_end(addresses: Any, sizes: Any, passes: int, out: int) -> None
         at = end
 
 
-@njit(nogil=True, cache=True)
-def formats(count: int, given: Any, symmetric: bool, table: int) -> None:
-    """Write lowest and highest value, 2^f and 2^-f of formats to the four rows of ``table``, given k, i, f."""
-    k, i, f = _array(given[0], (count,)), _array(given[1], (count,)), _array(given[2], (count,))
-    rows = _array(table, (4, count))
-    low, high, scale, step, _, _ = _formats(k, i, f, symmetric)
-    rows[0], rows[1], rows[2], rows[3] = low, high, scale, step
-
-
 @njit
 def _snapped_rows(values: Any, rows: Any, mode: int, results: Any) -> None:
     for o in range(values.shape[0]):
@@ -362,7 +353,7 @@ def _snapped_each(values: Any, rows: Any, mode: int, results: Any) -> None:
 
 @shared
 def snapped_each(given: Any) -> None:
-    """Write values to ``out`` in the formats of a table, given how many, seen in which (outer, formats, inner), x, table, mode and out."""
+    """Write values to ``out`` in formats that come as rows, given how many, seen in which (outer, formats, inner), x, rows, mode and out."""
     outer, formats, inner, mode = int(given[1]), int(given[2]), int(given[3]), int(given[6])
     rows, (begin, end) = _at(given, 5, (4, formats)), part(outer)
     shape, first = (end - begin, formats, inner), begin * formats * inner

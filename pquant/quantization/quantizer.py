@@ -8,8 +8,21 @@ import torch
 from torch import Tensor
 
 from pquant.course import SAME, Each
+from pquant.flat import is_plain
 from pquant.quantization import kernels
-from pquant.quantization.fixed_point import SATURATING, FixedPoint, OverflowMode, RoundMode, Saturating, fixed_point, pow2, rounded, saturating
+from pquant.quantization.fixed_point import (
+    SATURATING,
+    FixedPoint,
+    OverflowMode,
+    RoundMode,
+    Saturating,
+    fitted,
+    fixed_point,
+    in_rows,
+    pow2,
+    rounded,
+    saturating,
+)
 from pquant.settings import Settings, setting
 from pquant.watched import Watched
 
@@ -182,7 +195,7 @@ class FixedPointQuantizer(Quantizer):
     f: Tensor
     low: Tensor
     high: Tensor
-    _table: Tensor | None
+    rows: Tensor | None
     _one: Saturating | None
 
     def __init__(self, settings: TensorFormat, shape: tuple[int, ...] = ()) -> None:
@@ -208,12 +221,14 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        self.calibrated, self._table, self._shape = not bool(self.i.isnan().any()), None, self.i.shape
+        self.calibrated, self._shape = not bool(self.i.isnan().any()), self.i.shape
         shared = self.calibrated and self.i.ndim == 0
         self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
         modes = self.round_mode, self.overflow_mode
         self._one = saturating(*self._numbers, *modes, torch.float32) if self._numbers and self.overflow_mode in SATURATING else None
         self._each = Each(FixedPoint, (), (*self._numbers, *modes)) if self._numbers else None
+        by_rows = self.calibrated and not shared and self.overflow_mode in SATURATING
+        self.register_buffer("rows", in_rows(self.k, self.i, self.f, self.overflow_mode) if by_rows else None, persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -230,17 +245,19 @@ class FixedPointQuantizer(Quantizer):
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
         if self._numbers:
             return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
-        values = None if x.requires_grad and torch.is_grad_enabled() else self._by_table(x)
+        values = None if x.requires_grad and torch.is_grad_enabled() else self._by_rows(x)
         return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode) if values is None else values
 
-    def _by_table(self, x: Tensor) -> Tensor | None:
-        """Return the values by a table of all formats, which is made where that is the first time; None where loops do not take them."""
-        if self.overflow_mode not in SATURATING or not kernels.take(x):
+    def _by_rows(self, x: Tensor) -> Tensor | None:
+        """Return the values without a gradient, by what is at hand of the formats; None where nothing is, or exporters are to see the formats."""
+        rows = self._buffers["rows"]
+        if rows is None or torch.jit.is_tracing():
             return None
-        if self._table is None and kernels.take(x, self.k, self.i, self.f):
-            self.__dict__["_table"] = kernels.table(self.k, self.i, self.f, self.overflow_mode == "SAT_SYM")
-        shape = kernels.layout(x.shape, self._shape)
-        return None if self._table is None or shape is None else kernels.snapped_each(x, self._table, shape, self.round_mode)
+        if kernels.take(x) and is_plain(rows):
+            shape = kernels.layout(x.shape, self._shape)
+            if shape is not None:
+                return kernels.snapped_each(x, rows, shape, self.round_mode)
+        return fitted(x, rows, self.round_mode)
 
     def each(self) -> Each | None:
         """Return the rounding to the format in force."""

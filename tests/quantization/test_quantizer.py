@@ -229,6 +229,15 @@ def test_formats_worked_out_once_give_the_values_of_formats_beside_a_gradient(
     torch.testing.assert_close(double.float(), expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("modes", [("RND", "SAT"), ("RND_CONV", "SAT_SYM"), ("TRN", "SAT")])
+def test_formats_by_channel_are_the_same_in_a_compiled_model(modes: tuple[RoundMode, OverflowMode]) -> None:
+    bits = torch.tensor([1.0, 0, 1]), torch.tensor([2.0, -1, 0]), torch.tensor([3.0, 0, -1])
+    quantizer = FixedPointQuantizer.of(bits, *modes)
+    x = torch.randn(64, 3).mul_(5)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(quantizer)(x), quantizer(x))
+
+
 def test_formats_by_channel_may_change_after_they_were_used() -> None:
     x = torch.full((2, 3), 0.3)
     quantizer = FixedPointQuantizer.of((torch.ones(3), torch.zeros(3), torch.full((3,), 1.0)), "RND", "SAT")
