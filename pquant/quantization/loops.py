@@ -194,9 +194,10 @@ def _slopes_by_format(g: Any, x: Any, rows: Any, mode: int, dx: Any, parts: Any)
 
 
 @njit
-def _rows_of(inner: int) -> int:
-    """Return how many rows are added up in one block."""
-    return ROWS if inner == 1 else 1
+def _blocks(outer: int, inner: int) -> tuple[int, int]:
+    """Return how many blocks are added up by themselves, and of how many rows each."""
+    each = ROWS if inner == 1 else 1
+    return (outer + each - 1) // each, each
 
 
 @njit
@@ -241,8 +242,8 @@ def _settled(parts: Any, k: Any, i: Any, f: Any, symmetric: bool, di: Any, df: A
 def slopes(given: Any) -> None:
     """Write dx, and sums by blocks for :func:`settled`, given how many, (outer, formats, inner), g, x, k, i, f, symmetric, mode, dx, sums."""
     outer, formats, inner = int(given[1]), int(given[2]), int(given[3])
-    each = _rows_of(inner)
-    start, stop = part((outer + each - 1) // each)
+    blocks, each = _blocks(outer, inner)
+    start, stop = part(blocks)
     begin, end = start * each, min(stop * each, outer)
     shape, first = (end - begin, formats, inner), begin * formats * inner
     rows = _passing(_at(given, 6, (formats,)), _at(given, 7, (formats,)), _at(given, 8, (formats,)), given[9] != 0)
@@ -267,7 +268,7 @@ def gradients_in_rows(grads: Any, parts: Any, bits: Any, counts: Any, repeats: A
         shape, formats, end, last = _seen(counts[n], repeats[n]), (counts[n],), at + sizes[n], place + counts[n]
         i, f = _array(i_at[n], formats), _array(f_at[n], formats)
         rows = _passing(k[: counts[n]], i, f, symmetric)
-        sums = np.empty((shape[0], 3, counts[n]), np.float32)
+        sums = np.empty((_blocks(shape[0], shape[2])[0], 3, counts[n]), np.float32)
         _slopes(mode, _array(g_at[n], shape), _array(x_at[n], shape), rows, dx[at:end].reshape(shape), sums)
         _settled(sums, k[: counts[n]], i, f, symmetric, di[place:last], df[place:last])
         at, place = end, last
