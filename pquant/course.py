@@ -54,6 +54,11 @@ class InRows(torch.autograd.Function):
         return True
 
     @staticmethod
+    def takes(beside: Tensor) -> bool:
+        """Return whether loops take a tensor that the function is given beside."""
+        return is_plain(beside)
+
+    @staticmethod
     def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
         """Return what ``forward`` does, end to end, for tensors whose values are thought end to end, given rows and settings."""
         raise NotImplementedError
@@ -104,7 +109,7 @@ class Course:
         self.joined = [self.given[begin] if end == begin + 1 else run_of(self.given[begin:end]) for begin, end in found]
         self.there = _Route(self.shapes, found, self.overs)
         self.where = addresses(*self.joined, *self.tensors)
-        plain = all(map(is_plain, self.tensors))
+        plain = all(map(is_plain, self.given))
         for one in self.passes:
             one.locate(plain)
 
@@ -123,9 +128,9 @@ class _Pass:
         self.all = laid(shapes * len(columns), tuple(shape for one in given for shape in one))
 
     def locate(self, plain: bool) -> None:
-        """Find out where what is given lies in memory, for a function that takes it in rows if all is ``plain``."""
+        """Find out where what is given lies in memory, for a function that takes it in rows where the values are ``plain``."""
         self.rows: list[Rows] | None = None
-        takes_rows = issubclass(self.function, InRows) and self.function.takes_rows(self.each)
+        takes_rows = issubclass(self.function, InRows) and self.function.takes_rows(self.each) and all(map(self.function.takes, self.tensors))
         if plain and takes_rows and all(column.in_rows for column in self.columns):
             where = np.array(addresses(*self.tensors)).reshape(len(self.columns), -1 if self.columns else 0)
             self.rows = [Rows(one, column.counts, column.repeats, column.given_total) for one, column in zip(where, self.columns, strict=True)]

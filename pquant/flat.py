@@ -105,6 +105,17 @@ def _follows(one: Tensor, two: Tensor) -> bool:
     return touching and one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
 
 
+def joined(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return :func:`run_of` of tensors whose values lie end to end in one memory, else None."""
+    first, at = tensors[0], tensors[0].data_ptr()
+    dtype, size = first.dtype, first.element_size()
+    for tensor in tensors:
+        if tensor.data_ptr() != at or tensor.dtype is not dtype or not tensor.is_contiguous():
+            return None
+        at += tensor.numel() * size
+    return run_of(tensors) if first.untyped_storage().data_ptr() == tensors[-1].untyped_storage().data_ptr() else None
+
+
 def run_of(tensors: Sequence[Tensor]) -> Tensor:
     """Return the values of a run of tensors in one axis, in their own memory."""
     return tensors[0].detach().as_strided((sum(tensor.numel() for tensor in tensors),), (1,))

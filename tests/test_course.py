@@ -11,6 +11,7 @@ from torch import nn
 from pquant.course import Course, Each, InRows, Over
 from pquant.flat import run_of, runs
 from pquant.pruning import CS, DST, PDP, AutoSparse, PruningMethod
+from pquant.pruning.method import Masked
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import FixedPointQuantizer, TensorFormat, bits_shape
 from pquant.training.stage import Horizon, Stage
@@ -131,6 +132,7 @@ def quantized(x: list[nn.Parameter], granularity: str, trained: bool, mode: str)
 
 
 WAYS = {
+    "masked": lambda x: [Each(Masked, (torch.rand_like(one) > 0.4,)) for one in x],
     "DST by channel": lambda x: pruned(DST(), x),
     "DST by weight": lambda x: pruned(DST(threshold_type="weightwise"), x),
     "AutoSparse": lambda x: pruned(AutoSparse(), x),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pquant.flat import apart, end_to_end
+from pquant.flat import apart, end_to_end, joined
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(torch.Size)
 
@@ -47,3 +47,13 @@ def test_the_functions_work_in_a_compiled_graph_too() -> None:
     )
     for tensor, total, times in zip(tensors, compiled(*tensors), (2, 4), strict=True):
         torch.testing.assert_close(total, times * tensor)
+
+
+def test_what_lies_end_to_end_is_joined_without_a_copy() -> None:
+    memory = torch.arange(12.0)
+    parts = [memory[:3], memory[3:9].view(2, 3), memory[9:10]]
+    run = joined(parts)
+    assert run is not None and run.tolist() == list(range(10)) and run.data_ptr() == memory.data_ptr()
+    for apart_ in ([memory[:3], memory[4:]], [memory[:3], torch.zeros(3)], [memory[:3], memory[3:9].view(2, 3).T], parts[::-1]):
+        assert joined(apart_) is None
+    assert joined([memory[:3], memory.view(torch.int32)[3:]]) is None

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pquant.course import SAME, Course, Each, Over, stands_for
 from pquant.flat import SMALL, in_order
 from pquant.layers.compressed import CompressedLayer
-from pquant.pruning.method import Pruner
 from pquant.watched import Unchanged
 
 Steps = tuple[Each, Each, Each]
@@ -56,17 +55,16 @@ class Together:
         for layer in joined:
             pruned, quantized, biased = _each(layer)
             assert pruned and quantized and biased
+            masked = _bias_each(layer)
             steps[layer.weight] = (pruned, quantized, SAME) if layer.pruning_first else (SAME, quantized, pruned)
             if layer.bias is not None:
-                steps[layer.bias] = (SAME, biased, SAME)
+                steps[layer.bias] = (SAME, biased, masked or SAME)
         self.unchanged = [tensor for tensor, own in steps.items() if all(each is SAME for each in own)]
         groups = _groups({tensor: own for tensor, own in steps.items() if any(each is not SAME for each in own)})
         self.courses = [_course(group) for group in groups]
         order = [*self.unchanged, *(tensor for group in groups for run in group for tensor in run)]
         number = {tensor: place for place, tensor in enumerate(order)}
-        self.ready = [
-            _Ready(layer, number[layer.weight], number.get(layer.bias), type(layer.pruner).prune_bias is not Pruner.prune_bias) for layer in joined
-        ]
+        self.ready = [_Ready(layer, number[layer.weight], number.get(layer.bias), _bias_each(layer) is None) for layer in joined]
         modules = [module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer)]
         self.plan = Unchanged(modules, [*self.unchanged, *(tensor for course in self.courses for tensor in course.tensors)])
 
@@ -82,10 +80,15 @@ def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None
     return pruned, quantized, biased
 
 
+def _bias_each(layer: CompressedLayer) -> Each | None:
+    """Return what the pruner does to the bias, as an elementwise function; None where it is none."""
+    return layer.pruner.each_bias() if stands_for(type(layer.pruner), "each_bias", "prune_bias") else None
+
+
 def _joins(layer: CompressedLayer) -> bool:
     """Return whether the layer's parameters are its own, small, and go through elementwise functions alone."""
     own = all(layer._parameters.get(name) is getattr(layer, name) for name in ("weight", "bias"))
-    masks_what_it_sees = not layer.pruning_first and type(layer.pruner).prune_bias is not Pruner.prune_bias
+    masks_what_it_sees = not layer.pruning_first and _bias_each(layer) is None
     return own and not layer.baked and not masks_what_it_sees and layer.weight.numel() <= SMALL and None not in _each(layer)
 
 

@@ -6,9 +6,9 @@ Layers come as the addresses and sizes of their float32 values, which count by m
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _clip, gather  # noqa: F401
+from pquant.loops import HALF, ONE, TWO, ZERO, F, _array, _bytes, _clip, gather  # noqa: F401
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 TINY = F(1e-12)
@@ -104,6 +104,19 @@ def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, signed: boo
         for a in range(sizes[n]):
             for b in range(repeats[n]):
                 mask[at + b] = ONE if (values[a, b] if signed else abs(values[a, b])) > bounds[a] else ZERO
+            at += repeats[n]
+
+
+@njit(nogil=True, cache=True)
+def times_masks(x: int, masks: Any, sizes: Any, repeats: Any, out: int) -> None:
+    """Write the values of all layers times their masks, in bytes of which each holds for ``repeats`` values in a row."""
+    at, total = 0, (sizes * repeats).sum()
+    values, results = _array(x, (total,)), _array(out, (total,))
+    for n in range(len(masks)):
+        mask = carray(_bytes(masks[n]), (sizes[n],))
+        for a in range(sizes[n]):
+            for b in range(repeats[n]):
+                results[at + b] = values[at + b] * F(mask[a])
             at += repeats[n]
 
 

@@ -1,21 +1,22 @@
 """What a pruning method is: a frozen description (the method object) and the state it gives each layer (the pruner)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pquant.course import SAME, Each, stands_for
+from pquant import flat
+from pquant.course import SAME, Each, InRows, Rows, stands_for
 from pquant.names import check_patterns, matches
-from pquant.pruning.group import Group
+from pquant.pruning.group import Group, loops
 from pquant.settings import Settings, schema, setting
 from pquant.training.stage import Horizon, Stage
 from pquant.watched import Watched
 
 
-class Masked(torch.autograd.Function):
+class Masked(InRows):
     """W m, with a mask that gets no gradient."""
 
     @staticmethod
@@ -28,6 +29,28 @@ class Masked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Return g m."""
         return grads[0] * ctx.saved_tensors[0], None
+
+    @staticmethod
+    def takes(beside: Tensor) -> bool:
+        """Return whether it is a mask in a row in CPU memory."""
+        return beside.dtype is torch.bool and beside.is_cpu and beside.is_contiguous()
+
+    @staticmethod
+    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
+        """Return W m."""
+        (ctx.masks,) = given
+        return _times(flat.whole(parts), ctx.masks)
+
+    @staticmethod
+    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor, None]:
+        """Return g m."""
+        return _times(flat.whole(grads), ctx.masks), None
+
+
+def _times(x: Tensor, masks: Rows) -> Tensor:
+    out = torch.empty_like(x)
+    loops().times_masks(x.data_ptr(), masks.addresses, masks.counts, masks.repeats, out.data_ptr())
+    return out
 
 
 class Pruner(Watched):
@@ -131,6 +154,10 @@ class Pruner(Watched):
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias as the layer computes with it beside ``weight``; methods that remove whole channels remove their bias too."""
         return bias
+
+    def each_bias(self) -> Each | None:
+        """Return :meth:`prune_bias` as an elementwise function; None where it is none."""
+        return SAME
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant import flat
-from pquant.course import Each, InRows
+from pquant.course import SAME, Each, InRows
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
@@ -98,6 +98,10 @@ class PDPPruner(ScheduledPruner):
         soft = self.stage is Stage.TRAIN and self.training
         mask = self.soft_mask(weight) if soft else self.hard_mask(weight)
         return bias * mask.flatten(1)[:, 0]
+
+    def each_bias(self) -> Each | None:
+        """Return what changes nothing, unless whole channels go."""
+        return None if self.method.structured_pruning else SAME
 
     def follow(self, epoch: int, horizon: Horizon) -> None:
         """Prune the share min(1, epsilon (e + 1)) of the budget in epoch e, and stay there after the last."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from pquant.flat import SMALL, in_order, laid, run_of, runs
+from pquant.flat import SMALL, in_order, joined, laid
 from pquant.pruning.method import Pruner
 
 ELEMENTWISE = (
@@ -43,7 +43,8 @@ class _EndToEnd:
             self.whole.grad = None
             return
         whole = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(self.parameters, gradients, strict=True)]
-        self.whole.grad = run_of(whole) if len(runs(whole)) == 1 else self.laid.end_to_end(whole)
+        run = joined(whole)
+        self.whole.grad = self.laid.end_to_end(whole) if run is None else run
 
 
 def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

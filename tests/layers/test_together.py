@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import pquant
 from pquant.layers import CompressedLayer
 from pquant.layers.together import part
-from pquant.pruning import DST, PDP, AutoSparse, NoPruning, PruningMethod
+from pquant.pruning import DST, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod
 from pquant.pruning.dst import DSTPruner
 from pquant.quantization import FixedPointQuantizer, Quantization
 
@@ -35,6 +35,7 @@ METHODS = [
     DST(threshold_init=0.1),
     AutoSparse(threshold_init=-2.0),
     PDP(structured_pruning=True, epsilon=1.0, sparsity=0.4),
+    ActivationPruning(t_start_collecting_batch=0, t_delta=1, threshold=0.5),
 ]
 
 
@@ -61,10 +62,13 @@ def test_outputs_and_gradients_are_those_of_the_layers_alone(section: str, metho
     alone = copy.deepcopy(together)
     part(alone)
     assert len(together._forward_pre_hooks) == len(together._forward_hooks) == 1 and not alone._forward_pre_hooks
-    for stage in (pquant.Stage.PRETRAIN, pquant.Stage.TRAIN, pquant.Stage.FINETUNE):
+    for stage in (pquant.Stage.PRETRAIN, pquant.Stage.TRAIN, None, pquant.Stage.FINETUNE):
         for model in (together, alone):
-            pquant.set_stage(model.train(), stage, pquant.Horizon(2, 2))
-            model.zero_grad()
+            model.train().zero_grad()
+            if stage is None:
+                pquant.on_batch_end(model)
+            else:
+                pquant.set_stage(model, stage, pquant.Horizon(2, 2))
         (y, grads), (expected, others) = stepped(together, x), stepped(alone, x)
         assert torch.equal(y, expected)
         assert grads.keys() == others.keys()
