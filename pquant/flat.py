@@ -135,7 +135,7 @@ def is_plain(x: Any) -> bool:
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:
     """Return where the values of tensors lie in memory."""
-    return tuple(tensor.data_ptr() for tensor in tensors)
+    return tuple(map(Tensor.data_ptr, tensors))
 
 
 def layout(values: torch.Size, given: torch.Size) -> Layout | None:

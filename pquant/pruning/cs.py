@@ -110,17 +110,15 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
-        share, result = torch.empty(group.total), torch.empty(())
-        loops().scaled(addresses(scores), group.sizes, addresses(group.betas), share.data_ptr())
-        loops().total(share.sigmoid_().data_ptr(), group.total, group.factor * group.method.threshold_decay, result.data_ptr())
-        ctx.group, ctx.share = group, share
+        slopes, result, betas = torch.empty(group.total), torch.empty(()), addresses(group.betas)
+        loops().scaled(addresses(scores), group.sizes, betas, slopes.data_ptr())
+        loops().sum_and_slopes(slopes.sigmoid_().data_ptr(), group.sizes, betas, group.factor * group.method.threshold_decay, result.data_ptr())
+        ctx.group, ctx.slopes = group, slopes
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        group, slopes, force = ctx.group, torch.empty_like(ctx.share), grads[0] * ctx.group.method.threshold_decay * ctx.group.factor
-        loops().sigmoid_slopes(force.data_ptr(), ctx.share.data_ptr(), group.sizes, addresses(group.betas), slopes.data_ptr())
-        return None, *apart(slopes, group.shapes)
+        return None, *apart(ctx.slopes * grads[0], ctx.group.shapes)
 
 
 class CSGroup(OnePass):

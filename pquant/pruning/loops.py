@@ -179,21 +179,15 @@ def scaled(addresses: Any, sizes: Any, factors: Any, out: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def sigmoid_slopes(gradient: int, share: int, sizes: Any, factors: Any, out: int) -> None:
-    """Write gradient * (1 - y) * y * factor of each layer for the sigmoids y."""
-    at, total = 0, sizes.sum()
-    g, y, slope = _array(gradient, (1,))[0], _array(share, (total,)), _array(out, (total,))
+def sum_and_slopes(x: int, sizes: Any, factors: Any, factor: float, out: int) -> None:
+    """Write the sum of the sigmoids y of all layers times a factor, and in their place their slopes, factor * (1 - y) * y * factor of the layer."""
+    at, y = 0, _array(x, (sizes.sum(),))
+    _array(out, (1,))[0] = _sum(y) * F(factor)
     for n in range(len(sizes)):
-        factor = _array(factors[n], (1,))[0]
+        own = _array(factors[n], (1,))[0]
         for a in range(at, at + sizes[n]):
-            slope[a] = g * (ONE - y[a]) * y[a] * factor
+            y[a] = F(factor) * (ONE - y[a]) * y[a] * own
         at += sizes[n]
-
-
-@njit(nogil=True, cache=True)
-def total(x: int, size: int, factor: float, out: int) -> None:
-    """Write the sum of values times a factor."""
-    _array(out, (1,))[0] = _sum(_array(x, (size,))) * F(factor)
 
 
 @njit
