@@ -1,7 +1,7 @@
 """What compression costs in training: time and memory of a step, as ratios to those of the plain network in one process.
 
     python benchmarks/step_time.py [--model mlp|resnet20] [--methods none,dst,...] [--turns 100] [--threads 2] [--compile]
-        [--reference "uv run --isolated --no-project --with pquant-ml python"]
+        [--reference "uv run --isolated --no-project --with pquant-ml[torch] python"]
 
 A step is forward, all losses, backward, optimizer and pruning events. The variants take turns of a few steps on end, as training has them, of which
 the first two do not count. Right before each comes a turn of the plain network, so noise of the machine meets both alike. A ratio is the median over
