@@ -143,8 +143,8 @@ class Pruner(Watched):
 
     @property
     def adds_loss(self) -> bool:
-        """Whether there may be a :meth:`loss`."""
-        return type(self).loss is not Pruner.loss
+        """Whether there may be a :meth:`loss`, or a :meth:`penalty` of a subclass's own."""
+        return type(self).loss is not Pruner.loss or type(self).penalty is not Pruner.penalty
 
     @property
     def follows_steps(self) -> bool:
@@ -225,10 +225,6 @@ class NoPruner(Pruner):
     def deployed_weight(self, weight: Tensor) -> Tensor:
         """Return ``weight``."""
         return weight
-
-    def penalty(self, weight: Tensor) -> Tensor:
-        """Return 0."""
-        return weight.new_zeros(())
 
     def freeze(self, weight: Tensor) -> Tensor:
         """Return ``weight``."""

@@ -16,6 +16,7 @@ from pquant.pruning import CS, DST, MDMM, PDP, AutoSparse, Magnitude, NoPruning,
 from pquant.pruning.dst import DSTPruner
 from pquant.pruning.group import Group, Groups, OnePass, addresses
 from pquant.pruning.masks import keep_largest
+from pquant.pruning.method import Pruner
 
 KINDS = ("channelwise", "layerwise", "weightwise")
 METHODS: list[PruningMethod] = [
@@ -205,6 +206,22 @@ def test_a_subclass_that_gives_other_answers_is_heard() -> None:
     model = started(StubbornDST(), 3)
     assert groups(model).masks().all()
     torch.testing.assert_close(pquant.penalty(model), sum(layer.weight.sum() for layer in pruned_layers(model).values()))
+
+
+class Lasting(Pruner):
+    def penalty(self, weight: Tensor) -> Tensor:
+        return weight.square().sum()
+
+
+class LastingDecay(Wanda):
+    def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Lasting:
+        return Lasting(self, weight)
+
+
+def test_a_penalty_of_a_pruner_s_own_counts_in_every_stage() -> None:
+    model = started(LastingDecay(), 3)
+    pquant.set_stage(model, pquant.Stage.FINETUNE)
+    torch.testing.assert_close(pquant.penalty(model), sum(layer.weight.square().sum() for layer in pruned_layers(model).values()))
 
 
 @pytest.mark.parametrize("method", [DST(max_pruning_pct=0.01), PDP(), MDMM()], ids=str)
