@@ -8,15 +8,26 @@ LONG = 0.05
 Call = Callable[[], None]
 
 
-def burst(call: Call) -> float:
-    """Call a few times; return the mean seconds of all but the first two, or of the first where it takes long."""
-    start = time.perf_counter()
-    call()
-    taken = time.perf_counter() - start
+def nothing() -> None:
+    """Wait for nothing, as calls that compute on the CPU have ended when they return."""
+
+
+def burst(call: Call, wait: Call = nothing) -> float:
+    """Call a few times; return the mean seconds of all but the first two, or of the first where it takes long.
+
+    ``wait`` returns once all that calls have begun is done.
+    """
+    taken = _seconds(call, wait, 1)
     if taken > LONG:
         return taken
     call()
+    return _seconds(call, wait, 5)
+
+
+def _seconds(call: Call, wait: Call, times: int) -> float:
+    wait()
     start = time.perf_counter()
-    for _ in range(5):
+    for _ in range(times):
         call()
-    return (time.perf_counter() - start) / 5
+    wait()
+    return (time.perf_counter() - start) / times

@@ -1,14 +1,16 @@
 """What compression costs in training: time and memory of a step, as ratios to those of the plain network in one process.
 
-    python benchmarks/step_time.py [--model mlp|resnet20] [--methods none,dst,...] [--turns 100] [--threads 2] [--compile]
-        [--reference "uv run --isolated --no-project --with pquant-ml[torch] python"]
+    python benchmarks/step_time.py [--model mlp|resnet20|resnet50] [--methods none,dst,...] [--turns 100] [--threads 2] [--compile]
+        [--device cpu|cuda] [--batch 64] [--reference "uv run --isolated --no-project --with pquant-ml[torch] python"]
 
 A step is forward, all losses, backward, optimizer and pruning events. The variants take turns of a few steps on end, as training has them, of which
 the first two do not count. Right before each comes a turn of the plain network, so noise of the machine meets both alike. A ratio is the median over
 the turns of (variant / the plain one before it), with the quartiles beside it; that of "plain" to itself tells the noise. ``--compile`` adds compiled
 steps and inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
 (``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
-Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``--compile`` ``step_time_<model>_compiled``.
+ResNet-20 has batches of CIFAR's shape, ResNet-50 (torchvision's, from the extra ``vision``) of ImageNet's.
+Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``_compiled`` behind the model for ``--compile``, and the kind of a ``--device``
+that is no CPU.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from burst import Call, burst
+from burst import Call, burst, nothing
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -80,11 +82,27 @@ def variants(methods: list[str]) -> dict[str, tuple[PruningMethod, Quantization]
     return {name: pair for name, pair in pairs.items() if name != "none, off"}
 
 
-def network(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Return a float network, a batch and its labels."""
-    if name == "mlp":
-        return MLP([16, 64, 32, 32, 5], input_shape=(16,), num_outputs=5), torch.randn(1024, 16), torch.randint(0, 5, (1024,))
-    return ResNet20(input_shape=(3, 32, 32), num_outputs=10), torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
+def resnet50(input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Return torchvision's ResNet-50, which takes images of any size."""
+    from torchvision.models import resnet50
+
+    return resnet50(num_classes=num_outputs)
+
+
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], int, int]] = {
+    "mlp": (partial(MLP, [16, 64, 32, 32, 5]), (16,), 5, 1024),
+    "resnet20": (ResNet20, (3, 32, 32), 10, 64),
+    "resnet50": (resnet50, (3, 224, 224), 1000, 64),
+}
+"""What makes a float network, the shape of an example, the number of outputs, and the examples of a batch."""
+
+
+def network(name: str, batch: int | None, device: torch.device) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return a float network, a batch of another size if one is given, and its labels."""
+    make, shape, outputs, examples = NETWORKS[name]
+    examples = batch or examples
+    x, y = torch.randn(examples, *shape), torch.randint(0, outputs, (examples,))
+    return make(input_shape=shape, num_outputs=outputs).to(device), x.to(device), y.to(device)
 
 
 def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call:
@@ -180,8 +198,14 @@ def rested(one: Burst) -> float:
     return one()
 
 
-def peak_memory(step: Call) -> float:
+def peak_memory(step: Call, device: torch.device) -> float:
     """Return the most bytes that a step has allocated at one time, beyond what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     held = peak = 0
@@ -225,26 +249,16 @@ def plot(path: Path, title: str, rows: Rows) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def main() -> None:
-    """Measure one model and write its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("mlp", "resnet20"), default="mlp")
-    parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
-    parser.add_argument("--turns", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--reference", help="command of a Python that has pquant-ml")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    methods = arguments.methods.split(",")
+def measured(arguments: argparse.Namespace) -> tuple[Rows, Rows]:
+    """Return the rows of training steps, and those of inferences."""
+    methods, device = arguments.methods.split(","), torch.device(arguments.device)
     pairs = variants(methods)
     reference = Reference(arguments.reference, arguments.model, arguments.threads, methods) if arguments.reference else None
-    model, x, y = network(arguments.model)
+    model, x, y = network(arguments.model, arguments.batch, device)
     compressed = {name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}
     finals = {name: pquant.finalize(one) for name, one in compressed.items()}
     steps = {"plain": plain_step(model.train(), x, y)} | {name: compressed_step(one.train(), x, y) for name, one in compressed.items()}
-    peaks = {name: peak_memory(step) for name, step in steps.items() if not step()}
+    peaks = {name: peak_memory(step, device) for name, step in steps.items() if not step()}
     forwards = {"plain": inference(copy.deepcopy(model), x)}
     forwards |= {f"{name}, eval": inference(copy.deepcopy(one), x) for name, one in compressed.items()}
     forwards |= {f"{name}, finalized": inference(one, x) for name, one in finals.items()}
@@ -253,21 +267,44 @@ def main() -> None:
         steps |= {f"{name}, compiled": compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
         forwards |= {f"{name}, finalized, compiled": inference(torch.compile(copy.deepcopy(one).eval()), x) for name, one in finals.items()}
     gc.freeze()  # as run.py does once all is imported
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else nothing
     theirs = [reference.bursts(kind) if reference else {} for kind in ("step: ", "finalized: ")]
     training, inferences = (
-        measure({name: partial(burst, call) for name, call in ours.items()} | other, arguments.turns)
+        measure({name: partial(burst, call, wait) for name, call in ours.items()} | other, arguments.turns)
         for ours, other in zip((steps, forwards), theirs, strict=True)
     )
     plain = peaks["plain"] + static_memory(model)
     for name, peak in peaks.items():
         training[name]["memory"] = (peak + static_memory(compressed.get(name, model))) / plain
+    return training, inferences
+
+
+def main() -> None:
+    """Measure one model and write its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=NETWORKS, default="mlp")
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
+    parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu", help="what torch calls it")
+    parser.add_argument("--batch", type=int, help="examples of a batch, if not the model's own number")
+    parser.add_argument("--reference", help="command of a Python that has pquant-ml; on the CPU, mlp or resnet20")
+    arguments = parser.parse_args()
+    if arguments.reference and (arguments.device != "cpu" or arguments.batch or arguments.model == "resnet50"):
+        parser.error("--reference takes its steps on the CPU, with batches of the usual size, of mlp or resnet20")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    training, inferences = measured(arguments)
     text = table(f"training step, {arguments.model}", training) + "\n" + table(f"inference, {arguments.model}", inferences)
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    name = f"step_time_{arguments.model}" + "_compiled" * arguments.compile
+    kind = torch.device(arguments.device).type
+    name = f"step_time_{arguments.model}" + "_compiled" * arguments.compile + f"_{kind}" * (kind != "cpu")
     (RESULTS / f"{name}.md").write_text(text)
-    figures = {"torch": torch.__version__, "threads": arguments.threads, "turns": arguments.turns, "training": training, "inference": inferences}
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    device = torch.cuda.get_device_name(arguments.device) if kind == "cuda" else kind
+    figures = {"torch": torch.__version__, "device": device, "threads": arguments.threads, "turns": arguments.turns}
+    (RESULTS / f"{name}.json").write_text(json.dumps(figures | {"training": training, "inference": inferences}, indent=2) + "\n")
     plot(RESULTS / f"{name}.svg", f"time of a training step, plain PyTorch = 1 ({arguments.model})", training)
 
 
