@@ -95,18 +95,26 @@ class _BatchNorm(QuantizedLayer):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return the quantized (scale, shift), each (channels,), of the running statistics."""
-        sigma = torch.sqrt(self.running_var + self.eps)
+        return self._scale_and_shift(self.running_mean.clone(), torch.sqrt(self.running_var + self.eps))
+
+    def _scale_and_shift(self, mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.weight_quantizer((torch.ones_like(sigma) if self.weight is None else self.weight) / sigma)
         beta = torch.zeros_like(sigma) if self.bias is None else self.bias
-        return scale, self.bias_quantizer(beta - self.running_mean.clone() * scale)
+        return scale, self.bias_quantizer(beta - mean * scale)
 
     def moved(self) -> tuple[Tensor, Tensor]:
-        """Return gamma and beta, each (channels,), with which the running statistics give the quantized scale and shift."""
+        """Return gamma and beta, each (channels,), with which the running statistics give the quantized scale and shift.
+
+        They are taken from a copy, as the forward that asks for them changes the statistics before its backward. It is a copy by ``cat``, which
+        compiled graphs keep for backward; that of ``clone`` they make anew there, from what the statistics are by then.
+        """
         quantizers, tensors = (self.weight_quantizer, self.bias_quantizer), (self.weight, self.bias, self.running_mean, self.running_var)
         if all(type(one) is MantissaQuantizer for one in quantizers) and all(map(kernels.take, tensors)):
             return _Folded.apply(self, self.weight, self.bias)
-        scale, shift = self.scale_and_shift()
-        return scale * torch.sqrt(self.running_var + self.eps), shift + self.running_mean.clone() * scale
+        mean, variance = torch.cat((self.running_mean, self.running_var)).chunk(2)
+        sigma = torch.sqrt(variance + self.eps)
+        scale, shift = self._scale_and_shift(mean, sigma)
+        return scale * sigma, shift + mean * scale
 
     def deployed(self) -> tuple[Tensor, Tensor]:
         """Return the scale and shift of the running statistics."""

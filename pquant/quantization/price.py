@@ -67,8 +67,9 @@ class Price:
         self.count = torch.empty(0)
         columns = [self._of_weight(layer, *met[layer]) for layer in self.flat] + [self._of_bias(layer) for layer in self.biased]  # type: ignore[misc]
         if columns:
-            self.weight_at, self.data_at, self.count = (torch.cat(column).to(device) for column in zip(*columns, strict=True))
-            self.in_order = torch.equal(self.weight_at, torch.arange(len(self.weight_at), device=device))
+            weight_at, data_at, count = (torch.cat(column) for column in zip(*columns, strict=True))
+            self.in_order = torch.equal(weight_at, torch.arange(len(weight_at)))
+            self.weight_at, self.data_at, self.count = (column.to(device) for column in (weight_at, data_at, count))
 
     def _of_weight(self, layer: CompressedLayer, element: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return, for each weight, the places of its bits and of its data's in the table, and the number of its multiplications."""
@@ -96,11 +97,13 @@ class Price:
         self.plan = Unchanged([*self.layers, *self.trained])
         self.rates = self.layers[0].price
         self.pairs = [*(quantizer.i for quantizer in self.trained), *(quantizer.f for quantizer in self.trained)]
-        self.looped = all(map(is_plain, (*self.pairs, self.rates, *(layer.weight for layer in self.flat))))
+        self.looped = all(map(is_plain, (*self.pairs, self.rates, self.count, *(layer.weight for layer in self.flat))))
+        if not self.looped:
+            return
         shapes = tuple(quantizer.f.shape for quantizer in self.trained)
         self.laid, self.sizes = laid(shapes, shapes), np.array([shape.numel() for shape in shapes])
-        self.places = (self.weight_at.cpu().numpy(), self.data_at.cpu().numpy())
-        self.counts, self.sign_of_each = self.count.cpu().numpy(), np.array([quantizer.sign for quantizer in self.trained], np.float32)
+        self.places = (self.weight_at.numpy(), self.data_at.numpy())
+        self.counts, self.sign_of_each = self.count.numpy(), np.array([quantizer.sign for quantizer in self.trained], np.float32)
 
     def in_a_loop(self, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_sloped` does, the slope already 0 where there are no bits, from all i and all f."""

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -250,7 +251,8 @@ class Trainer:
 
     def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+        reduced = self.training.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
             output = self.model(x)
         return self.task.loss(output.float(), y), self.penalty().to(self.device)
 
