@@ -3,8 +3,9 @@
     python benchmarks/run_time.py [--repeats 3] [--tracker wandb|none]
 
 The start is a whole process without epochs; beside it, in turns, stands a process that does nothing but import the libraries that such a run needs.
-The share of the steps is their time in that of the epochs with everything an epoch has: batches, validation, figures, checkpoint, files, tracker.
-Writes ``benchmarks/results/run_time_<tracker>.{json,md}``.
+The share of the steps is their time in that of an epoch with everything that it has: batches, validation, figures, checkpoint, files, tracker; that
+of the training loop has the fetching of batches and the sums of losses in it too. Both are medians over the epochs, of which the first loads what the
+others use. Writes ``benchmarks/results/run_time_<tracker>.{json,md}``.
 """
 
 import argparse
@@ -36,9 +37,9 @@ def seconds(*command: str) -> float:
     return time.perf_counter() - start
 
 
-def share_of_steps(folder: Path, tracker: str) -> float:
-    """Return the share of the epochs' time that the default job spends in training steps."""
-    spent = {"steps": 0.0, "epochs": 0.0}
+def shares(folder: Path, tracker: str) -> tuple[float, float]:
+    """Return the median shares of an epoch's time that the default job spends in training steps, and in the loop over them."""
+    spent, epochs = {"steps": 0.0, "loop": 0.0}, []
 
     def timed(name: str, call: Any) -> Any:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -52,16 +53,26 @@ def share_of_steps(folder: Path, tracker: str) -> float:
 
     fit = Trainer.fit
 
-    def watched(self: Trainer, *arguments: Any) -> None:
-        self.step = timed("steps", self.step)
-        timed("epochs", fit)(self, *arguments)
+    def watched(self: Trainer, on_epoch: Any, *arguments: Any) -> None:
+        begun = time.perf_counter()
+
+        def ended(row: Any) -> None:
+            nonlocal begun
+            on_epoch(row)
+            whole, begun = time.perf_counter() - begun, time.perf_counter()
+            epochs.append((spent["steps"] / whole, spent["loop"] / whole))
+            spent.update(steps=0.0, loop=0.0)
+
+        self.step, self._train_epoch = timed("steps", self.step), timed("loop", self._train_epoch)  # type: ignore[method-assign]
+        fit(self, ended, *arguments)
 
     Trainer.fit = watched  # type: ignore[method-assign]
     os.environ["WANDB_MODE"] = "offline"
     sys.argv = ["run.py", f"tracker={tracker}", "progress=quiet", f"hydra.run.dir={folder / 'epochs'}"]
     runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
     Trainer.fit = fit  # type: ignore[method-assign]
-    return spent["steps"] / spent["epochs"]
+    steps, loops = zip(*epochs, strict=True)
+    return statistics.median(steps), statistics.median(loops)
 
 
 def main() -> None:
@@ -77,12 +88,13 @@ def main() -> None:
         for turn in range(arguments.repeats):
             bare.append(seconds("-c", imports))
             starts.append(seconds("run.py", *NO_EPOCHS, f"tracker={arguments.tracker}", f"hydra.run.dir={folder / str(turn)}"))
-        share = share_of_steps(folder, arguments.tracker)
+        steps, loop = shares(folder, arguments.tracker)
     figures = {
         "start_seconds": statistics.median(starts),
         "imports_seconds": statistics.median(bare),
         "start_over_imports": statistics.median(start / one for start, one in zip(starts, bare, strict=True)),
-        "share_of_steps": share,
+        "share_of_steps": steps,
+        "share_of_loop": loop,
     }
     lines = [
         f"tracker={arguments.tracker}, medians of {arguments.repeats}:",
@@ -92,7 +104,8 @@ def main() -> None:
         f"| a run without epochs | {figures['start_seconds']:.1f} s |",
         f"| the imports of its libraries alone | {figures['imports_seconds']:.1f} s |",
         f"| the run / the imports | {figures['start_over_imports']:.2f} |",
-        f"| share of training steps in the time of the epochs | {100 * share:.0f} % |",
+        f"| share of an epoch that is training steps | {100 * steps:.0f} % |",
+        f"| the same with fetching their batches and adding up their losses | {100 * loop:.0f} % |",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

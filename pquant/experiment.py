@@ -239,7 +239,7 @@ class Experiment:
         for row in trainer.rows:
             self.tracker.log(row)
 
-        settings, sync = {"config": json.dumps(trained)}, SyncBehind(run.folder / CHECKPOINT)
+        settings = {"config": json.dumps(trained)}
 
         def on_epoch(row: Row) -> None:
             save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings, sync)
@@ -252,9 +252,8 @@ class Experiment:
 
         console.start(len(trainer.plan))
         try:
-            with graceful() as check:
+            with SyncBehind(run.folder / CHECKPOINT) as sync, graceful() as check:
                 trainer.fit(on_epoch, lambda: self._search(trainer, run.folder), check)
-            sync.wait()
         finally:
             console.finish()
 

@@ -12,10 +12,16 @@ DTYPE, IS_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 class Watched(nn.Module):
-    """A module that counts each attribute set, mode changed, and move to another device or dtype; values written into its tensors do not count."""
+    """A module that counts each attribute set, and move to another device or dtype.
+
+    Values written into its tensors do not count, nor does its mode, as every epoch goes from training to evaluation and back.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, and count it."""
+        """Set an attribute, and count it unless it is the mode."""
+        if name == "training":
+            self.__dict__[name] = value
+            return
         super().__setattr__(name, value)
         if not torch.compiler.is_compiling():
             _changes[0] += 1

@@ -68,6 +68,20 @@ def test_a_swapped_weight_is_the_one_computed_with() -> None:
     assert torch.equal(net(x), before)
 
 
+def test_each_mode_has_a_plan_that_stays() -> None:
+    net, x = model(), torch.rand(5, 4)
+    together = next(hook.__self__ for hook in net._forward_pre_hooks.values())
+    trained = net(x)
+    evaluated = net.eval()(x)
+    plans, before = dict(together.plans), changes()
+    assert torch.equal(net.train()(x), trained) and torch.equal(net.eval()(x), evaluated)
+    assert changes() == before and together.plans == plans and len(plans) == 2
+    net[0].eval(), net[2].train()
+    assert torch.equal(net(x), alone(net, x)) and len(together.plans) == 3
+    replace_quantizer(net)
+    assert torch.equal(net(x), alone(net, x)) and len(together.plans) == 1
+
+
 def test_a_step_without_changes_counts_none() -> None:
     net, x = model(), torch.rand(5, 4)
     net(x).sum().backward()

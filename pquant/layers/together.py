@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from pquant.course import SAME, Course, Each, Over, stands_for
 from pquant.flat import SMALL, in_order
 from pquant.layers.compressed import CompressedLayer
-from pquant.watched import Unchanged
+from pquant.watched import Unchanged, changes
 
+TRAINING = attrgetter("training")
 Steps = tuple[Each, Each, Each]
 
 
@@ -24,6 +26,15 @@ class _Ready(NamedTuple):
     masks_bias: bool
 
 
+class _Plan(NamedTuple):
+    """What all parameters go through in one mode; those ``as_they_are`` come first among the results, then those of each course."""
+
+    holds: Unchanged
+    as_they_are: list[Tensor]
+    courses: list[Course]
+    ready: list[_Ready]
+
+
 class Together:
     """Gives the compressed layers of a model their effective parameters for the time of each forward of the model.
 
@@ -33,23 +44,33 @@ class Together:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, CompressedLayer)]
-        self.plan: Unchanged | None = None
+        self.at = -1
 
     def begin(self, model: nn.Module, args: Any) -> None:
         """Compute all effective parameters, before a forward."""
         if torch.compiler.is_compiling():
             return
-        if self.plan is None or not self.plan.still():
-            self._plan()
-        tensors = [*self.unchanged]
-        for course in self.courses:
+        plan = self._plan()
+        tensors = [*plan.as_they_are]
+        for course in plan.courses:
             tensors += course()
-        for layer, weight, bias, masks_bias in self.ready:
+        for layer, weight, bias, masks_bias in plan.ready:
             shift = None if bias is None else tensors[bias]
             layer.__dict__["ready"] = (tensors[weight], layer.pruner.prune_bias(shift, layer.weight) if masks_bias and shift is not None else shift)
 
-    def _plan(self) -> None:
-        """Find what all parameters go through. That holds until a module changes, or one of its tensors is exchanged."""
+    def _plan(self) -> _Plan:
+        """Return the plan for the modes that the layers are in. It holds until a module changes, or one of its tensors is exchanged."""
+        if self.at != changes():
+            self.plans: dict[tuple[bool, ...], _Plan] = {}
+            self.modules = [module for layer in self.layers for module in _parts(layer)]
+            self.at = changes()
+        modes = tuple(map(TRAINING, self.modules))
+        plan = self.plans.get(modes)
+        if plan is None or not plan.holds.still():
+            plan = self.plans[modes] = self._made()
+        return plan
+
+    def _made(self) -> _Plan:
         joined = [layer for layer in self.layers if _joins(layer)]
         steps: dict[Tensor, Steps] = {}
         for layer in joined:
@@ -59,19 +80,23 @@ class Together:
             steps[layer.weight] = (pruned, quantized, SAME) if layer.pruning_first else (SAME, quantized, pruned)
             if layer.bias is not None:
                 steps[layer.bias] = (SAME, biased, masked or SAME)
-        self.unchanged = [tensor for tensor, own in steps.items() if all(each is SAME for each in own)]
+        as_they_are = [tensor for tensor, own in steps.items() if all(each is SAME for each in own)]
         groups = _groups({tensor: own for tensor, own in steps.items() if any(each is not SAME for each in own)})
-        self.courses = [_course(group) for group in groups]
-        order = [*self.unchanged, *(tensor for group in groups for run in group for tensor in run)]
+        courses = [_course(group) for group in groups]
+        order = [*as_they_are, *(tensor for group in groups for run in group for tensor in run)]
         number = {tensor: place for place, tensor in enumerate(order)}
-        self.ready = [_Ready(layer, number[layer.weight], number.get(layer.bias), _bias_each(layer) is None) for layer in joined]
-        modules = [module for layer in joined for module in (layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer)]
-        self.plan = Unchanged(modules, [*self.unchanged, *(tensor for course in self.courses for tensor in course.tensors)])
+        ready = [_Ready(layer, number[layer.weight], number.get(layer.bias), _bias_each(layer) is None) for layer in joined]
+        used = [*as_they_are, *(tensor for course in courses for tensor in course.tensors)]
+        return _Plan(Unchanged([module for layer in joined for module in _parts(layer)], used), as_they_are, courses, ready)
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forget them, after a forward or its failure."""
         for layer in self.layers:
             layer.__dict__["ready"] = None
+
+
+def _parts(layer: CompressedLayer) -> tuple[nn.Module, ...]:
+    return layer, layer.pruner, layer.weight_quantizer, layer.bias_quantizer
 
 
 def _each(layer: CompressedLayer) -> tuple[Each | None, Each | None, Each | None]:

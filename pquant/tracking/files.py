@@ -6,9 +6,10 @@ import json
 import math
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,26 @@ TOKEN = 8
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
-class SyncBehind:
+class SyncBehind(AbstractContextManager["SyncBehind"]):
     """Brings what is written to ``path``, again and again, to the disk while work goes on: a call waits for what was written before.
 
-    What did not arrive is an ``OSError`` of the call after, or of :meth:`wait`.
+    What did not arrive is an ``OSError`` of the call after, or of the end of the context. The last :attr:`HELD` files stay open, so that one that is
+    replaced meanwhile is given up, which takes as long as writing it, behind the work too.
     """
+
+    HELD = 2
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
+        self._held: deque[int] = deque()
 
     def __call__(self, number: int) -> None:
         """Start with an open file, which may be closed meanwhile."""
         self.wait()
-        self._last = self._thread.submit(_sync, os.dup(number))
+        self._held.append(os.dup(number))
+        self._last = self._thread.submit(self._sync, self._held[-1])
 
     def wait(self) -> None:
         """Return once all is on the disk."""
@@ -46,12 +52,20 @@ class SyncBehind:
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Close all files once all is on the disk; what did not arrive is told where no other error is under way."""
+        self._thread.shutdown()
+        while self._held:
+            os.close(self._held.popleft())
+        if kind is None:
+            self.wait()
 
-def _sync(number: int) -> None:
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    def _sync(self, number: int) -> None:
+        try:
+            os.fsync(number)
+        finally:
+            while len(self._held) > self.HELD:
+                os.close(self._held.popleft())
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, sync: Callable[[int], None] | None = None) -> None:

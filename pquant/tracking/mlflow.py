@@ -62,7 +62,7 @@ class MlflowTracker(Settings):
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log an epoch's figures at step ``row["epoch"]``."""
-        self._session.do(lambda run: run.metrics(row, row["epoch"]))
+        self._session.do_behind(lambda run: run.metrics(row, row["epoch"]))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Log the final figures after the last epoch, what is no number as tags, and keep the run's files as artifacts."""

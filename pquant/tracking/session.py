@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -14,13 +15,15 @@ Live = TypeVar("Live")
 class Session(Generic[Live]):
     """The live run of a service; none before it begins, after it ends and once it has failed, which is logged once.
 
-    ``folder`` is that of the run that began last.
+    ``folder`` is that of the run that began last. Things are done one after the other, in the order in which they are asked for.
     """
 
     def __init__(self, service: str) -> None:
         self.service = service
         self.run: Live | None = None
         self.folder = Path()
+        self._thread: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
 
     def begin(self, folder: Path, init: Callable[[], Live]) -> None:
         """Set the run to what ``init`` gives."""
@@ -30,14 +33,33 @@ class Session(Generic[Live]):
 
     def do(self, action: Callable[[Live], object]) -> None:
         """Do something with the run, if there is one."""
+        self._wait()
+        self._do(action)
+
+    def do_behind(self, action: Callable[[Live], object]) -> None:
+        """Do something with the run while work goes on, which waits only where the thing before takes until now."""
+        self._wait()
         if self.run is not None:
-            with self._giving_up_on_error():
-                action(self.run)
+            self._thread = self._thread or ThreadPoolExecutor(1)
+            self._last = self._thread.submit(self._do, action)
 
     def end(self, action: Callable[[Live], object]) -> None:
         """Do a last thing with the run."""
         self.do(action)
         self.run = None
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+    def _do(self, action: Callable[[Live], object]) -> None:
+        if self.run is not None:
+            with self._giving_up_on_error():
+                action(self.run)
 
     @contextmanager
     def _giving_up_on_error(self) -> Iterator[None]:

@@ -70,7 +70,7 @@ class WandbTracker(Settings):
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log an epoch's figures at step ``row["epoch"]``."""
-        self._session.do(lambda run: run.log(dict(row), step=row["epoch"]))
+        self._session.do_behind(lambda run: run.log(dict(row), step=row["epoch"]))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Set the summary of the W&B run; log its report, its layers and histograms as panels, and its files as an artifact."""

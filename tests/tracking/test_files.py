@@ -169,3 +169,28 @@ def test_csv_rewrite_replaces_what_an_earlier_run_left(tmp_path):
     assert [(row["epoch"], row["loss"]) for row in read(resumed.path)] == [("1", "1.0"), ("2", "0.5"), ("3", "0.25")]
     resumed.rewrite([])
     assert resumed.path.read_text() == "" and resumed.rows == []
+
+
+def test_the_last_files_stay_open_so_that_giving_up_replaced_ones_takes_no_time_of_the_work(tmp_path, monkeypatch):
+    path, closed = tmp_path / "a", []
+    close = os.close
+    monkeypatch.setattr(os, "close", lambda number: (closed.append((os.fstat(number).st_size, threading.current_thread())), close(number)))
+    with SyncBehind(path) as behind:
+        for size in range(1, 5):
+            write_atomic(path, size * "x", tmp_path / "before", behind)
+        behind.wait()
+        assert [size for size, _ in closed] == [1, 2]
+        assert threading.main_thread() not in [thread for _, thread in closed]
+    assert [size for size, _ in closed] == [1, 2, 3, 4]
+
+
+def test_the_end_of_the_context_tells_what_did_not_arrive_but_hides_no_other_error(tmp_path, monkeypatch):
+    def fail(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"), SyncBehind(tmp_path / "a") as behind:
+        write_atomic(tmp_path / "a", "first", sync=behind)
+    with pytest.raises(KeyboardInterrupt), SyncBehind(tmp_path / "a") as behind:
+        write_atomic(tmp_path / "a", "second", sync=behind)
+        raise KeyboardInterrupt

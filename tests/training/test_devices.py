@@ -1,7 +1,6 @@
 """Training steps on another device than the CPU: on a stand-in for one, which has no values to wait for, and on a GPU where there is one."""
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -101,7 +100,6 @@ def test_the_stand_in_notices_what_would_wait_or_fail() -> None:
 @each_quantization
 @each_method
 def test_a_step_on_another_device_stays_there_and_waits_for_nothing(method: PruningMethod, quantization: Quantization, stage: Stage) -> None:
-    logging.getLogger("pquant").setLevel(logging.ERROR)
     run = trainer(method, quantization, stage, torch.device("meta"), compile=False)
     x, y = torch.empty(BATCH, 2, 6, 6, device="meta"), torch.empty(BATCH, dtype=torch.int64, device="meta")
     run.model.train()
