@@ -8,7 +8,7 @@ the first two do not count. Right before each comes a turn of the plain network,
 the turns of (variant / the plain one before it), with the quartiles beside it; that of "plain" to itself tells the noise. ``--compile`` adds compiled
 steps and inferences, ``--reference`` the same rows of PQuantML, whose package has the name of ours, so that it needs an interpreter of its own
 (``pquant_ml.py``); all beside the same eager plain one. Memory is the most that is allocated within a step, with parameters and optimizer state.
-ResNet-20 has batches of CIFAR's shape, ResNet-50 (torchvision's, from the extra ``vision``) of ImageNet's.
+ResNet-20 has batches of CIFAR's shape, ResNet-50 (timm's, from the extra ``bench``) of ImageNet's.
 Writes ``benchmarks/results/step_time_<model>.{json,md,svg}``, with ``_compiled`` behind the model for ``--compile``, and the kind of a ``--device``
 that is no CPU.
 """
@@ -83,10 +83,10 @@ def variants(methods: list[str]) -> dict[str, tuple[PruningMethod, Quantization]
 
 
 def resnet50(input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """Return torchvision's ResNet-50, which takes images of any size."""
-    from torchvision.models import resnet50
+    """Return timm's ResNet-50, which takes images of any size."""
+    from timm import create_model
 
-    return resnet50(num_classes=num_outputs)
+    return create_model("resnet50", num_classes=num_outputs)
 
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], int, int]] = {
