@@ -142,7 +142,7 @@ class CSGroup(OnePass):
 
     def masks(self) -> Tensor:
         """Return s > 0."""
-        return self.above(self.scores, self.zeros, self.over, signed=True) if self.looped else super().masks()
+        return self.above(self.scores, self.zeros, self.over, "value") if self.looped else super().masks()
 
 
 @schema("pruning", "cs")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from pquant import flat
 from pquant.flat import Laid, apart, end_to_end, is_plain
 from pquant.training.stage import Stage
 from pquant.watched import Unchanged
+
+Measure = Literal["value", "magnitude", "square"]
+MEASURES = get_args(Measure)
 
 
 class Pruned(Protocol):
@@ -47,8 +50,8 @@ class Group:
             layer.pruner.on_batch_end(layer.weight)
 
     def masks(self) -> Tensor:
-        """Return the hard masks of all as floats, end to end in one axis."""
-        masks = [layer.pruner.hard_mask(layer.weight).detach() for layer in self.layers]
+        """Return the masks that the price of bits takes, of all as floats, end to end in one axis."""
+        masks = [layer.pruner.priced_mask(layer.weight).detach() for layer in self.layers]
         return end_to_end(masks, tuple(layer.weight.shape for layer in self.layers)).to(self.layers[0].weight.dtype)
 
 
@@ -75,10 +78,11 @@ class OnePass(Group):
         own = [tensor for pruner in self.pruners for tensor in (*pruner.parameters(), *pruner.buffers()) if tensor.is_floating_point()]
         self.looped = all(map(is_plain, self.weights + own))
 
-    def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], over: Laid, signed: bool = False) -> Tensor:
-        """Return 1 for magnitudes, or values if ``signed``, above the threshold spread over them, else 0, end to end in one axis; for loops."""
+    def above(self, values: Sequence[Tensor], thresholds: Sequence[Tensor], over: Laid, measure: Measure = "magnitude") -> Tensor:
+        """Return 1 where what is measured of values is above the threshold spread over them, else 0, end to end in one axis; for loops."""
         masks = torch.empty(self.total)
-        loops().above(addresses(values), addresses(thresholds), over.counts, over.repeats, signed, masks.data_ptr())
+        kind = MEASURES.index(measure)
+        loops().above(addresses(values), addresses(thresholds), over.counts, over.repeats, kind, masks.data_ptr())
         return masks
 
 
@@ -113,7 +117,7 @@ class Groups:
             group.follow_step()
 
     def masks(self) -> Tensor:
-        """Return the hard masks of all layers as floats, end to end in one axis, in the layers' order."""
+        """Return the masks that the price of bits takes, of all layers as floats, end to end in one axis, in the layers' order."""
         groups = self._now()
         if len(groups) == 1:
             return groups[0].masks()

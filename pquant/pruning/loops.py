@@ -67,43 +67,20 @@ def halfway(addresses: Any, sizes: Any, counts: Any, results: Any) -> None:
 
 
 @njit
-def _size(value: Any, squared: bool) -> Any:
-    return value * value if squared else abs(value)
-
-
-@njit
-def _keep(values: Any, pruned: int, squared: bool, out: Any) -> None:
-    if pruned <= 0 or pruned >= len(values):
-        out[:] = ONE if pruned <= 0 else ZERO
-        return
-    border, room = _size(_ranked(values, pruned), squared), len(values) - pruned
-    for n in range(len(values)):
-        room -= _size(values[n], squared) > border
-    for n in range(len(values)):
-        size = _size(values[n], squared)
-        tied = size == border and room > 0
-        out[n] = ONE if tied or size > border else ZERO
-        room -= tied
+def _measured(value: Any, kind: int) -> Any:
+    """Return what ``pquant.pruning.group.MEASURES`` names."""
+    return value if kind == 0 else abs(value) if kind == 1 else value * value
 
 
 @njit(nogil=True, cache=True)
-def keep_largest(addresses: Any, sizes: Any, pruned: Any, squared: bool, out: int) -> None:
-    """Write 1 for what stays of each layer when exactly the ``pruned`` smallest magnitudes, or squares, go, of equal ones the last first, else 0."""
-    at, kept = 0, _array(out, (sizes.sum(),))
-    for n in range(len(addresses)):
-        _keep(_array(addresses[n], (sizes[n],)), pruned[n], squared, kept[at : at + sizes[n]])
-        at += sizes[n]
-
-
-@njit(nogil=True, cache=True)
-def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, signed: bool, out: int) -> None:
-    """Write 1 for magnitudes, or values if ``signed``, above their threshold, each of which holds for ``repeats`` values in a row, else 0."""
+def above(addresses: Any, thresholds: Any, sizes: Any, repeats: Any, kind: int, out: int) -> None:
+    """Write 1 where what is measured of values is above their threshold, each of which holds for ``repeats`` values in a row, else 0."""
     at, mask = 0, _array(out, ((sizes * repeats).sum(),))
     for n in range(len(addresses)):
         values, bounds = _array(addresses[n], (sizes[n], repeats[n])), _array(thresholds[n], (sizes[n],))
         for a in range(sizes[n]):
             for b in range(repeats[n]):
-                mask[at + b] = ONE if (values[a, b] if signed else abs(values[a, b])) > bounds[a] else ZERO
+                mask[at + b] = ONE if _measured(values[a, b], kind) > bounds[a] else ZERO
             at += repeats[n]
 
 
@@ -250,25 +227,6 @@ def pulls(addresses: Any, sizes: Any, ranks: Any, slopes: int, out: int) -> None
             one = values[a]
             sign = ONE if one > ZERO else (-ONE if one < ZERO else ZERO)
             pull[at + a] = force * sign if abs(one) <= border else ZERO
-        at += sizes[n]
-
-
-@njit(nogil=True, cache=True)
-def near_largest(addresses: Any, sizes: Any, counts: Any, epsilon: float, side: int, near: float, out: int) -> None:
-    """Write 1 for magnitudes above ``epsilon``; where zeros miss their share by less than ``near``, for all but the ``counts`` smallest.
-
-    Zeros miss it where there are too few or too many, but for ``side`` 1 only too many, for -1 only too few.
-    """
-    at, kept, eps = 0, _array(out, (sizes.sum(),)), F(epsilon)
-    for n in range(len(addresses)):
-        values, mask = _array(addresses[n], (sizes[n],)), kept[at : at + sizes[n]]
-        gap = _zeros(values, eps) - F(counts[n] / sizes[n])
-        gap = abs(gap) if side == 0 else F(side) * gap
-        if ZERO < gap < F(near):
-            _keep(values, counts[n], False, mask)
-        else:
-            for a in range(sizes[n]):
-                mask[a] = ONE if abs(values[a]) > eps else ZERO
         at += sizes[n]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pquant.course import SAME, Each
-from pquant.flat import apart
+from pquant.flat import apart, laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
@@ -119,6 +119,14 @@ class MDMMPruner(Pruner):
         if self.method.project:
             gap = self.gap(sizes)
             keep = torch.where((gap > 0) & (gap < PROJECTION_GAP), keep_largest(sizes, self.count), keep)
+        return self._spread(keep, weight)
+
+    def priced_mask(self, weight: Tensor) -> Tensor:
+        """Return what is larger than epsilon."""
+        return self._spread(self.sizes(weight) > self.method.epsilon, weight) if self.stage is Stage.TRAIN else self.mask
+
+    def _spread(self, keep: Tensor, weight: Tensor) -> Tensor:
+        """Return for each weight what ``keep`` says of its group."""
         if self.method.metric_type == "UnstructuredSparsity":
             return keep
         return keep.repeat_interleave(self.method.rf, 1)[:, : weight[0].numel()].reshape(weight.shape)
@@ -168,6 +176,8 @@ class MDMMGroup(OnePass):
         self.targets = (self.counts / self.groups).astype(np.float32)
         self.scales = np.array([pruner.scale for pruner in self.pruners], np.float32)
         self.multipliers = [pruner.multiplier for pruner in self.pruners]
+        self.epsilons = [torch.tensor(self.method.epsilon)] * len(self.weights)
+        self.over = laid(self.shapes, tuple(epsilon.shape for epsilon in self.epsilons))
         self.by_weight = self.method.metric_type == "UnstructuredSparsity"
         self.bounded = self.method.constraint_type != "Equality"
         self.slacks = self.bounded and self.method.damping > 0
@@ -216,13 +226,10 @@ class MDMMGroup(OnePass):
 
     @torch.no_grad()
     def masks(self) -> Tensor:
-        """Return 1 for what is larger than epsilon, or for the target's number of largest where that is near."""
+        """Return 1 for what is larger than epsilon."""
         if not self.looped or not self.by_weight:
             return super().masks()
-        side, near = self.method.side if self.bounded else 0, PROJECTION_GAP if self.method.project else 0.0
-        masks = torch.empty(self.total)
-        loops().near_largest(addresses(self.weights), self.sizes, self.counts, self.method.epsilon, side, near, masks.data_ptr())
-        return masks
+        return self.above(self.weights, self.epsilons, self.over)
 
 
 @schema("pruning", "mdmm")

@@ -78,7 +78,7 @@ class Pruner(Watched):
     """Options of the optimizer group that holds this pruner's parameters."""
 
     counts_steps: ClassVar[bool] = False
-    """Whether :meth:`on_batch_end` counts in Python, which no compiled graph can."""
+    """Whether :meth:`on_batch_end` goes by numbers of Python's that change, which a compiled graph does not follow."""
     makes_output: bool = False
     """Whether the layer makes the model's output, which no method may take channels from unasked; set by ``compress``."""
 
@@ -114,6 +114,10 @@ class Pruner(Watched):
     def hard_mask(self, weight: Tensor) -> Tensor:
         """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is deployed now."""
         return self.select(weight) if self.stage is Stage.TRAIN else self.mask
+
+    def priced_mask(self, weight: Tensor) -> Tensor:
+        """Return which weights' bits have a price now, like :meth:`hard_mask`; a method may take less exact a mask that every step can afford."""
+        return self.hard_mask(weight)
 
     def deployed_weight(self, weight: Tensor) -> Tensor:
         """Return the weight as deployed now, pruned entries exactly 0."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pquant import flat
 from pquant.course import SAME, Each, InRows
+from pquant.flat import laid
 from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.masks import global_budget, keep_largest
 from pquant.pruning.method import PrunedWeights, PruningMethod
@@ -60,6 +61,7 @@ class PDPPruner(ScheduledPruner):
     """
 
     state: ClassVar[tuple[str, ...]] = (*ScheduledPruner.state, "budget", "count")
+    counts_steps = True
     border: Tensor
     tau: Tensor
 
@@ -90,6 +92,10 @@ class PDPPruner(ScheduledPruner):
     def select(self, weight: Tensor) -> Tensor:
         """Return a mask that drops exactly the ``count`` smallest."""
         return keep_largest(self.squares(weight), self.count)
+
+    def priced_mask(self, weight: Tensor) -> Tensor:
+        """Return a mask that drops what is below the border, as :meth:`select` does but for ties, whatever the ``count``."""
+        return self.squares(weight) > self.border if self.stage is Stage.TRAIN else self.mask
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias (out,) masked as its channel is."""
@@ -146,6 +152,7 @@ class PDPGroup(OnePass):
         self.method: PDP = self.pruners[0].method
         self.counts = np.array([pruner.count for pruner in self.pruners])
         self.borders = [pruner.border for pruner in self.pruners]
+        self.over = laid(self.shapes, tuple(border.shape for border in self.borders))
         self.looped = self.looped and not self.method.structured_pruning
 
     def follow_step(self) -> None:
@@ -158,12 +165,8 @@ class PDPGroup(OnePass):
 
     @torch.no_grad()
     def masks(self) -> Tensor:
-        """Return 1 for all but the ``count`` smallest of each layer."""
-        if not self.looped:
-            return super().masks()
-        masks = torch.empty(self.total)
-        loops().keep_largest(addresses(self.weights), self.sizes, self.counts, True, masks.data_ptr())
-        return masks
+        """Return 1 for what is above the border."""
+        return self.above(self.weights, self.borders, self.over, "square") if self.looped else super().masks()
 
 
 @schema("pruning", "pdp")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant.flat import addresses, is_plain, laid
+from pquant.flat import addresses, apart, is_plain, laid
 from pquant.layers.compressed import CompressedLayer, QuantizedLayer
 from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
@@ -29,6 +29,26 @@ class _InALoop(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         parts = ctx.laid.apart(ctx.slope * grads[0])
         return None, *parts, *parts
+
+
+class _Meeting:
+    """Which of the ``count`` bit widths of its data each weight of a layer meets, by its place ``element`` among them."""
+
+    def __init__(self, element: Tensor, count: int, device: torch.device) -> None:
+        self.element, self.count = element.to(device), count
+        alike = len(set(element.bincount(minlength=count).tolist())) == 1
+        self.order = element.argsort(stable=True).to(device) if alike else None
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sums of weights' values by the bit width that they meet, (count,).
+
+        Where all are met alike each is a sum of its own: threads that add to a few places, as in ``index_add_``, wait for each other.
+        """
+        if self.count == 1:
+            return values.sum().view(1)
+        if self.order is None:
+            return values.new_zeros(self.count).index_add_(0, self.element, values)
+        return values.index_select(0, self.order).view(self.count, -1).sum(1)
 
 
 class Price:
@@ -70,6 +90,8 @@ class Price:
             weight_at, data_at, count = (torch.cat(column) for column in zip(*columns, strict=True))
             self.in_order = torch.equal(weight_at, torch.arange(len(weight_at)))
             self.weight_at, self.data_at, self.count = (column.to(device) for column in (weight_at, data_at, count))
+        self.priced = [(layer.weight, layer.weight_quantizer) for layer in self.flat] + [(layer.bias, layer.bias_quantizer) for layer in self.biased]
+        self.meetings = [_Meeting(met[layer][0].flatten(), layer.operand().bits().numel(), device) for layer in self.flat]  # type: ignore[index]
 
     def _of_weight(self, layer: CompressedLayer, element: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return, for each weight, the places of its bits and of its data's in the table, and the number of its multiplications."""
@@ -115,32 +137,38 @@ class Price:
         return value, slope
 
     def _masks(self) -> Tensor:
-        """Return the hard masks of all weights, end to end."""
+        """Return which weights have a price, 1 or 0, end to end."""
         return self.pruners.masks().to(self.count)
 
     def _sloped(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the price of bit widths, but for the layers counted one by one, and its slope by width."""
         beta, gamma = self.layers[0].price.unbind()
-        table = torch.cat((bits, self.constants))
-        slope = torch.zeros_like(table)
-        total = table.new_zeros(())
+        total, slope = bits.new_zeros(()), torch.zeros_like(bits)
         if self.flat:
-            cost = self.count * beta
+            table, cost = torch.cat((bits, self.constants)), self.count * beta
             if self.pruned:
                 masks = self._masks()
                 cost[: len(masks)] *= masks
             weight_bits = bits[: len(self.weight_at)] if self.in_order else table.index_select(0, self.weight_at)
-            weight_slope, data_slope = cost * table.index_select(0, self.data_at), cost * weight_bits
-            total = torch.dot(weight_bits, weight_slope)
-            if self.in_order:
-                slope[: len(weight_slope)] = weight_slope
-            else:
-                slope.index_add_(0, self.weight_at, weight_slope)
-            slope.index_add_(0, self.data_at, data_slope)
+            weight_slope = cost * table.index_select(0, self.data_at)
+            total, slope = torch.dot(weight_bits, weight_slope), self._by_width(weight_slope, cost * weight_bits)
         if self.layers[0].quantization.hgq_gamma:
             total = total + gamma * bits[: self.paid].sum()
             slope[: self.paid] += gamma
-        return total, slope[: len(bits)]
+        return total, slope
+
+    def _by_width(self, weight_slope: Tensor, data_slope: Tensor) -> Tensor:
+        """Return the slopes of all constants, which are end to end, and of the data that each meets, added up by bit width."""
+        shapes = tuple(constant.shape for constant, _ in self.priced)
+        sums: dict[Quantizer, Tensor] = {}
+        for part, (_, quantizer) in zip(apart(weight_slope, shapes), self.priced, strict=True):
+            if isinstance(quantizer, HGQQuantizer):
+                sums[quantizer] = sums.get(quantizer, 0) + part.sum_to_size(quantizer.f.shape)
+        for part, layer, meeting in zip(apart(data_slope, shapes), self.flat, self.meetings, strict=False):
+            operand = layer.operand()
+            if isinstance(operand, HGQQuantizer):
+                sums[operand] = sums.get(operand, 0) + meeting.sums(part.flatten()).view(operand.f.shape)
+        return torch.cat([sums[one].flatten() if one in sums else one.f.new_zeros(one.f.numel()) for one in self.trained])
 
     def _places(self, quantizer: Quantizer) -> Tensor:
         """Return where the bit widths of a quantizer lie in the table, in their shape."""
@@ -180,7 +208,7 @@ def _met(layer: CompressedLayer) -> tuple[Tensor, Tensor] | None:
 
 
 def _mask(layer: CompressedLayer) -> Tensor:
-    return layer.pruner.hard_mask(layer.weight).detach().expand_as(layer.weight)
+    return layer.pruner.priced_mask(layer.weight).detach().expand_as(layer.weight)
 
 
 def _counted(layer: CompressedLayer) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pquant.errors import ConfigError
 from pquant.layers import pruned_layers
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
 from pquant.quantization import Quantization
+from pquant.training.lifecycle import StepEvents
 
 METHODS: list[PruningMethod] = [
     CS(threshold_decay=1e-3),
@@ -184,3 +186,34 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(method: PruningMet
         if one.grad is not None and two.grad is not None:
             torch.testing.assert_close(one.grad, two.grad, msg=name)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if not isinstance(method, (Wanda, ActivationPruning))], ids=lambda m: type(m).__name__
+)
+def test_graphs_of_a_stage_are_made_once_however_long_it_is(method: PruningMethod, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Tensor]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = partial(torch.compile, backend=backend)
+    monkeypatch.setattr("pquant.training.lifecycle.torch.compile", compiled)
+    model = pquant.compress(network(), method, replace(FIXED, use_hgq=True, hgq_beta=1e-5), inputs()[0]).train()
+    optimizer = torch.optim.SGD(pquant.parameter_groups(model), 0.05)
+    pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(EPOCHS, STEPS))
+    penalty, events = pquant.Penalty(model), StepEvents(model, compiled=True)
+    x, y = inputs()
+    loss = compiled(lambda: nn.functional.cross_entropy(model(x), y) + penalty())
+    counts = []
+    for _ in range(EPOCHS):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            events()
+        pquant.on_epoch_end(model)
+        counts.append(len(graphs))
+    assert 1 <= counts[0] <= 2 and counts == counts[:1] * EPOCHS

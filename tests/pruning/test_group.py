@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pquant
+from pquant.flat import laid
 from pquant.layers import CompressedLayer, pruned_layers
 from pquant.pruning import CS, DST, MDMM, PDP, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda, loops
 from pquant.pruning.dst import DSTPruner
-from pquant.pruning.group import Group, Groups, OnePass, addresses
-from pquant.pruning.masks import keep_largest
-from pquant.pruning.method import Pruner
+from pquant.pruning.group import MEASURES, Group, Groups, Measure, OnePass, addresses
+from pquant.pruning.method import NoPruner, Pruner
 
 KINDS = ("channelwise", "layerwise", "weightwise")
 METHODS: list[PruningMethod] = [
@@ -252,12 +253,13 @@ def test_nothing_is_called_once_a_window_has_closed(monkeypatch: pytest.MonkeyPa
 VALUES = st.lists(st.floats(width=32), min_size=1, max_size=40)
 
 
-@given(VALUES, st.booleans(), st.data())
-def test_the_largest_kept_are_those_of_torch_whatever_the_values(values: list[float], squared: bool, data: st.DataObject) -> None:
-    x, pruned = torch.tensor(values), data.draw(st.integers(0, len(values)))
-    kept = torch.empty(len(values))
-    loops.keep_largest(addresses([x]), np.array([len(values)]), np.array([pruned]), squared, kept.data_ptr())
-    assert torch.equal(kept.bool(), keep_largest(x.square() if squared else x.abs(), pruned))
+@given(st.lists(VALUES, min_size=1, max_size=4), st.floats(width=32, allow_nan=False), st.sampled_from(MEASURES))
+def test_what_is_above_is_what_torch_finds_there(layers: list[list[float]], threshold: float, measure: Measure) -> None:
+    weights, bound = [nn.Parameter(torch.tensor(values)) for values in layers], torch.tensor(threshold)
+    over = laid(tuple(weight.shape for weight in weights), (bound.shape,) * len(weights))
+    group = OnePass([SimpleNamespace(weight=weight, pruner=NoPruner()) for weight in weights])
+    seen = {"value": Tensor.detach, "magnitude": Tensor.abs, "square": Tensor.square}[measure]
+    assert torch.equal(group.above(weights, [bound] * len(weights), over, measure).bool(), torch.cat([seen(weight) > bound for weight in weights]))
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
