@@ -63,7 +63,7 @@ class QuantizedLayer(Watched):
         """Return the layer's output for ``x``, both quantized as set."""
         before, after = self._acting()
         if before is not None:
-            x = before(_widened(x))
+            x = before(x if x.dtype is torch.float32 else _widened(x))
         if self.training:
             with remade(x):
                 y = self.compute(x)

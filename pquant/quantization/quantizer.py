@@ -238,6 +238,9 @@ class FixedPointQuantizer(Quantizer):
         """Return ``x`` in the format; while observing, widen the range seen and return ``x`` as it is, but for negatives that are not kept."""
         if self._one is not None and not self.observing and x.dtype is torch.float32 and not torch.compiler.is_compiling():
             return self._one(x)
+        rows = self._buffers["rows"]
+        if rows is not None and not self.observing and not (x.requires_grad and torch.is_grad_enabled()) and not torch.jit.is_tracing():
+            return self._by_rows(x, rows)
         if self.observing:
             self.observe(x)
             return x if self.k.any() else x.clamp(min=0)
@@ -245,19 +248,12 @@ class FixedPointQuantizer(Quantizer):
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
         if self._numbers:
             return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
-        values = None if x.requires_grad and torch.is_grad_enabled() else self._by_rows(x)
-        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode) if values is None else values
+        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode)
 
-    def _by_rows(self, x: Tensor) -> Tensor | None:
-        """Return the values without a gradient, by what is at hand of the formats; None where nothing is, or exporters are to see the formats."""
-        rows = self._buffers["rows"]
-        if rows is None or torch.jit.is_tracing():
-            return None
-        if kernels.take(x) and is_plain(rows):
-            shape = kernels.layout(x.shape, self._shape)
-            if shape is not None:
-                return kernels.snapped_each(x, rows, shape, self.round_mode)
-        return fitted(x, rows, self.round_mode)
+    def _by_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return the values without a gradient, by what is at hand of the formats. Exporters, which trace, are to see the formats themselves."""
+        shape = kernels.layout(x.shape, self._shape) if is_plain(x) and is_plain(rows) and not torch.compiler.is_compiling() else None
+        return fitted(x, rows, self.round_mode) if shape is None else kernels.snapped_each(x, rows, shape, self.round_mode)
 
     def each(self) -> Each | None:
         """Return the rounding to the format in force."""
