@@ -141,6 +141,10 @@ class PDPPruner(ScheduledPruner):
         super().on_epoch_end(weight)
         self.on_batch_end(weight)
 
+    def on_round_end(self, weight: Tensor) -> None:
+        """Follow the weights where they were put back."""
+        self.on_batch_end(weight)
+
 
 class PDPGroup(OnePass):
     """The borders of all layers, in one pass where weights go one by one under an absolute temperature."""

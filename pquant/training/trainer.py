@@ -189,9 +189,9 @@ class Trainer:
         if epoch.stage is not Stage.TRAIN or not epoch.ends_round:
             return
         if epoch.round < self.training.rounds - 1:
-            on_round_end(self.model)
             if self.training.rewind == "every-round":
                 self._rewind()
+            on_round_end(self.model)
         elif self.training.rewind != "never" and self.training.fine_tuning_epochs:
             set_stage(self.model, Stage.FINETUNE)
             self._rewind()

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import pquant
 from pquant.data import Splits
 from pquant.errors import ConfigError
-from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
+from pquant.pruning import DST, PDP, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Stage, Training
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
@@ -209,3 +209,21 @@ def test_in_bf16_layers_multiply_in_bf16_and_quantizers_stay_exact(section: Quan
     assert seen - {("quantizer", torch.float32)} == {("training", torch.bfloat16), ("evaluation", torch.float32)}
     losses = [[row["train/loss"] for row in run.rows] for run in (plain, reduced)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_method_s_border_is_that_of_the_weights_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(PDP(sparsity=0.5, epsilon=1.0), FIXED, replace(TRAINING, rewind="every-round", save_weights_epoch=1))
+    borders: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step = run.step
+
+    def watched(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pruner, weight = run.model[0].pruner, run.model[0].weight
+        if pruner.stage is Stage.TRAIN:
+            kept = pruner.border.clone()
+            pruner.measure(weight)
+            borders.append((kept, pruner.border.clone()))
+        return step(x, y)
+
+    monkeypatch.setattr(run, "step", watched)
+    run.fit(lambda row: None)
+    assert len(borders) == 2 * 3 * 4 and all(torch.equal(kept, measured) for kept, measured in borders)
