@@ -52,6 +52,13 @@ def _next(values: Any, rank: int, ranked: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def ranked(addresses: Any, sizes: Any, ranks: Any, results: Any) -> None:
+    """Write the rank-th smallest magnitude of each layer to ``results``, by address; for rank 0 what is below all."""
+    for n in range(len(addresses)):
+        _array(results[n], (1,))[0] = _ranked(_array(addresses[n], (sizes[n],)), ranks[n]) if ranks[n] else F(-np.inf)
+
+
+@njit(nogil=True, cache=True)
 def halfway(addresses: Any, sizes: Any, counts: Any, results: Any) -> None:
     """Write the squares of what lies halfway between the ``count``-th smallest magnitude of each layer and the next to ``results``, by address."""
     for n in range(len(addresses)):
@@ -216,12 +223,12 @@ def lift(shares: int, targets: Any, multipliers: Any, side: int, damping: float,
 
 
 @njit(nogil=True, cache=True)
-def pulls(addresses: Any, sizes: Any, ranks: Any, slopes: int, out: int) -> None:
+def pulls(addresses: Any, sizes: Any, borders: Any, slopes: int, out: int) -> None:
     """Write the gradient of the sum of slope * (share of zeros), the slope of a share being that of -T_k(s) / sum(s); see MDMM."""
     at, slope, pull = 0, _array(slopes, (len(sizes),)), _array(out, (sizes.sum(),))
     for n in range(len(addresses)):
         values = _array(addresses[n], (sizes[n],))
-        border = _ranked(values, ranks[n]) if ranks[n] else -ONE
+        border = _array(borders[n], (1,))[0]
         force = -slope[n] / max(_sum(values), TINY)
         for a in range(sizes[n]):
             one = values[a]

@@ -5,6 +5,7 @@ of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -29,36 +30,35 @@ log = logging.getLogger(__name__)
 class _ShareOfZeros(torch.autograd.Function):
     """The given share of zeros among groups of these sizes s; its derivative, straight through, is that of -T_k(s) / sum(s).
 
-    T_k is the sum of the k smallest sizes: 0 exactly when k groups are 0. So what has to go for the target to be met is pulled, all of it with
-    the same force, and what stays is not shrunk.
+    T_k is the sum of the k smallest sizes, those up to the border: 0 exactly when k groups are 0. So what has to go for the target to be met is
+    pulled, all of it with the same force, and what stays is not shrunk.
     """
 
     @staticmethod
-    def forward(ctx: Any, sizes: Tensor, share: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(sizes)
-        ctx.k = k
+    def forward(ctx: Any, sizes: Tensor, share: Tensor, border: Tensor) -> Tensor:
+        ctx.save_for_backward(sizes, border)
         return share
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (sizes,) = ctx.saved_tensors
-        if not ctx.k:
-            return torch.zeros_like(sizes), None, None
-        smallest = sizes <= sizes.flatten().kthvalue(ctx.k).values
+        sizes, border = ctx.saved_tensors
+        smallest = sizes <= border
         return smallest * (-grads[0] / sizes.sum().clamp(min=1e-12)), None, None
 
 
 class MDMMPruner(Pruner):
-    """The constraint on one weight, that ``count`` of its ``groups`` are zero, and its Lagrange ``multiplier``."""
+    """The constraint on one weight, that ``count`` of its ``groups`` are zero, its Lagrange ``multiplier``, and the ``border`` of what has to go."""
 
     state: ClassVar[tuple[str, ...]] = ("name", "count")
     multiplier: Tensor
+    border: Tensor
 
     def __init__(self, method: "MDMM", weight: Tensor) -> None:
         super().__init__(method, weight)
         self.method: MDMM = method
         self.groups = self.sizes(weight.detach()).numel()
         self.name, self.count = "", round(method.target * self.groups)
+        self.register_buffer("border", weight.new_full((), -math.inf))
         if method.use_grad:
             self.multiplier = nn.Parameter(weight.new_zeros(()))
             self.optimizer_options = {"weight_decay": 0.0, "lr": method.constraint_lr, "maximize": True}
@@ -75,7 +75,7 @@ class MDMMPruner(Pruner):
     def metric(self, weight: Tensor) -> Tensor:
         """Return the share of zeros, whose derivative is that of the trimmed Lasso."""
         sizes = self.sizes(weight)
-        return _ShareOfZeros.apply(sizes, self.method.share(sizes.detach()), self.count)
+        return _ShareOfZeros.apply(sizes, self.method.share(sizes.detach()), self.border)
 
     def excess(self, share: Tensor) -> Tensor:
         """Return share - target, or target - share for GreaterThanOrEqual: an inequality is met where it is not positive."""
@@ -99,6 +99,14 @@ class MDMMPruner(Pruner):
         return self.method.scale * (self.groups if self.method.scale_mode == "sum" else 1)
 
     @torch.no_grad()
+    def measure(self, weight: Tensor) -> None:
+        """Take the border of ``weight``, the size of its ``count``-th smallest group."""
+        if self.count:
+            self.border.copy_(self.sizes(weight).flatten().kthvalue(self.count).values)
+        else:
+            self.border.fill_(-math.inf)
+
+    @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
         """Raise the multiplier by constraint_lr * scale * h, where the optimizer does not; keep that of an inequality non-negative."""
         if self.stage is not Stage.TRAIN:
@@ -107,6 +115,11 @@ class MDMMPruner(Pruner):
             self.multiplier.add_(self.infeasibility(weight) * (self.method.constraint_lr * self.method.scale))
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
+        self.measure(weight)
+
+    def on_round_end(self, weight: Tensor) -> None:
+        """Follow the weights where they were put back."""
+        self.measure(weight)
 
     def soft(self) -> Each:
         """Return the weight as it is: training is dense."""
@@ -175,7 +188,7 @@ class MDMMGroup(OnePass):
         self.counts, self.groups = (np.array(column) for column in zip(*((one.count, one.groups) for one in self.pruners), strict=True))
         self.targets = (self.counts / self.groups).astype(np.float32)
         self.scales = np.array([pruner.scale for pruner in self.pruners], np.float32)
-        self.multipliers = [pruner.multiplier for pruner in self.pruners]
+        self.multipliers, self.borders = ([getattr(pruner, name) for pruner in self.pruners] for name in ("multiplier", "border"))
         self.epsilons = [torch.tensor(self.method.epsilon)] * len(self.weights)
         self.over = laid(self.shapes, tuple(epsilon.shape for epsilon in self.epsilons))
         self.by_weight = self.method.metric_type == "UnstructuredSparsity"
@@ -210,19 +223,21 @@ class MDMMGroup(OnePass):
     def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
         """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""
         pull = torch.empty(int(self.groups.sum()))
-        loops().pulls(addresses(sizes), self.groups, self.counts, slopes.data_ptr(), pull.data_ptr())
+        loops().pulls(addresses(sizes), self.groups, addresses(self.borders), slopes.data_ptr(), pull.data_ptr())
         return apart(pull, tuple(one.shape for one in sizes))
 
     @torch.no_grad()
     def follow_step(self) -> None:
-        """Raise all multipliers."""
+        """Raise all multipliers, and follow the weights."""
         if not self.looped or self.method.use_grad:
             super().follow_step()
             return
-        shares, rate = self.shares(self.seen()), self.method.constraint_lr * self.method.scale
+        seen = self.seen()
+        shares, rate = self.shares(seen), self.method.constraint_lr * self.method.scale
         where = self.method.side, self.method.damping, self.slacks, self.bounded
         loops().lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
-        torch.autograd.graph.increment_version(self.multipliers)
+        loops().ranked(addresses(seen), self.groups, self.counts, addresses(self.borders))
+        torch.autograd.graph.increment_version([*self.multipliers, *self.borders])
 
     @torch.no_grad()
     def masks(self) -> Tensor:
@@ -303,3 +318,4 @@ class MDMM(PruningMethod):
         counts = global_budget({name: (pruner, pruner.sizes(weight)) for name, (pruner, weight) in layers.items()}, self.target)  # type: ignore[operator]
         for name, (pruner, _) in layers.items():
             pruner.name, pruner.count = name, counts[name]
+            pruner.measure(layers[name][1])  # type: ignore[operator]

@@ -26,6 +26,7 @@ TYPES = ["Equality", "LessThanOrEqual", "GreaterThanOrEqual"]
 def in_training(method: MDMM, weight: Tensor) -> MDMMPruner:
     pruner = method.pruner(weight, nn.Linear)
     pruner.on_stage_start(Stage.TRAIN)
+    pruner.measure(weight)
     return pruner.train()
 
 
@@ -42,6 +43,9 @@ class Position(MDMMPruner):
 
     def metric(self, weight: Tensor) -> Tensor:
         return weight.sum()
+
+    def measure(self, weight: Tensor) -> None:
+        """A number has no border."""
 
 
 class Toy(nn.Module):
