@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pquant.errors import ConfigError
 from pquant.layers.remade import remade
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
+from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 from pquant.training.stage import Horizon, Stage
@@ -15,6 +16,8 @@ from pquant.watched import Watched, changes
 
 Shape = tuple[int, ...]
 Calls = tuple[tuple[Shape, Shape], ...]
+Acting = tuple[Quantizer | None, Quantizer | None, bool]
+NOT_FOUND: tuple[Acting, int] = ((None, None, False), -1)
 NO_PRUNING = NoPruning()
 NO_QUANTIZATION = Quantization(enable_quantization=False)
 
@@ -61,30 +64,33 @@ class QuantizedLayer(Watched):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x``, both quantized as set."""
-        before, after = self._acting()
+        before, after, trained = self._acting()
         if before is not None:
             x = before(x if x.dtype is torch.float32 else _widened(x))
-        if self.training:
+        if trained and self.training:
             with remade(x):
                 y = self.compute(x)
         else:
             y = self.compute(x)
         return y if after is None else after(_widened(y))
 
-    def _acting(self) -> tuple[Quantizer | None, Quantizer | None]:
-        """Return the input's quantizer, where the source left it anything to do, and the output's, if any; kept until a module changes."""
+    def _acting(self) -> Acting:
+        """Return the input's quantizer, where the source left it anything to do, the output's, if any, and whether the bits of what the layer
+        computes with are trained; kept until a module changes.
+        """
         if torch.compiler.is_compiling():
             return self._find_acting()
-        found, when = self.__dict__.get("acting", (None, None))
+        found, when = self.__dict__.get("acting", NOT_FOUND)
         if when != changes():
             found = self._find_acting()
             self.__dict__["acting"] = found, changes()
         return found
 
-    def _find_acting(self) -> tuple[Quantizer | None, Quantizer | None]:
+    def _find_acting(self) -> Acting:
         kept = bool(self.source) and self.input_quantizer.keeps(self.source[0])
         passes = type(self.input_quantizer).forward is NoQuantizer.forward
-        return None if kept or passes else self.input_quantizer, None if self.output_quantizer.is_float else self.output_quantizer
+        before, after = None if kept or passes else self.input_quantizer, None if self.output_quantizer.is_float else self.output_quantizer
+        return before, after, isinstance(self.operand(), HGQQuantizer)
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
