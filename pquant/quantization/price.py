@@ -90,7 +90,8 @@ class Price:
             weight_at, data_at, count = (torch.cat(column) for column in zip(*columns, strict=True))
             self.in_order = torch.equal(weight_at, torch.arange(len(weight_at)))
             self.weight_at, self.data_at, self.count = (column.to(device) for column in (weight_at, data_at, count))
-        self.priced = [(layer.weight, layer.weight_quantizer) for layer in self.flat] + [(layer.bias, layer.bias_quantizer) for layer in self.biased]
+        self.priced = [(layer.weight.shape, layer.weight_quantizer) for layer in self.flat]
+        self.priced += [(layer.bias.shape, layer.bias_quantizer) for layer in self.biased]
         self.meetings = [_Meeting(met[layer][0].flatten(), layer.operand().bits().numel(), device) for layer in self.flat]  # type: ignore[index]
 
     def _of_weight(self, layer: CompressedLayer, element: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +160,7 @@ class Price:
 
     def _by_width(self, weight_slope: Tensor, data_slope: Tensor) -> Tensor:
         """Return the slopes of all constants, which are end to end, and of the data that each meets, added up by bit width."""
-        shapes = tuple(constant.shape for constant, _ in self.priced)
+        shapes = tuple(shape for shape, _ in self.priced)
         sums: dict[Quantizer, Tensor] = {}
         for part, (_, quantizer) in zip(apart(weight_slope, shapes), self.priced, strict=True):
             if isinstance(quantizer, HGQQuantizer):
