@@ -1,6 +1,7 @@
 """Training steps on another device than the CPU: on a stand-in for one, which has no values to wait for, and on a GPU where there is one."""
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -137,6 +138,20 @@ def assert_alike(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert given.keys() == expected.keys()
     for name, tensor in given.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@each_quantization
+@each_method
+def test_loops_over_memory_give_what_tensor_operations_do(method: PruningMethod, quantization: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
+    looped, simple = (trainer(method, quantization, Stage.TRAIN, CPU, compile=False) for _ in range(2))
+    given = slopes(looped, looped.losses)
+    for module in [module for name, module in sys.modules.items() if name.startswith("pquant.") and hasattr(module, "is_plain")]:
+        monkeypatch.setattr(module, "is_plain", lambda x: False)
+    for module in ("pquant.quantization.kernels.loops", "pquant.pruning.group.loops", "pquant.layers.norm._loops", "pquant.flat._loops"):
+        monkeypatch.setattr(module, lambda: pytest.fail("a loop was used"))
+    expected = slopes(simple, simple.losses)
+    assert torch.equal(given["loss"], expected["loss"])
+    assert_alike(given, expected)
 
 
 def compiled_slopes(method: PruningMethod, quantization: Quantization, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
