@@ -8,7 +8,6 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pquant.errors import ConfigError
+from pquant.tracking.behind import Behind
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""
@@ -33,28 +33,25 @@ class SyncBehind(AbstractContextManager["SyncBehind"]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._behind = Behind()
         self._held: deque[int] = deque()
 
     def __call__(self, number: int) -> None:
         """Start with an open file, which may be closed meanwhile."""
         self.wait()
         self._held.append(os.dup(number))
-        self._last = self._thread.submit(self._sync, self._held[-1])
+        self._behind(self._sync, self._held[-1])
 
     def wait(self) -> None:
         """Return once all is on the disk."""
-        last, self._last = self._last, None
         try:
-            if last is not None:
-                last.result()
+            self._behind.wait()
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Close all files once all is on the disk; what did not arrive is told where no other error is under way."""
-        self._thread.shutdown()
+        self._behind.close()
         while self._held:
             os.close(self._held.popleft())
         if kind is None:

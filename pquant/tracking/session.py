@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from pquant.tracking.behind import Behind
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ class Session(Generic[Live]):
         self.service = service
         self.run: Live | None = None
         self.folder = Path()
-        self._thread: ThreadPoolExecutor | None = None
-        self._last: Future[None] | None = None
+        self._behind = Behind()
 
     def begin(self, folder: Path, init: Callable[[], Live]) -> None:
         """Set the run to what ``init`` gives."""
@@ -33,28 +33,20 @@ class Session(Generic[Live]):
 
     def do(self, action: Callable[[Live], object]) -> None:
         """Do something with the run, if there is one."""
-        self._wait()
+        self._behind.wait()
         self._do(action)
 
     def do_behind(self, action: Callable[[Live], object]) -> None:
         """Do something with the run while work goes on, which waits only where the thing before takes until now."""
-        self._wait()
+        self._behind.wait()
         if self.run is not None:
-            self._thread = self._thread or ThreadPoolExecutor(1)
-            self._last = self._thread.submit(self._do, action)
+            self._behind(self._do, action)
 
     def end(self, action: Callable[[Live], object]) -> None:
         """Do a last thing with the run."""
         self.do(action)
         self.run = None
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-            self._last = None
+        self._behind.close()
 
     def _do(self, action: Callable[[Live], object]) -> None:
         if self.run is not None:
