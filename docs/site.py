@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 
 from pquant.experiment import Experiment
 from pquant.quantization.quantizer import TensorFormat
-from pquant.reference import class_of, fields, first_line
+from pquant.config_help import class_of, fields, first_line
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("experiments/**/*.md", "benchmarks/results/*.md", "experiments/**/*.svg", "experiments/**/*.png")

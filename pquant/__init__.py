@@ -1,7 +1,7 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
 from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
-from pquant.measures import Penalty, figures, layer_table, penalty, sparsity
+from pquant.metrics import Penalty, figures, layer_table, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.quantization.ebops import ebops
 from pquant.reporting.layers import summarize

@@ -25,11 +25,10 @@ from pquant.export.exporter import Exporter
 from pquant.export.front import export_front
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
+from pquant.fitcompress.deferred_quantization import release
 from pquant.fitcompress.fitcompress import FITCompress
-from pquant.fitcompress.waiting import release
-from pquant.interrupt import graceful, prompt
 from pquant.layers.convert import compress, finalize
-from pquant.measures import figures, layer_table
+from pquant.metrics import figures, layer_table
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.reporting.confusion import Confusion
@@ -38,10 +37,11 @@ from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
 from pquant.settings import check_fields, setting
+from pquant.signals import graceful, prompt
 from pquant.tracking.environment import config_hash, difference, environment
 from pquant.tracking.files import MetricsCsv, SyncBehind, only_run_in, plain, write_json
 from pquant.tracking.tracker import Tracker
-from pquant.training import ranks
+from pquant.training import distributed
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.trainer import Row, Trainer
@@ -125,7 +125,7 @@ class Experiment:
         """
         if self.from_epoch == "all":
             return export_front(self, run)
-        with ranks.joined(self.training.torch_device()):
+        with distributed.joined(self.training.torch_device()):
             return self._run(run, watch)
 
     def _run(self, run: Run, watch: Callable[[Row], None]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Experiment:
         for warning in self.fitcompress.prepare(model):
             log.warning(warning)
 
-        if not ranks.leads():
+        if not distributed.leads():
             return self._assist(trainer, float_model, splits, run)
         with only_run_in(run.folder), prompt(), self._told(run):
             if self.from_run:

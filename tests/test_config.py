@@ -118,7 +118,7 @@ def test_no_code_that_reads_what_others_wrote_can_run_it() -> None:
 def test_a_saved_configuration_builds_only_what_is_allowed(tmp_path: Path) -> None:
     with initialize_config_dir(config_dir=str(CONF)):
         OmegaConf.save(compose("config", overrides=["tracker=none"]), tmp_path / "config.yaml")
-    for target in ("os.system", "subprocess.run", "builtins.eval", "torch.hub.load", "torch.load", "pquant.interrupt.subprocess.run"):
+    for target in ("os.system", "subprocess.run", "builtins.eval", "torch.hub.load", "torch.load", "pquant.signals.subprocess.run"):
         config = OmegaConf.load(tmp_path / "config.yaml")
         config.model = {"_target_": target, "_args_": [f"touch {tmp_path / 'owned'}"]}
         with pytest.raises(CONFIGURATION_ERRORS) as caught:

@@ -53,7 +53,7 @@ def test_the_report_shows_names_and_settings_as_text(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["resume", "from_run"])
-@pytest.mark.parametrize("target", ["os.system", "pquant.interrupt.subprocess.getoutput"])
+@pytest.mark.parametrize("target", ["os.system", "pquant.signals.subprocess.getoutput"])
 def test_a_run_folder_made_by_others_runs_nothing(key: str, target: str, place: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(place / "outputs" / "run" / ".hydra" / "config.yaml")
     for section in ("model", "tracker"):

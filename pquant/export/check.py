@@ -10,7 +10,7 @@ from pquant.errors import ConfigError
 from pquant.export.graph import Graph, LayerStep, Step, SumStep, record
 from pquant.export.replay import CONVOLUTIONS, NORMS, POOLS, pool_geometry
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING

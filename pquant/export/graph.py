@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pquant.errors import ConfigError
-from pquant.layers.compressed import QuantizedLayer
+from pquant.layers.base import QuantizedLayer
 
 EXAMPLES = 2
 SUMS = {"add": (1, 1), "__add__": (1, 1), "__radd__": (1, 1), "__iadd__": (1, 1), "add_": (1, 1)} | {

@@ -15,7 +15,7 @@ from pquant.errors import ExportError
 from pquant.export.fixed import Fixed, Format
 from pquant.export.graph import Graph, Step
 from pquant.export.replay import parameters, quantized_input, replay
-from pquant.layers.compressed import QuantizedLayer
+from pquant.layers.base import QuantizedLayer
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)

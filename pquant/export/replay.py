@@ -12,7 +12,7 @@ from pquant.errors import ConfigError
 from pquant.export.fixed import Constants, Format, Real
 from pquant.export.graph import Graph, LayerStep, MoveStep, Step, SumStep
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine, PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d

@@ -7,8 +7,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from pquant.layers.compressed import QuantizedLayer
-from pquant.measures import layer_table
+from pquant.layers.base import QuantizedLayer
+from pquant.metrics import layer_table
 from pquant.quantization.quantizer import Quantizer
 from pquant.tracking.files import write_atomic, write_json
 

@@ -9,7 +9,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from pquant.finetuning.claims import FAILURE, study_lock
+from pquant.finetuning.trial_locks import FAILURE, study_lock
 from pquant.reporting.headline import duration
 from pquant.reporting.pareto import write_pareto
 from pquant.tracking.files import UNFINISHED, MetricsCsv, plain, write_atomic

@@ -20,12 +20,12 @@ from optuna.trial import Trial, TrialState
 
 from pquant.config import build_experiment
 from pquant.errors import ConfigError
-from pquant.finetuning.claims import FAILURE, Claims, said, study_lock
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
 from pquant.finetuning.study import is_grid, open_study, sampler, storage
 from pquant.finetuning.study import pruner as build_pruner
+from pquant.finetuning.trial_locks import FAILURE, Claims, said, study_lock
 
 log = logging.getLogger(__name__)
 

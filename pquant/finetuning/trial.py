@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 
 from pquant.errors import StoppedEarly
 from pquant.experiment import CHECKPOINT
-from pquant.finetuning.claims import FAILURE, said, trial_lock
 from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
 from pquant.finetuning.study import pruner, storage
+from pquant.finetuning.trial_locks import FAILURE, said, trial_lock
 from pquant.tracking.files import plain
 from pquant.training.checkpoint import has_checkpoint
 

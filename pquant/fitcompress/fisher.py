@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from pquant.layers.compressed import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer, weight_layers
 from pquant.settings import Settings, setting
 
 Loss = Callable[[Tensor, Tensor], Tensor]

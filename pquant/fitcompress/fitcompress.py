@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 
 from pquant.data.batches import batches
 from pquant.errors import ConfigError
+from pquant.fitcompress.deferred_quantization import released, wait
 from pquant.fitcompress.fisher import Loss, StoppingRule, fisher
 from pquant.fitcompress.mask import SearchedMask
 from pquant.fitcompress.result import Result, final_masks, take_on
 from pquant.fitcompress.search import search
 from pquant.fitcompress.space import CompressionSpace, SearchedLayer, Tensors
-from pquant.fitcompress.waiting import released, wait
-from pquant.layers.compressed import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer, weight_layers
 from pquant.pruning.method import NoPruner, NoPruning, PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, FixedPointQuantizer

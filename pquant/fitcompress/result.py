@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
+from pquant.fitcompress.deferred_quantization import release, released
 from pquant.fitcompress.fisher import Fisher
 from pquant.fitcompress.search import Path as Way
 from pquant.fitcompress.search import State
 from pquant.fitcompress.space import CompressionSpace, Format, SearchedLayer, Tensors, global_masks
-from pquant.fitcompress.waiting import release, released
-from pquant.layers.compressed import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer, weight_layers
 from pquant.names import check_patterns
 from pquant.quantization.quantizer import FixedPointQuantizer
 

@@ -1,7 +1,7 @@
 """Layers that prune and quantize, and the conversion of models to them."""
 
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.convert import calibrate, compress, finalize, unconverted
 from pquant.layers.dense import PQDense

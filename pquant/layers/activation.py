@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, Calls, QuantizedLayer
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
 from pquant.quantization.quantization import Quantization

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pquant.layers.compressed import CompressedLayer
+from pquant.layers.base import CompressedLayer
 
 
 class _Convolution(CompressedLayer):

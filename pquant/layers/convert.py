@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.layers.compressed import CompressedLayer
+from pquant.layers.base import CompressedLayer
 
 
 class PQDense(CompressedLayer, nn.Linear):

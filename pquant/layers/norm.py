@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pquant.flat import addresses
-from pquant.layers.compressed import Calls, QuantizedLayer
+from pquant.layers.base import Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization import kernels
 from pquant.quantization.quantization import Quantization

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pquant.layers.compressed import Calls, QuantizedLayer
+from pquant.layers.base import Calls, QuantizedLayer
 
 
 class PQAvgPool1d(QuantizedLayer, nn.AvgPool1d):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pquant.course import SAME, Course, Each, Over, stands_for
 from pquant.flat import SMALL, in_order
-from pquant.layers.compressed import CompressedLayer
+from pquant.layers.base import CompressedLayer
 from pquant.watched import Unchanged, changes
 
 TRAINING = attrgetter("training")

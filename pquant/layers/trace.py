@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pquant.layers.compressed import Calls, QuantizedLayer
+from pquant.layers.base import Calls, QuantizedLayer
 
 Example = Tensor | tuple[Tensor, ...]
 

@@ -10,7 +10,7 @@ from pquant.course import SAME, Each
 from pquant.pruning.method import Masked
 from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
-from pquant.training import ranks
+from pquant.training import distributed
 from pquant.training.stage import Stage
 
 
@@ -44,8 +44,8 @@ class ActivationPruner(WindowPruner):
     def observe(self, x: Tensor) -> None:
         """Add the activity of the output ``x``: (..., out) of a dense layer, (batch, out, *positions) of a convolution."""
         active = self.sum_by_feature(x > 0 if self.method.statistic == "frequency" else x.abs()).to(self.activity)
-        self.activity.add_(ranks.total(active))
-        self.values.add_(ranks.total(torch.full_like(self.values, x.numel() // len(active))))
+        self.activity.add_(distributed.total(active))
+        self.values.add_(distributed.total(torch.full_like(self.values, x.numel() // len(active))))
         self.seen.add_(1)
 
     def prune(self, weight: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pquant.errors import ConfigError
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer, weight_layers
 from pquant.layers.convert import calibrate, compress
 from pquant.layers.trace import Example
 from pquant.pruning.magnitude import Magnitude

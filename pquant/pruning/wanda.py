@@ -11,7 +11,7 @@ from pquant.pruning.masks import global_budget, keep_largest_by_row, uniform_bud
 from pquant.pruning.method import PrunedWeights
 from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
-from pquant.training import ranks
+from pquant.training import distributed
 
 
 class WandaPruner(WindowPruner):
@@ -34,7 +34,7 @@ class WandaPruner(WindowPruner):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the energy of the input ``x``: (..., in) for a dense layer, (batch, in, *positions) for a convolution."""
-        energy = ranks.total(self.sum_by_feature(x.square()))
+        energy = distributed.total(self.sum_by_feature(x.square()))
         by_group = energy.view(-1, 1, self.energy.shape[1])
         self.energy.view(len(by_group), -1, self.energy.shape[1]).add_(by_group)
         self.seen.add_(1)

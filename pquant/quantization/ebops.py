@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.flat import apart, end_to_end
-from pquant.layers.compressed import Calls, CompressedLayer, QuantizedLayer
+from pquant.layers.base import Calls, CompressedLayer, QuantizedLayer
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 
 MANTISSA_BITS = 24

@@ -15,7 +15,7 @@ from pquant.flat import apart, end_to_end
 from pquant.quantization import kernels
 from pquant.quantization.fixed_point import SATURATING, pow2, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, value_range
-from pquant.training import ranks
+from pquant.training import distributed
 
 LN2 = torch.tensor(math.log(2))
 VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
@@ -193,7 +193,7 @@ class HGQQuantizer(Quantizer):
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
         """Let ``i`` follow the range of ``x``."""
-        self.i.copy_(torch.maximum(self.i - self.forget, ranks.highest(self._needed(x))))
+        self.i.copy_(torch.maximum(self.i - self.forget, distributed.highest(self._needed(x))))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

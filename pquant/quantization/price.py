@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.flat import addresses, apart, is_plain, laid
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.pruning.group import Groups
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import calls_of, operations

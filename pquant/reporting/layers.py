@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from pquant.layers.compressed import CompressedLayer
+from pquant.layers.base import CompressedLayer
 from pquant.layers.convert import unconverted
 from pquant.layers.trace import Example
-from pquant.measures import layer_table, sparsity
+from pquant.metrics import layer_table, sparsity
 from pquant.pruning.method import NoPruner
 from pquant.quantization.ebops import ebops
 from pquant.reporting.headline import label, show

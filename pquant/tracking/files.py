@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pquant.errors import ConfigError
-from pquant.tracking.behind import Behind
+from pquant.tracking.background import Behind
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pquant.tracking.behind import Behind
+from pquant.tracking.background import Behind
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.compressed import QuantizedLayer, pruned_layers
+from pquant.layers.base import QuantizedLayer, pruned_layers
 from pquant.pruning.group import Groups
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.stage import Horizon, Stage

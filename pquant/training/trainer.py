@@ -19,13 +19,13 @@ from torch.utils.data import Dataset, TensorDataset
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, DivergedError, blaming
-from pquant.layers.compressed import pruned_layers
+from pquant.layers.base import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
-from pquant.measures import Penalty, sparsity
+from pquant.metrics import Penalty, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import deployed, ebops
 from pquant.quantization.quantizer import Quantizer
-from pquant.training import ranks
+from pquant.training import distributed
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
 from pquant.training.optimizer import parameter_groups, uncompiled
@@ -184,7 +184,7 @@ class Trainer:
         return begins or saves
 
     def _leave(self, epoch: Epoch, loss: float) -> None:
-        ranks.mean_buffers(self.model)
+        distributed.mean_buffers(self.model)
         on_epoch_end(self.model, loss)
         if epoch.stage is not Stage.TRAIN or not epoch.ends_round:
             return
@@ -235,14 +235,14 @@ class Trainer:
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         finite = torch.isfinite(x).all()
-        (x, y), weight = ranks.part(x, y)
+        (x, y), weight = distributed.part(x, y)
         loss, auxiliary = self.losses(x, y)
         self.updates.zero_grad()
         together = loss + auxiliary
         (together if weight == 1 else together * weight).backward()
-        ranks.total_gradients(self.updates.parameters)
+        distributed.total_gradients(self.updates.parameters)
         self.follow_step()
-        return ranks.total(loss.detach() * weight), auxiliary.detach(), finite
+        return distributed.total(loss.detach() * weight), auxiliary.detach(), finite
 
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 
 from pquant.settings import Settings, schema, setting
-from pquant.training import ranks
+from pquant.training import distributed
 from pquant.training.stage import Horizon
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Training(Settings):
             ConfigError: torch knows no such device, or there is none here.
         """
         if self.device == "auto":
-            return torch.device(f"cuda:{ranks.local_index() or 0}" if torch.cuda.is_available() else "cpu")
+            return torch.device(f"cuda:{distributed.local_index() or 0}" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=self.device)
             return torch.device(self.device)

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from pquant.finetuning.claims import Claims, trial_lock
 from pquant.finetuning.study import open_study, storage
 from pquant.finetuning.trial import StudyTrial
+from pquant.finetuning.trial_locks import Claims, trial_lock
 
 from .conftest import FakeJobs, Study
 

@@ -411,9 +411,9 @@ def test_pools_average_quantized_values() -> None:
 
 def test_errors_name_the_layer() -> None:
     net = nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
-    with pytest.raises(pquant.layers.compressed.ConfigError, match=r"layer '1.0': Wanda.M must divide the 4 inputs of each row, got 3"):
+    with pytest.raises(pquant.layers.base.ConfigError, match=r"layer '1.0': Wanda.M must divide the 4 inputs of each row, got 3"):
         pquant.compress(net, Wanda(N=1, M=3))
-    with pytest.raises(pquant.layers.compressed.ConfigError, match=r"layer '1.1': data quantized per_weight needs one shape"):
+    with pytest.raises(pquant.layers.base.ConfigError, match=r"layer '1.1': data quantized per_weight needs one shape"):
         pquant.compress(net, None, Quantization(layer_specific={"1.1": {"input": {"granularity": "per_weight"}}}))
 
 

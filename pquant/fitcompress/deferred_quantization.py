@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pquant.layers.activation import PQActivation
-from pquant.layers.compressed import QuantizedLayer
+from pquant.layers.base import QuantizedLayer
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 PLACES = ("input_quantizer", "output_quantizer", "weight_quantizer", "bias_quantizer")

@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pquant
+from pquant.config_help import class_of, descriptions, explained, explaining, fields, first_line
 from pquant.experiment import Experiment
 from pquant.models import MLP
 from pquant.pruning import MDMM, Wanda
-from pquant.reference import class_of, descriptions, explained, explaining, fields, first_line
 from pquant.settings import Settings
 from pquant.training import Training
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = {
-    re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    re.split("[<>=]", requirement)[0].replace("-", "_")
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 }
 """Packages that are always installed; modules of an extra may miss theirs."""
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.compressed import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.pruning.group import Groups
 from pquant.quantization.ebops import Deployed, ebops, layer_ebops
 from pquant.quantization.price import prices

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pquant
-from pquant.fitcompress.waiting import release, released, wait
+from pquant.fitcompress.deferred_quantization import release, released, wait
 from pquant.quantization import Quantization
 
 BITS = {"default_weight_keep_negatives": True, "default_weight_fractional_bits": 2, "default_data_integer_bits": 2, "default_data_fractional_bits": 1}

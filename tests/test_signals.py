@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pquant.errors import ConfigError
-from pquant.interrupt import Interrupted, graceful, requeue
+from pquant.signals import Interrupted, graceful, requeue
 from pquant.tracking.files import only_run_in
 
 from .test_run import SHORT, run
