@@ -34,12 +34,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import pquant
+from pquant.metrics import Penalty
 from pquant.models import MLP, ResNet20
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training.lifecycle import StepEvents
-from pquant.training.optimizer import parameter_groups, uncompiled
-from pquant.training.updates import Updates
+from pquant.training.optimizer import parameter_groups
 
 matplotlib.use("svg")
 
@@ -120,8 +120,8 @@ def plain_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call:
 def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool = False) -> Call:
     """Return the training step of a compressed model (a plain one is one that compresses nothing), as the trainer makes it."""
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=1000, steps_per_epoch=1000))
-    updates = Updates(uncompiled(partial(torch.optim.Adam, lr=1e-3, fused=True))(parameter_groups(model)), model)
-    events, penalty = StepEvents(model), pquant.Penalty(model)
+    optimizer = torch.optim.Adam(parameter_groups(model), 1e-3, fused=True)
+    events, penalty = StepEvents(model), Penalty(model)
 
     def loss() -> torch.Tensor:
         return nn.functional.cross_entropy(model(x), y) + penalty()
@@ -130,9 +130,9 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     forward = torch.compile(loss) if compiled else loss
 
     def step() -> None:
-        updates.zero_grad()
+        optimizer.zero_grad()
         forward().backward()
-        updates.step()
+        optimizer.step()
         events()
 
     return step

@@ -1,28 +1,24 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
 from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
-from pquant.metrics import Penalty, figures, layer_table, penalty, sparsity
+from pquant.metrics import ebops, layer_table, model_metrics, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
-from pquant.quantization.ebops import ebops
 from pquant.reporting.layers import summarize
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
-from pquant.training.updates import Updates
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Horizon",
-    "Penalty",
     "Stage",
-    "Updates",
     "calibrate",
     "compress",
     "ebops",
-    "figures",
     "finalize",
     "layer_table",
+    "model_metrics",
     "on_batch_end",
     "on_epoch_end",
     "on_round_end",

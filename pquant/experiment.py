@@ -28,7 +28,7 @@ from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
 from pquant.fitcompress.fitcompress import FITCompress
 from pquant.layers.convert import compress, finalize
-from pquant.metrics import figures, layer_table
+from pquant.metrics import layer_table, model_metrics
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.reporting.confusion import Confusion
@@ -155,7 +155,7 @@ class Experiment:
                 baseline = self._baseline(float_model, splits, console)
                 self._fit(trainer, run, console, watch)
             trainer.trace_ranges()
-            measured = figures(trainer.model)
+            measured = model_metrics(trainer.model)
             final = finalize(trainer.model)
             confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
             tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)

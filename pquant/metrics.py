@@ -1,4 +1,4 @@
-"""What a compressed model is worth: sparsity, sizes, bits, a table by layer."""
+"""Metrics of a compressed model: auxiliary losses, sparsity, EBOPs, sizes, a table by layer."""
 
 from typing import Any
 
@@ -6,40 +6,61 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
-from pquant.pruning.group import Groups
-from pquant.quantization.ebops import Deployed, ebops, layer_ebops
-from pquant.quantization.price import prices
+from pquant.quantization.hgq import HGQQuantizer
+from pquant.quantization.quantizer import Quantizer
 
 
 class Penalty:
     """The auxiliary losses of a model; calling it gives the scalar to add to the task's loss.
 
-    It is that of pruning in the train stage, and the price of trained bits from then on. Made once for a model, it costs a step little.
+    It is that of pruning in the train stage, and the regularization of trained bits from then on. It looks for the layers once, when it is made.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.pruned, self.prices, self.zero = Groups(list(pruned_layers(model).values())), prices(model), torch.zeros(())
+        self.pruned = list(pruned_layers(model).values())
+        regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
+        self.counted = [layer for layer in regularized if isinstance(layer, CompressedLayer) and layer.quantization.regularizes_ebops]
+        owners: dict[Quantizer, QuantizedLayer] = {}
+        for layer in regularized:
+            if layer.quantization.hgq_gamma:
+                owners |= {quantizer: layer for quantizer in layer.quantizers() if isinstance(quantizer, HGQQuantizer) and quantizer not in owners}
+        self.widths = list(owners.items())
+        self.zero = torch.zeros(())
 
     def __call__(self) -> Tensor:
-        """Return the sum of the methods' losses and of the prices, 0 where there are none."""
-        terms = [*self.pruned.penalties(), *(price() for price in self.prices)]
+        """Return the methods' losses + beta * EBOPs + gamma * (sum of all trained bit widths), 0 where there are none."""
+        terms = [layer.pruner.penalty(layer.weight) for layer in self.pruned]
+        for layer in self.counted:
+            ebops = layer.trained_ebops()
+            if ebops is not None:
+                terms.append(layer.regularization.beta * ebops)  # type: ignore[union-attr]
+        terms += [layer.regularization.gamma * quantizer.bits().sum() for quantizer, layer in self.widths]  # type: ignore[union-attr]
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
 
 def penalty(model: nn.Module) -> Tensor:
-    """Return the auxiliary losses of ``model`` now; see :class:`Penalty`."""
+    """Return the auxiliary losses of ``model`` now, a scalar; see :class:`Penalty`."""
     return Penalty(model)()
 
 
-def sparsity(model: nn.Module, constants: Deployed | None = None) -> float:
-    """Return the share of zeros among the prunable weights, pruned and quantized as they would be deployed now.
+@torch.no_grad()
+def ebops(model: nn.Module) -> float:
+    """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be finalized now.
 
-    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does. ``constants`` are those of
-    the layers, where they are known already.
+    Raises:
+        ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
+    """
+    return sum((module.ebops() for module in model.modules() if isinstance(module, QuantizedLayer)), start=0.0)
+
+
+def sparsity(model: nn.Module) -> float:
+    """Return the share of zeros among the prunable weights, pruned and quantized as they would be finalized now.
+
+    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does.
     """
     layers = list(weight_layers(model).values())
     layers = [layer for layer in layers if layer.prunable] or layers
-    weights = [(constants[layer] if constants else layer.deployed())[0] for layer in layers]
+    weights = [layer.finalized_parameters()[0] for layer in layers]
     total = sum(weight.numel() for weight in weights)
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / total if total else 0.0
 
@@ -55,17 +76,17 @@ def layer_table(model: nn.Module) -> list[dict[str, Any]]:
 def _row(name: str, layer: QuantizedLayer) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "type": type(layer).__name__}
     if isinstance(layer, CompressedLayer):
-        weight, bias = layer.deployed()
+        weight, bias = layer.finalized_parameters()
         nonzero = int(weight.count_nonzero())
         row |= {"shape": list(weight.shape), "params": weight.numel(), "nonzero": nonzero, "sparsity": 1 - nonzero / max(weight.numel(), 1)}
         row |= {"prunable": layer.prunable, "weight_bits": layer.weight_quantizer.mean_width()}
     row |= {"input_bits": layer.operand().mean_width(), "output_bits": layer.output_quantizer.mean_width()}
     known = layer.calls or isinstance(layer, CompressedLayer) and layer.weight.ndim == 2
-    return row | {"ebops": layer_ebops(layer) if known else None}
+    return row | {"ebops": layer.ebops() if known else None}
 
 
-def figures(model: nn.Module) -> dict[str, Any]:
-    """Return the headline figures of a compressed model.
+def model_metrics(model: nn.Module) -> dict[str, Any]:
+    """Return the headline metrics of a compressed model.
 
     ``params`` and ``nonzero_params`` count weights and biases; ``weight_bits`` is the mean width of the non-zero weights, ``size_bytes`` what all
     non-zero parameters take at their widths, without an index; ``mask_sparsity`` counts what pruning alone removes.
@@ -73,7 +94,7 @@ def figures(model: nn.Module) -> dict[str, Any]:
     params = nonzero = kept = prunable = 0
     bits = weight_bits = weights_left = 0.0
     for layer in weight_layers(model).values():
-        weight, bias = layer.deployed()
+        weight, bias = layer.finalized_parameters()
         width = layer.weight_quantizer.width().to(weight.device).expand_as(weight)
         weight_bits += float(width[weight != 0].sum())
         weights_left += int(weight.count_nonzero())

@@ -1,16 +1,14 @@
-"""Quantizers that wait: until the search has chosen the bits, a compressed model computes with float values."""
+"""Quantizers that are switched off: until the search has chosen the bits, a compressed model computes with float values."""
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from pquant.layers.activation import PQActivation
 from pquant.layers.base import QuantizedLayer
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 PLACES = ("input_quantizer", "output_quantizer", "weight_quantizer", "bias_quantizer")
 
 
-class Waiting(NoQuantizer):
+class DeferredQuantizer(NoQuantizer):
     """Holds the quantizer whose place it takes, and lets values pass."""
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -18,31 +16,21 @@ class Waiting(NoQuantizer):
         self.quantizer = quantizer
 
 
-class WaitingRectifier(Waiting):
-    """Stands for a quantizer that is a ReLU as well, see :class:`pquant.layers.PQActivation`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return max(x, 0)."""
-        return F.relu(x)
-
-
-def wait(model: nn.Module) -> None:
+def defer(model: nn.Module) -> None:
     """Switch off every quantizer of a compressed model until :func:`release`."""
-    waiting: dict[int, Quantizer] = {}
+    deferred: dict[int, Quantizer] = {}
     for module in _layers(model):
         for place in PLACES:
             quantizer = getattr(module, place, None)
             if quantizer is None or quantizer.is_float:
                 continue
-            rectifies = isinstance(module, PQActivation) and module.rectifies and place == "input_quantizer"
-            kind = WaitingRectifier if rectifies else Waiting
-            setattr(module, place, waiting.setdefault(id(quantizer), kind(quantizer)))
+            setattr(module, place, deferred.setdefault(id(quantizer), DeferredQuantizer(quantizer)))
     for module in _layers(model):
-        module.source = tuple(waiting.get(id(source), source) for source in module.source)
+        module.source = tuple(deferred.get(id(source), source) for source in module.source)
 
 
 def release(model: nn.Module) -> None:
-    """Put the quantizers that wait back to work."""
+    """Put the deferred quantizers back to work."""
     for module in _layers(model):
         for place in PLACES:
             if hasattr(module, place):
@@ -51,8 +39,8 @@ def release(model: nn.Module) -> None:
 
 
 def released(quantizer: Quantizer) -> Quantizer:
-    """Return the quantizer that waits in ``quantizer``'s place, or itself."""
-    return quantizer.quantizer if isinstance(quantizer, Waiting) else quantizer
+    """Return the quantizer whose place ``quantizer`` takes, or itself."""
+    return quantizer.quantizer if isinstance(quantizer, DeferredQuantizer) else quantizer
 
 
 def _layers(model: nn.Module) -> list[QuantizedLayer]:

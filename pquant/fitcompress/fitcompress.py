@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from pquant.data.batches import batches
 from pquant.errors import ConfigError
-from pquant.fitcompress.deferred_quantization import released, wait
+from pquant.fitcompress.deferred_quantization import defer, released
 from pquant.fitcompress.fisher import Loss, StoppingRule, fisher
 from pquant.fitcompress.mask import SearchedMask
 from pquant.fitcompress.result import Result, final_masks, take_on
@@ -143,7 +143,7 @@ class FITCompress(Settings):
         """
         if not self.enable_fitcompress:
             return []
-        wait(model)
+        defer(model)
         if self.result is not None:
             Result.read(Path(self.result)).check_names(model)
             return []
@@ -225,7 +225,7 @@ class FITCompress(Settings):
 def _searchable(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model, for evaluation, that computes with float values."""
     work = copy.deepcopy(model).eval()
-    wait(work)
+    defer(work)
     return work
 
 

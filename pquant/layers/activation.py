@@ -1,8 +1,7 @@
 """Activations."""
 
-import math
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +10,9 @@ from torch.nn import functional as F
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
+from pquant.quantization.hgq import round_straight_through
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import Quantizer
-
-
-class _ShiftedReLU(torch.autograd.Function):
-    """y = relu(x) * 2^round(m), straight through the rounding: dm = ln 2 * sum(g y)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, exponent: Tensor) -> Tensor:
-        factor = torch.exp2(torch.round(exponent))
-        y = torch.relu(x).mul_(factor)
-        ctx.save_for_backward(y, factor)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        y, factor = ctx.saved_tensors
-        dx = torch.ops.aten.threshold_backward(grads[0], y, 0).mul_(factor)
-        return dx, torch.dot(grads[0].flatten(), y.flatten()).mul_(math.log(2))
 
 
 class PQActivation(QuantizedLayer):
@@ -41,23 +24,24 @@ class PQActivation(QuantizedLayer):
 
     Args:
         kind: "relu" or "tanh".
+        overwrites: whether the result replaces the values of the input, for what reads these again, as ``nn.ReLU(inplace=True)`` does.
         quantization: method object; without one, or switched off for this layer, the activation is torch's.
         name: dotted name of the layer, as ``layer_specific`` knows it.
     """
 
     multiplier: nn.Parameter | None
 
-    def __init__(self, kind: Literal["relu", "tanh"], quantization: Quantization | None = None, name: str = "") -> None:
+    def __init__(self, kind: Literal["relu", "tanh"], quantization: Quantization | None = None, name: str = "", overwrites: bool = False) -> None:
         if kind not in ("relu", "tanh"):
             raise ValueError(f"PQActivation.kind must be 'relu' or 'tanh', got {kind!r}")
         nn.Module.__init__(self)
-        self.kind = kind
+        self.kind, self.overwrites = kind, overwrites
         self._equip(name, NO_PRUNING, quantization or NO_QUANTIZATION, ())
 
     @classmethod
     def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
         """Return the quantized activation in place of ``nn.ReLU`` or ``nn.Tanh``."""
-        new = cls("relu" if isinstance(layer, nn.ReLU) else "tanh", name=name)
+        new = cls("relu" if isinstance(layer, nn.ReLU) else "tanh", name=name, overwrites=getattr(layer, "inplace", False))
         new._equip(name, pruning, quantization, calls)
         return new.train(layer.training)
 
@@ -70,21 +54,27 @@ class PQActivation(QuantizedLayer):
         self.multiplier = nn.Parameter(torch.zeros(())) if shifts else None
         self.rectifies = self.kind == "relu" and not shifts and formats.input.enable and formats.input.overflow_mode in SATURATING
         if self.rectifies:
-            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), [inputs for inputs, _ in calls])
+            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), [(call.shared, call.channel_axis) for call in calls])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activation of ``input``, which is overwritten where the torch layer did so and something reads it again."""
+        if not self.overwrites:
+            return super().forward(input)
+        return input.copy_(super().forward(input.clone()))
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
         if self.kind == "tanh":
             return F.hardtanh(x) if self.hard else torch.tanh(x)
-        if self.rectifies:
+        if self.rectifies and not self.input_quantizer.is_float:
             return x
-        return F.relu(x) if self.multiplier is None else _ShiftedReLU.apply(x, self.multiplier)
+        return F.relu(x) if self.multiplier is None else F.relu(x) * torch.exp2(round_straight_through(self.multiplier))
 
     def output_source(self) -> Quantizer | None:
         """Return the output's quantizer, else the input's where it is the ReLU itself."""
         if not self.output_quantizer.is_float:
             return self.output_quantizer
-        return self.input_quantizer if self.rectifies else None
+        return self.operand() if self.rectifies else None
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:

@@ -1,42 +1,66 @@
-"""What layers share: quantizers around every layer, and the compressed weight of those that have one."""
+"""What layers share: quantizers around every layer, and the effective weight of those that have one."""
 
-from typing import Any, Self
+import math
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.remade import remade
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
+from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 from pquant.training.stage import Horizon, Stage
-from pquant.watched import Watched, changes
 
 Shape = tuple[int, ...]
-Calls = tuple[tuple[Shape, Shape], ...]
-Acting = tuple[Quantizer | None, Quantizer | None, bool]
-NOT_FOUND: tuple[Acting, int] = ((None, None, False), -1)
 NO_PRUNING = NoPruning()
 NO_QUANTIZATION = Quantization(enable_quantization=False)
 
 
-class QuantizedLayer(Watched):
+class Call(NamedTuple):
+    """One call of a layer in one forward of the model: its shapes for a batch of one example.
+
+    Attributes:
+        input: shape of the input, the batch axis included.
+        output: shape of the output, likewise.
+        batch_axis: axis of the input that grows with the batch, None where none does. An axis that joins batch and positions, as after
+            ``x.reshape(batch * positions, features)``, has the positions of one example.
+        channel_axis: axis of the input that holds its features, counted from the end.
+    """
+
+    input: Shape
+    output: Shape
+    batch_axis: int | None = 0
+    channel_axis: int = -1
+
+    @property
+    def shared(self) -> Shape:
+        """Shape of the input with 1 for the batch axis, without leading axes of 1 that come from it: what one bit width per value takes."""
+        shape = tuple(1 if axis == self.batch_axis else size for axis, size in enumerate(self.input))
+        return shape[1:] if self.batch_axis == 0 else shape
+
+
+Calls = tuple[Call, ...]
+
+
+class QuantizedLayer(nn.Module):
     """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
 
-    ``name`` is the layer's dotted name in the model; ``calls`` the shapes, without the batch axis, of the (input, output) of each of its calls in
-    one forward of the model, once an example input was seen. ``source`` holds the quantizer that made the layer's input, where one is known.
+    ``name`` is the layer's dotted name in the model; ``calls`` its calls in one forward of the model, once an example input was seen.
+    ``source`` holds the quantizer that made the layer's input, where one is known.
     """
 
     input_quantizer: Quantizer
     output_quantizer: Quantizer
+    weight_quantizer: Quantizer
+    bias_quantizer: Quantizer
+    regularization: BitRegularization | None
     name: str
     quantization: Quantization
     calls: Calls
-    source: tuple[Quantizer, ...] = ()
-    price: Tensor
-    train_epochs: Tensor
+    source: tuple[Quantizer, ...]
 
     def __init__(self, *args: Any, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -51,118 +75,124 @@ class QuantizedLayer(Watched):
         return new
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
-        self.name, self.calls, self.quantization = name, calls, quantization
-        if quantization.prices_bits:
-            self.register_buffer("price", torch.zeros(2))
-            self.register_buffer("train_epochs", torch.tensor(-1))
+        self.name, self.calls, self.quantization, self.source = name, calls, quantization, ()
+        self.regularization = BitRegularization(quantization) if quantization.regularizes_bits else None
         formats = quantization.formats(name)
+        outputs = tuple(call._replace(input=call.output) for call in calls)
         try:
-            self.input_quantizer = quantization.data_quantizer(formats.input, [inputs for inputs, _ in calls])
-            self.output_quantizer = quantization.data_quantizer(formats.output, [outputs for _, outputs in calls])
+            self.input_quantizer = quantization.data_quantizer(formats.input, [(call.shared, call.channel_axis) for call in calls])
+            self.output_quantizer = quantization.data_quantizer(formats.output, [(call.shared, call.channel_axis) for call in outputs])
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output for ``x``, both quantized as set."""
-        before, after, trained = self._acting()
-        if before is not None:
-            x = before(x if x.dtype is torch.float32 else _widened(x))
-        if trained and self.training:
-            with remade(x):
-                y = self.compute(x)
-        else:
-            y = self.compute(x)
-        return y if after is None else after(_widened(y))
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output for ``input``, both quantized as set."""
+        return self.output_quantizer(self.compute(self.input_quantizer(input)))
 
-    def _acting(self) -> Acting:
-        """Return the input's quantizer, where the source left it anything to do, the output's, if any, and whether the bits of what the layer
-        computes with are trained; kept until a module changes.
-        """
-        if torch.compiler.is_compiling():
-            return self._find_acting()
-        found, when = self.__dict__.get("acting", NOT_FOUND)
-        if when != changes():
-            found = self._find_acting()
-            self.__dict__["acting"] = found, changes()
-        return found
-
-    def _find_acting(self) -> Acting:
-        kept = bool(self.source) and self.input_quantizer.keeps(self.source[0])
-        passes = type(self.input_quantizer).forward is NoQuantizer.forward
-        before, after = None if kept or passes else self.input_quantizer, None if self.output_quantizer.is_float else self.output_quantizer
-        return before, after, isinstance(self.operand(), HGQQuantizer)
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the layer's output for a quantized input."""
+        raise NotImplementedError
 
     def output_source(self) -> Quantizer | None:
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
         return None if self.output_quantizer.is_float else self.output_quantizer
 
     def operand(self) -> Quantizer:
-        """Return the quantizer that says which bits the layer computes with: the one that made its input, unless its own takes bits away."""
-        passes = self.source and (self.input_quantizer.is_float or self.input_quantizer.keeps(self.source[0]))
-        return self.source[0] if passes else self.input_quantizer
+        """Return the quantizer that says which bits the layer computes with: its own, else the one that made its input."""
+        return self.source[0] if self.source and self.input_quantizer.is_float else self.input_quantizer
 
     def connect(self, source: Quantizer) -> None:
-        """Take note of the quantizer that makes the layer's input. One that is trained serves as the layer's own where that is of the same kind."""
+        """Take note of the quantizer that makes the layer's input, and leave out the layer's own where that has nothing to do behind it."""
         self.source = (source,)
-        if self.input_quantizer.twin_of(source):
+        if self.input_quantizer.is_redundant_after(source):
             self.input_quantizer = NoQuantizer()
 
-    def deployed(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the (weight, bias) of the layer if it were deployed now; None for one that has none."""
+    def quantizers(self) -> list[Quantizer]:
+        """Return the layer's own quantizers."""
+        return [child for child in self.children() if isinstance(child, Quantizer)]
+
+    def finalized_parameters(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the (weight, bias) of the layer if it were finalized now; None for one that has none."""
         return None
 
-    def compute(self, x: Tensor) -> Tensor:
-        """Return the layer's output for a quantized input."""
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output for a quantized input and the given parameters."""
         raise NotImplementedError
 
+    def operations(self, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
+        """Return the EBOPs of the layer in one inference: its linear map of bit widths, differentiable in them.
+
+        Args:
+            weight: bits of each weight, of the weight's shape.
+            bias: bits of each bias, (outputs,), or None.
+            data: bits of the layer's input, broadcasting with one input.
+
+        Raises:
+            ConfigError: a convolution or batch norm whose input shape is not known.
+        """
+        total = weight.new_zeros(())
+        for call in self.calls_of(weight):
+            total = total + self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
+            if bias is not None:
+                total = total + bias.sum() * (math.prod(call.output) // weight.shape[0])
+        return total
+
+    def calls_of(self, weight: Tensor) -> Calls:
+        """Return the layer's calls in one inference; a single one for a dense layer that has seen no example.
+
+        Raises:
+            ConfigError: a convolution or batch norm whose input shape is not known.
+        """
+        if self.calls:
+            return self.calls
+        if weight.ndim == 2:
+            return (Call((1, weight.shape[1]), (1, weight.shape[0])),)
+        raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
+
+    @torch.no_grad()
+    def ebops(self) -> float:
+        """Return the exact EBOPs of the layer if it were finalized now: a constant counts the bits from its highest to its lowest set bit."""
+        parameters = self.finalized_parameters()
+        if parameters is None:
+            return 0.0
+        weight, bias = parameters
+        weight_bits = constant_bits(weight, self.weight_quantizer)
+        bias_bits = None if bias is None else constant_bits(bias, self.bias_quantizer)
+        return float(self.operations(weight_bits, bias_bits, self.operand().width()))
+
     def on_stage_start(self, stage: Stage) -> None:
-        """Follow the change to another stage: bits have a price from the train stage on."""
-        if stage is Stage.TRAIN and self.quantization.prices_bits:
-            self._set_price(0)
+        """Follow the change to another stage."""
+        if self.regularization is not None:
+            self.regularization.on_stage_start(stage)
 
     def on_epoch_end(self) -> None:
-        """Follow one epoch: the price may have a schedule."""
-        if self.quantization.prices_bits and self.train_epochs >= 0:
-            self._set_price(int(self.train_epochs) + 1)
-
-    def _set_price(self, epoch: int) -> None:
-        self.train_epochs.fill_(epoch)
-        self.price.copy_(torch.tensor(self.quantization.prices(epoch)))
+        """Follow one epoch."""
+        if self.regularization is not None:
+            self.regularization.on_epoch_end()
 
     def finalized(self) -> nn.Module:
-        """Turn this layer into what is deployed and return it: quantized weights, masks applied, nothing left to train with."""
-        for buffer in ("price", "train_epochs"):
-            self._buffers.pop(buffer, None)
-        self.input_quantizer, self.output_quantizer = self.input_quantizer.deployed(), self.output_quantizer.deployed()
+        """Turn this layer into what is finalized and return it: quantized weights, masks applied, nothing left to train with."""
+        self.regularization = None
+        self.input_quantizer, self.output_quantizer = self.input_quantizer.finalized(), self.output_quantizer.finalized()
         return self
-
-
-def _widened(x: Tensor) -> Tensor:
-    """Return values of reduced precision as float32, in which formats are exact."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class CompressedLayer(QuantizedLayer):
     """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
 
-    ``prunable`` says whether the layer takes part in pruning; it still does after finalize. ``baked`` says whether the parameters are what is
-    deployed, ``ready`` holds the effective ones while the model computes them for all layers together.
+    ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
     """
 
     weight: Tensor
     bias: Any
     pruner: Pruner
-    weight_quantizer: Quantizer
-    bias_quantizer: Quantizer
     pruning_first: bool
     prunable: bool
-    baked: bool = False
-    ready: tuple[Tensor, Tensor | None] | None
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
-        self.pruning_first, self.ready = quantization.pruning_first, None
+        self.pruning_first = quantization.pruning_first
         self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.weight.shape)
         self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
         self.prunable = pruning.prunes(name)
@@ -181,15 +211,13 @@ class CompressedLayer(QuantizedLayer):
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) that the layer computes with."""
-        if self.baked:
-            return self.weight, self.bias
         seen = self.weight if self.pruning_first else self.weight_quantizer(self.weight)
         weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
         return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
 
     @torch.no_grad()
-    def deployed(self) -> tuple[Tensor, Tensor | None]:
-        """Return the (weight, bias) of the layer if it were deployed now, whatever mode it is in."""
+    def finalized_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Return the (weight, bias) of the layer if it were finalized now, whatever mode it is in."""
         was_training = self.training
         if was_training:
             self.eval()
@@ -198,22 +226,28 @@ class CompressedLayer(QuantizedLayer):
             self.train()
         return weight.detach(), None if bias is None else bias.detach()
 
-    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output for a quantized input and the given parameters."""
-        raise NotImplementedError
-
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input, and show the pruner what it needs to see."""
-        y = self.linear_map(x, *(self.ready or self.effective()))
+        y = self.linear_map(x, *self.effective())
         if self.training and self.pruner.needs and self.pruner.stage is Stage.TRAIN:
             for needed, values in (("input", x), ("output", y)):
                 if needed in self.pruner.needs:
                     self.pruner.observe(values.detach())
         return y
 
+    def trained_ebops(self) -> Tensor | None:
+        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; None where no bits are trained."""
+        quantizers = (self.weight_quantizer, self.bias_quantizer, self.operand())
+        if not any(isinstance(quantizer, HGQQuantizer) for quantizer in quantizers):
+            return None
+        mask = self.pruner.hard_mask(self.weight).detach()
+        weight = self.weight_quantizer.bits().to(self.weight).expand_as(self.weight) * mask
+        bias = None if self.bias is None else self.bias_quantizer.bits().to(self.bias).expand_as(self.bias)
+        return self.operations(weight, bias, self.operand().bits())
+
     @torch.no_grad()
     def start_pruner(self, stage: Stage, horizon: Horizon | None) -> None:
-        """Bring the pruner into a stage; at fine-tuning its mask is frozen and what it bakes is written into the weight."""
+        """Bring the pruner into a stage; at fine-tuning its mask is frozen and what it folds is written into the weight."""
         if stage is Stage.FINETUNE:
             self.weight.copy_(self.pruner.freeze(self.weight if self.pruning_first else self.weight_quantizer(self.weight)))
         else:
@@ -223,12 +257,12 @@ class CompressedLayer(QuantizedLayer):
     def finalized(self) -> nn.Module:
         """Write mask and quantized values into the parameters."""
         super().finalized()
-        weight, bias = self.deployed()
+        weight, bias = self.finalized_parameters()
         self.weight.copy_(weight).requires_grad_(False)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias).requires_grad_(False)
-        self.pruner, self.baked = NoPruner(), True
-        self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.baked(), self.bias_quantizer.baked()
+        self.pruner = NoPruner()
+        self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.folded(), self.bias_quantizer.folded()
         return self
 
 

@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from pquant.errors import ConfigError
 from pquant.layers.activation import PQActivation
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
-from pquant.layers.together import join, part
-from pquant.layers.trace import Example, Trace
+from pquant.layers.trace import Example, Trace, traced
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -58,37 +59,81 @@ def compress(
             EBOPs need, and the range for data with ``i: auto``.
 
     Raises:
-        ConfigError: a layer name in the settings that the model does not have, or settings that a layer cannot take.
+        ConfigError: a layer name in the settings that the model does not have, settings that a layer cannot take, a model that is compressed
+            already, in half precision, or with weights that hooks or parametrizations make.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
+    _check_model(model)
     model = copy.deepcopy(model)
-    trace = Trace(model, example_input) if example_input is not None else None
-    calls: dict[nn.Module, Calls] = dict(trace.calls) if trace else {}
+    trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
     convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
     quantization.check_names(list(convertible))
     pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
-    devices = {parameter.device for parameter in model.parameters()}
     for name, layer in convertible.items():
         original = model.get_submodule(name)
+        reason = _why_float(original, trace)
+        if reason:
+            log.warning("%s '%s' stays float: %s", type(layer).__name__, name, reason)
+            continue
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = layer.inplace and (trace is None or original in trace.overwriting)
         replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
+    devices = {parameter.device for parameter in model.parameters()}
     model = _replace(model, replaced)
     if len(devices) == 1:
         model.to(devices.pop())
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # no fused kernel, which would read the float weights and pass the layers by
+    _use_layers_of_transformers(model)
     _share_weights(model)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
-    join(model)
     if trace:
         _connect(trace, replaced)
         calibrate(model, [example_input])  # type: ignore[list-item]
     for left in unconverted(model) + (trace.functions if trace else []):
         log.warning("not converted, stays float: %s", left)
     return model
+
+
+def _check_model(model: nn.Module) -> None:
+    """Raise a ConfigError where the model cannot be compressed."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; compress the float model it came from")
+        if not any(isinstance(module, kind) for kind in REPLACEMENTS):
+            continue
+        if parametrize.is_parametrized(module):
+            made = next(iter(module.parametrizations))
+            advice = f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{made}')"
+            raise ConfigError(f"layer '{name}' has a parametrization that makes its {made}: call {advice} first")
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in module._parameters:
+            advice = "torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm, whichever made the hook"
+            raise ConfigError(f"layer '{name}' has a hook that makes its weight anew in each forward: call {advice} first")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: compress"
+                " model.float(); training.precision=bf16 multiplies in bfloat16"
+            )
+
+
+def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
+    """Return why a layer that could be converted stays float; None where it does not."""
+    if trace is None:
+        return None
+    if layer in trace.read_elsewhere:
+        return f"something else reads its parameters, {trace.read_elsewhere[layer]}"
+    return None if layer in trace.shapes else "the example input does not reach it"
+
+
+def _use_layers_of_transformers(model: nn.Module) -> None:
+    """Keep torch's transformers from fused kernels and nested tensors, which would pass the converted layers by."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _plain(module: nn.Module, calls: dict[nn.Module, Calls]) -> nn.Module:
@@ -194,7 +239,6 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    part(model)
     _untie(model, layers)
     before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}

@@ -41,9 +41,9 @@ POOLS: dict[type[nn.Module], type[nn.Module]] = {
 def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
     """Return the plain average pool that an adaptive one is in all its calls, or None where its windows differ in size.
 
-    ``calls`` are pairs of (input, output) shapes, (channels, *positions) without the batch axis.
+    Shapes in ``calls`` are (batch, channels, *positions).
     """
-    windows = [list(zip(inputs[1:], outputs[1:], strict=True)) for inputs, outputs in calls]
+    windows = [list(zip(call.input[2:], call.output[2:], strict=True)) for call in calls]
     kernels: Any = {tuple(before // after for before, after in window) for window in windows}
     if len(kernels) > 1 or any(before % after for window in windows for before, after in window):
         return None

@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.course import SAME, Each
-from pquant.pruning.method import Masked
 from pquant.pruning.window import WindowMethod, WindowPruner
 from pquant.settings import schema, setting
 from pquant.training import distributed
@@ -63,12 +61,7 @@ class ActivationPruner(WindowPruner):
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias (out,) without those of removed channels."""
-        return self.each_bias()(bias)
-
-    def each_bias(self) -> Each:
-        """Return the bias times the mask of channels."""
-        whole = not self.pruned or self.exempt or self.stage is Stage.PRETRAIN
-        return SAME if whole else Each(Masked, (self.mask.flatten(1)[:, 0].contiguous(),))
+        return bias if self.stage is Stage.PRETRAIN else bias * self.mask.flatten(1)[:, 0]
 
 
 @schema("pruning", "activation_pruning")

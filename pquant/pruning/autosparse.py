@@ -8,16 +8,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant import flat
-from pquant.course import Each, InRows
-from pquant.flat import apart, end_to_end, laid
-from pquant.pruning.group import Group, OnePass, Pruned, loops
 from pquant.pruning.masks import ThresholdType, keep_largest, threshold_shape
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
@@ -31,49 +26,6 @@ AUTOTUNE_STEP = 0.05
 def shrunk(weight: Tensor, threshold: Tensor) -> Tensor:
     """Return sign(W) relu(|W| - t) for t >= 0."""
     return weight - torch.clamp(weight, -threshold, threshold)
-
-
-class _SoftThreshold(InRows):
-    """sign(W) relu(u) at u = |W| - t, t = sigmoid(s), whose derivative by u is taken as a = 1 where u > 0 and alpha elsewhere.
-
-    So W gets g a and s gets -t (1 - t) sum(g a sign(W)). With ``sparse`` a is 0 for the half of the weights with the lowest u.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, logit: Tensor, alpha: Tensor, sparse: bool) -> Tensor:
-        threshold = logit.sigmoid()
-        ctx.save_for_backward(weight, threshold, alpha)
-        ctx.sparse = sparse
-        return shrunk(weight, threshold)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weight, threshold, alpha = ctx.saved_tensors
-        u = weight.abs() - threshold
-        dw = torch.where(u > 0, grads[0], grads[0] * alpha)
-        if ctx.sparse:
-            dw = dw * keep_largest(u, u.numel() // 2)
-        return dw, torch.ops.aten.sigmoid_backward((dw * weight.sign()).sum_to_size(threshold.shape).neg(), threshold), None, None
-
-    @staticmethod
-    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
-        x = flat.whole(parts)
-        (ctx.logits, ctx.alphas, _), out = given, torch.empty_like(x)
-        addresses, counts, repeats, total = ctx.logits
-        threshold = torch.empty(total)
-        loops().gather(addresses, counts, np.ones_like(counts), total, threshold.data_ptr())
-        loops().shrunk(x.data_ptr(), threshold.sigmoid_().data_ptr(), counts, repeats, out.data_ptr())
-        ctx.save_for_backward(x, threshold)
-        return out
-
-    @staticmethod
-    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        grad = flat.whole(grads)
-        (weight, threshold), dw = ctx.saved_tensors, torch.empty_like(grad)
-        ds = torch.empty_like(threshold)
-        rows = ctx.logits.counts, ctx.logits.repeats, ctx.alphas.addresses
-        loops().shrunk_slopes(*flat.addresses(grad, weight, threshold), *rows, flat.addresses(dw, ds))
-        return dw, ds, None
 
 
 class AutoSparsePruner(ScheduledPruner):
@@ -94,19 +46,21 @@ class AutoSparsePruner(ScheduledPruner):
         self.alpha0 = method.alpha
         self.losses: tuple[float, ...] = ()
 
-    def soft(self) -> Each | None:
-        """Return sign(W) relu(|W| - sigmoid(s)); none where the order of a layer's weights matters."""
-        return None if self.method.backward_sparsity else Each(_SoftThreshold, (self.threshold, self.alpha), (False,))
+    def train_weight(self, weight: Tensor) -> Tensor:
+        """Return sign(W) relu(u) at u = |W| - sigmoid(s), whose derivative by u is taken as 1 where u > 0 and alpha elsewhere.
 
-    def soft_weight(self, weight: Tensor) -> Tensor:
-        """Return sign(W) relu(|W| - sigmoid(s))."""
-        return _SoftThreshold.apply(weight, self.threshold, self.alpha, self.method.backward_sparsity)
+        With ``backward_sparsity`` the derivative is 0 for the half of the weights with the lowest u.
+        """
+        u = weight.abs() - self.threshold.sigmoid()
+        if self.method.backward_sparsity:
+            u = torch.where(keep_largest(u.detach(), u.numel() // 2), u, u.detach())
+        return weight.sign() * torch.where(u > 0, u, self.alpha * (u - u.detach()))
 
-    def select(self, weight: Tensor) -> Tensor:
+    def train_mask(self, weight: Tensor) -> Tensor:
         """Return |W| > sigmoid(s)."""
         return weight.abs() > self.threshold.sigmoid()
 
-    def bake(self, weight: Tensor) -> Tensor:
+    def fold(self, weight: Tensor) -> Tensor:
         """Return sign(W) relu(|W| - sigmoid(s)): the survivors stay as small as they were trained."""
         return shrunk(weight, self.threshold.sigmoid())
 
@@ -133,25 +87,6 @@ class AutoSparsePruner(ScheduledPruner):
         self.alpha0 = min(max(self.alpha0 + step, 0.0), 1.0)
 
 
-class AutoSparseGroup(OnePass):
-    """The thresholds of all layers."""
-
-    takes = AutoSparsePruner
-
-    def __init__(self, layers: Sequence[Pruned]) -> None:
-        super().__init__(layers)
-        self.logits = [pruner.threshold for pruner in self.pruners]
-        self.given = tuple(logit.shape for logit in self.logits)
-        self.over = laid(self.shapes, self.given)
-
-    @torch.no_grad()
-    def masks(self) -> Tensor:
-        """Return |W| > sigmoid(s)."""
-        if not self.looped:
-            return super().masks()
-        return self.above(self.weights, apart(end_to_end(self.logits, self.given).sigmoid(), self.given), self.over)
-
-
 def expected(losses: Sequence[float], ahead: int) -> float:
     """Return the loss ``ahead`` epochs after ``losses`` if it goes on as the power of the epoch's number that fits them best.
 
@@ -169,9 +104,9 @@ class AutoSparse(PruningMethod):
     """Trained soft thresholds; pruned weights get a share of their gradient that is annealed to 0.
 
     Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is scaled by a share that falls from ``alpha``
-    to 0 over the epochs of the stage, all rounds together. Fine-tuning: the shrunk weights, baked, with their mask. There is no auxiliary loss and no
-    target: smaller ``alpha``, larger ``threshold_init`` and more ``threshold_decay`` give more zeros. As sigmoid(s) < 1, a weight beyond 1 is never
-    pruned.
+    to 0 over the epochs of the stage, all rounds together. Fine-tuning: the shrunk weights, folded, with their mask. There is no auxiliary loss and
+    no target: smaller ``alpha``, larger ``threshold_init`` and more ``threshold_decay`` give more sparsity. As sigmoid(s) < 1, a weight beyond 1 is
+    never pruned.
 
     Args:
         pruning_method: the method's name in the specification.
@@ -187,7 +122,6 @@ class AutoSparse(PruningMethod):
         threshold_decay: weight decay of s, which pulls sigmoid(s) towards 1/2.
     """
 
-    group: ClassVar[type[Group]] = AutoSparseGroup
     decays_thresholds: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 

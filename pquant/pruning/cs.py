@@ -4,55 +4,16 @@ P. Savarese, H. Silva, M. Maire, "Winning the Lottery with Continuous Sparsifica
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pquant import flat
-from pquant.course import Each, InRows
-from pquant.flat import apart, laid
-from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
 from pquant.pruning.method import PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
 from pquant.settings import schema, setting
 from pquant.training.stage import Horizon
-
-
-class _SoftMask(InRows):
-    """m W with m = c sigmoid(beta s): W gets g m, s gets g W beta m (1 - m / c)."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, beta: Tensor, factor: float) -> Tensor:
-        share = torch.sigmoid(beta * score)
-        ctx.save_for_backward(weight, share, beta)
-        ctx.factor = factor
-        return weight * (share * factor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, share, beta = ctx.saved_tensors
-        ds = torch.ops.aten.sigmoid_backward((grads[0] * weight).mul_(ctx.factor), share).mul_(beta)
-        return grads[0] * (share * ctx.factor), ds, None, None
-
-    @staticmethod
-    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
-        x = flat.whole(parts)
-        (scores, ctx.betas, ctx.factor), share, out = given, torch.empty_like(x), torch.empty_like(x)
-        loops().scaled(scores.addresses, scores.counts, ctx.betas.addresses, share.data_ptr())
-        loops().weighted(x.data_ptr(), share.sigmoid_().data_ptr(), x.numel(), ctx.factor, out.data_ptr())
-        ctx.save_for_backward(x, share)
-        return out
-
-    @staticmethod
-    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        grad = flat.whole(grads)
-        (weight, share), dw, ds = ctx.saved_tensors, torch.empty_like(grad), torch.empty_like(grad)
-        seen, factors = flat.addresses(grad, weight, share), (ctx.factor, ctx.betas.addresses)
-        loops().weighted_slopes(*seen, ctx.betas.repeats, factors, flat.addresses(dw, ds))
-        return dw, ds, None
 
 
 class CSPruner(ScheduledPruner):
@@ -74,19 +35,19 @@ class CSPruner(ScheduledPruner):
         """Return c sigmoid(beta s)."""
         return torch.sigmoid(self.beta * self.score) * self.factor
 
-    def soft(self) -> Each:
+    def train_weight(self, weight: Tensor) -> Tensor:
         """Return m W."""
-        return Each(_SoftMask, (self.score, self.beta), (self.factor,))
+        return weight * self.soft_mask()
 
-    def select(self, weight: Tensor) -> Tensor:
+    def train_mask(self, weight: Tensor) -> Tensor:
         """Return s > 0."""
         return self.score > 0
 
-    def bake(self, weight: Tensor) -> Tensor:
+    def fold(self, weight: Tensor) -> Tensor:
         """Return c W: the factor stays with the survivors."""
         return weight * self.factor
 
-    def loss(self, weight: Tensor) -> Tensor:
+    def train_penalty(self, weight: Tensor) -> Tensor:
         """Return lambda * sum(m)."""
         if not self.method.threshold_decay:
             return weight.new_zeros(())
@@ -103,46 +64,6 @@ class CSPruner(ScheduledPruner):
         self.score.mul_(self.beta).clamp_(max=self.method.threshold_init)
         self.epoch = 0
         self._follow()
-
-
-class _Sum(torch.autograd.Function):
-    """lambda * sum(m), m = c sigmoid(beta s), of all scores."""
-
-    @staticmethod
-    def forward(ctx: Any, group: "CSGroup", *scores: Tensor) -> Tensor:
-        slopes, result, betas = torch.empty(group.total), torch.empty(()), addresses(group.betas)
-        loops().scaled(addresses(scores), group.sizes, betas, slopes.data_ptr())
-        loops().sum_and_slopes(slopes.sigmoid_().data_ptr(), group.sizes, betas, group.factor * group.method.threshold_decay, result.data_ptr())
-        ctx.group, ctx.slopes = group, slopes
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *apart(ctx.slopes * grads[0], ctx.group.shapes)
-
-
-class CSGroup(OnePass):
-    """The scores of all layers."""
-
-    takes = CSPruner
-
-    def __init__(self, layers: Sequence[Pruned]) -> None:
-        super().__init__(layers)
-        self.method: CS = self.pruners[0].method
-        self.factor: float = self.pruners[0].factor
-        self.scores, self.betas = [pruner.score for pruner in self.pruners], [pruner.beta for pruner in self.pruners]
-        self.zeros = [torch.zeros(1)] * len(layers)
-        self.over = laid(self.shapes, (torch.Size((1,)),) * len(layers))
-
-    def penalty(self) -> Tensor:
-        """Return lambda * sum(m)."""
-        if not self.method.threshold_decay:
-            return self.weights[0].new_zeros(())
-        return _Sum.apply(self, *self.scores) if self.looped else super().penalty()
-
-    def masks(self) -> Tensor:
-        """Return s > 0."""
-        return self.above(self.scores, self.zeros, self.over, "value") if self.looped else super().masks()
 
 
 @schema("pruning", "cs")
@@ -163,7 +84,6 @@ class CS(PruningMethod):
         threshold_decay: lambda, the weight of the mask in the loss, a sum over weights, so that it is small; more gives more zeros.
     """
 
-    group: ClassVar[type[Group]] = CSGroup
     decays_thresholds: ClassVar[bool] = True
     rescales: ClassVar[bool] = True
 

@@ -23,16 +23,19 @@ def keep_largest(scores: Tensor, pruned: int) -> Tensor:
     flat = scores.flatten()
     if pruned <= 0 or pruned >= flat.numel():
         return torch.full_like(scores, pruned <= 0, dtype=torch.bool)
-    border = flat.kthvalue(pruned).values
-    above, ties = flat > border, flat == border
-    room = flat.numel() - pruned - above.sum()
-    return (above | (ties & (ties.cumsum(0) <= room))).view_as(scores)
+    return keep_above(flat, flat.kthvalue(pruned).values, flat.numel() - pruned).view_as(scores)
+
+
+def keep_above(scores: Tensor, border: Tensor, kept: Tensor | int) -> Tensor:
+    """Return a mask of the shape of ``scores`` that keeps what is above the border and, up to ``kept`` in all, the first that equal it."""
+    above, ties = scores > border, scores == border
+    return above | (ties & (ties.flatten().cumsum(0).view_as(ties) <= kept - above.sum()))
 
 
 def keep_largest_by_row(scores: Tensor, pruned: Tensor) -> Tensor:
     """Return a mask of the shape of ``scores`` (rows, n) that drops the ``pruned[r]`` lowest of each row r; ``pruned`` is (rows,) or a scalar."""
-    ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
-    return ranks >= pruned.reshape(-1, 1)
+    order = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return order >= pruned.reshape(-1, 1)
 
 
 def uniform_budget(layers: PrunedWeights, sparsity: float) -> dict[str, int]:

@@ -6,44 +6,20 @@ of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.course import SAME, Each
-from pquant.flat import apart, laid
-from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
-from pquant.pruning.masks import global_budget, keep_largest
+from pquant.pruning.masks import global_budget, keep_above
 from pquant.pruning.method import PrunedWeights, Pruner, PruningMethod
 from pquant.settings import schema, setting
 from pquant.training.stage import Stage
 
 PROJECTION_GAP = 0.05
 log = logging.getLogger(__name__)
-
-
-class _ShareOfZeros(torch.autograd.Function):
-    """The given share of zeros among groups of these sizes s; its derivative, straight through, is that of -T_k(s) / sum(s).
-
-    T_k is the sum of the k smallest sizes, those up to the border: 0 exactly when k groups are 0. So what has to go for the target to be met is
-    pulled, all of it with the same force, and what stays is not shrunk.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, sizes: Tensor, share: Tensor, border: Tensor) -> Tensor:
-        ctx.save_for_backward(sizes, border)
-        return share
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        sizes, border = ctx.saved_tensors
-        smallest = sizes <= border
-        return smallest * (-grads[0] / sizes.sum().clamp(min=1e-12)), None, None
 
 
 class MDMMPruner(Pruner):
@@ -73,9 +49,14 @@ class MDMMPruner(Pruner):
         return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
 
     def metric(self, weight: Tensor) -> Tensor:
-        """Return the share of zeros, whose derivative is that of the trimmed Lasso."""
+        """Return the share of zeros, whose derivative is that of -T_k(s) / sum(s), straight through.
+
+        T_k is the sum of the k smallest sizes s, those up to the border: 0 exactly when k groups are 0 (the trimmed Lasso). So what has to go for the
+        target to be met is pulled, all of it with the same force, and what stays is not shrunk.
+        """
         sizes = self.sizes(weight)
-        return _ShareOfZeros.apply(sizes, self.method.share(sizes.detach()), self.border)
+        trimmed = -(sizes * (sizes <= self.border)).sum() / sizes.detach().sum().clamp(min=1e-12)
+        return self.method.share(sizes.detach()) + (trimmed - trimmed.detach())
 
     def excess(self, share: Tensor) -> Tensor:
         """Return share - target, or target - share for GreaterThanOrEqual: an inequality is met where it is not positive."""
@@ -88,7 +69,7 @@ class MDMMPruner(Pruner):
             return excess
         return torch.maximum(excess, -self.multiplier / self.method.damping)
 
-    def loss(self, weight: Tensor) -> Tensor:
+    def train_penalty(self, weight: Tensor) -> Tensor:
         """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum"."""
         h = self.infeasibility(weight)
         return self.scale * h * (self.multiplier + self.method.damping / 2 * h)
@@ -121,22 +102,18 @@ class MDMMPruner(Pruner):
         """Follow the weights where they were put back."""
         self.measure(weight)
 
-    def soft(self) -> Each:
+    def train_weight(self, weight: Tensor) -> Tensor:
         """Return the weight as it is: training is dense."""
-        return SAME
+        return weight
 
-    def select(self, weight: Tensor) -> Tensor:
+    def train_mask(self, weight: Tensor) -> Tensor:
         """Return what is larger than epsilon; where that misses the target by less than 5 points, exactly the target's number of largest."""
         sizes = self.sizes(weight)
         keep = sizes > self.method.epsilon
         if self.method.project:
             gap = self.gap(sizes)
-            keep = torch.where((gap > 0) & (gap < PROJECTION_GAP), keep_largest(sizes, self.count), keep)
+            keep = torch.where((gap > 0) & (gap < PROJECTION_GAP), keep_above(sizes, self.border, self.groups - self.count), keep)
         return self._spread(keep, weight)
-
-    def priced_mask(self, weight: Tensor) -> Tensor:
-        """Return what is larger than epsilon."""
-        return self._spread(self.sizes(weight) > self.method.epsilon, weight) if self.stage is Stage.TRAIN else self.mask
 
     def _spread(self, keep: Tensor, weight: Tensor) -> Tensor:
         """Return for each weight what ``keep`` says of its group."""
@@ -157,94 +134,6 @@ class MDMMPruner(Pruner):
             target = f"MDMM: training left layer '{self.name}' {100 * gap:.2f} points from its target sparsity of {self.count / self.groups:.4f}"
             log.log(logging.INFO if near else logging.WARNING, "%s; %s", target, "projected to it" if near else "not projected to it")
         return super().freeze(weight)
-
-
-class _Constraints(torch.autograd.Function):
-    """The loss of all layers, by their sizes s, or weights where these count one by one, and their multipliers."""
-
-    @staticmethod
-    def forward(ctx: Any, group: "MDMMGroup", *tensors: Tensor) -> Tensor:
-        sizes = tensors[: len(group.weights)]
-        loss, ctx.slopes = group.constraints(sizes)
-        ctx.group = group
-        ctx.save_for_backward(*sizes)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sizes, slopes = ctx.saved_tensors, ctx.slopes * grads[0]
-        multipliers = slopes[len(sizes) :].unbind() if ctx.group.method.use_grad else ()
-        return None, *ctx.group.pulls(sizes, slopes), *multipliers
-
-
-class MDMMGroup(OnePass):
-    """The constraints on all layers, which loops take as the sizes of groups, or the weights where these count one by one."""
-
-    takes = MDMMPruner
-
-    def __init__(self, layers: Sequence[Pruned]) -> None:
-        super().__init__(layers)
-        self.method: MDMM = self.pruners[0].method
-        self.counts, self.groups = (np.array(column) for column in zip(*((one.count, one.groups) for one in self.pruners), strict=True))
-        self.targets = (self.counts / self.groups).astype(np.float32)
-        self.scales = np.array([pruner.scale for pruner in self.pruners], np.float32)
-        self.multipliers, self.borders = ([getattr(pruner, name) for pruner in self.pruners] for name in ("multiplier", "border"))
-        self.epsilons = [torch.tensor(self.method.epsilon)] * len(self.weights)
-        self.over = laid(self.shapes, tuple(epsilon.shape for epsilon in self.epsilons))
-        self.by_weight = self.method.metric_type == "UnstructuredSparsity"
-        self.bounded = self.method.constraint_type != "Equality"
-        self.slacks = self.bounded and self.method.damping > 0
-
-    def penalty(self) -> Tensor:
-        """Return the loss of all constraints."""
-        if not self.looped:
-            return super().penalty()
-        return _Constraints.apply(self, *self.seen(), *(self.multipliers if self.method.use_grad else ()))
-
-    def seen(self) -> list[Tensor]:
-        """Return what loops take."""
-        return self.weights if self.by_weight else [pruner.sizes(weight) for pruner, weight in zip(self.pruners, self.weights, strict=True)]
-
-    def shares(self, sizes: Sequence[Tensor]) -> Tensor:
-        """Return the share of zeros of each layer, (layers,)."""
-        if self.method.l0_mode == "smooth":
-            return torch.stack([self.method.share(one.detach()) for one in sizes])
-        shares = torch.empty(len(sizes))
-        loops().shares(addresses(sizes), self.groups, self.method.epsilon, shares.data_ptr())
-        return shares
-
-    def constraints(self, sizes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar, and its slopes by each layer's share and multiplier, (2 layers,)."""
-        shares, loss, slopes = self.shares(sizes), torch.empty(()), torch.empty(2 * len(sizes))
-        where = self.method.side, self.method.damping, self.slacks
-        loops().constraints(shares.data_ptr(), self.targets, addresses(self.multipliers), self.scales, *where, (loss.data_ptr(), slopes.data_ptr()))
-        return loss, slopes
-
-    def pulls(self, sizes: Sequence[Tensor], slopes: Tensor) -> list[Tensor]:
-        """Return the gradients by ``sizes`` of the sum of slope * (share of zeros)."""
-        pull = torch.empty(int(self.groups.sum()))
-        loops().pulls(addresses(sizes), self.groups, addresses(self.borders), slopes.data_ptr(), pull.data_ptr())
-        return apart(pull, tuple(one.shape for one in sizes))
-
-    @torch.no_grad()
-    def follow_step(self) -> None:
-        """Raise all multipliers, and follow the weights."""
-        if not self.looped or self.method.use_grad:
-            super().follow_step()
-            return
-        seen = self.seen()
-        shares, rate = self.shares(seen), self.method.constraint_lr * self.method.scale
-        where = self.method.side, self.method.damping, self.slacks, self.bounded
-        loops().lift(shares.data_ptr(), self.targets, addresses(self.multipliers), *where, rate)
-        loops().ranked(addresses(seen), self.groups, self.counts, addresses(self.borders))
-        torch.autograd.graph.increment_version([*self.multipliers, *self.borders])
-
-    @torch.no_grad()
-    def masks(self) -> Tensor:
-        """Return 1 for what is larger than epsilon."""
-        if not self.looped or not self.by_weight:
-            return super().masks()
-        return self.above(self.weights, self.epsilons, self.over)
 
 
 @schema("pruning", "mdmm")
@@ -275,8 +164,6 @@ class MDMM(PruningMethod):
         constraint_lr: pace of lambda a step.
         project: whether a mask less than 5 points off its target takes exactly the target's number of weights; the log says so.
     """
-
-    group: ClassVar[type[Group]] = MDMMGroup
 
     pruning_method: Literal["mdmm"] = "mdmm"
     constraint_type: Literal["Equality", "LessThanOrEqual", "GreaterThanOrEqual"] = "Equality"
@@ -317,5 +204,5 @@ class MDMM(PruningMethod):
         """Give each layer its share of the target."""
         counts = global_budget({name: (pruner, pruner.sizes(weight)) for name, (pruner, weight) in layers.items()}, self.target)  # type: ignore[operator]
         for name, (pruner, _) in layers.items():
-            pruner.name, pruner.count = name, counts[name]
+            pruner.name, pruner.count = name, counts[name]  # type: ignore[assignment]
             pruner.measure(layers[name][1])  # type: ignore[operator]

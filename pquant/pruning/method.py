@@ -1,71 +1,29 @@
 """What a pruning method is: a frozen description (the method object) and the state it gives each layer (the pruner)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pquant import flat
-from pquant.course import SAME, Each, InRows, Rows, stands_for
 from pquant.names import check_patterns, matches
-from pquant.pruning.group import Group, loops
 from pquant.settings import Settings, schema, setting
 from pquant.training.stage import Horizon, Stage
-from pquant.watched import Watched
 
 
-class Masked(InRows):
-    """W m, with a mask that gets no gradient."""
+class Pruner(nn.Module):
+    """The state of one pruned weight.
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        """Return W m."""
-        ctx.save_for_backward(mask)
-        return weight * mask
+    Layers and training call ``forward``, ``hard_mask`` and ``penalty``, which follow the stage; a method gives what they are in the train stage:
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return g m."""
-        return grads[0] * ctx.saved_tensors[0], None
+    | stage    | forward in training    | forward in evaluation                      | penalty                |
+    |----------|------------------------|--------------------------------------------|------------------------|
+    | pretrain | ``weight``             | ``weight``                                 | 0                      |
+    | train    | :meth:`train_weight`   | :meth:`fold` of it times :meth:`train_mask`| :meth:`train_penalty`  |
+    | finetune | ``weight`` times mask  | the same                                   | 0                      |
 
-    @staticmethod
-    def takes(beside: Tensor) -> bool:
-        """Return whether it is a mask in a row in CPU memory."""
-        return beside.dtype is torch.bool and beside.is_cpu and beside.is_contiguous()
-
-    @staticmethod
-    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
-        """Return W m."""
-        (ctx.masks,) = given
-        return _times(flat.whole(parts), ctx.masks)
-
-    @staticmethod
-    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor, None]:
-        """Return g m."""
-        return _times(flat.whole(grads), ctx.masks), None
-
-
-def _times(x: Tensor, masks: Rows) -> Tensor:
-    out = torch.empty_like(x)
-    loops().times_masks(x.data_ptr(), masks.addresses, masks.counts, masks.repeats, out.data_ptr())
-    return out
-
-
-class Pruner(Watched):
-    """The state of one pruned weight. A method subclasses it and answers the questions below; the stages are handled here.
-
-    | stage    | training                    | evaluation                               |
-    |----------|-----------------------------|------------------------------------------|
-    | pretrain | ``weight``                  | ``weight``                               |
-    | train    | :meth:`soft_weight`         | :meth:`bake` of it times :meth:`select`  |
-    | finetune | ``weight`` times the mask   | the same                                 |
-
-    Evaluation always shows what would be deployed, so that entering a stage or finalizing moves no output.
-
-    A method answers ``soft_weight`` (what the layer trains with), ``select`` (which weights survive now), and where it has them ``loss``,
-    ``bake`` (a factor or shrinkage that stays with the survivors), ``prune_bias``, ``needs``, ``observe`` and the ``on_...`` events.
+    Evaluation always shows what would be finalized, so that entering a stage or finalizing moves no output.
 
     Args:
         method: the method object, whose fields the pruner reads.
@@ -76,9 +34,6 @@ class Pruner(Watched):
     """Names of the plain attributes that belong to the state_dict, beside the stage."""
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
     """Options of the optimizer group that holds this pruner's parameters."""
-
-    counts_steps: ClassVar[bool] = False
-    """Whether :meth:`on_batch_end` goes by numbers of Python's that change, which a compiled graph does not follow."""
     makes_output: bool = False
     """Whether the layer makes the model's output, which no method may take channels from unasked; set by ``compress``."""
 
@@ -97,71 +52,35 @@ class Pruner(Watched):
             return weight
         if self.stage is Stage.FINETUNE:
             return weight * self.mask
-        return self.soft_weight(weight) if self.training else self.deployed_weight(weight)
-
-    def each(self) -> Each | None:
-        """Return :meth:`forward` as an elementwise function, so that all layers may take one pass; None where it is none."""
-        if self.stage is Stage.PRETRAIN:
-            return SAME
-        if self.stage is Stage.FINETUNE:
-            return Each(Masked, (self.mask,))
-        return self.soft() if self.training and stands_for(type(self), "soft", "soft_weight") else None
-
-    def soft(self) -> Each | None:
-        """Return :meth:`soft_weight` as an elementwise function; None where it is none. A subclass gives one of the two, or both."""
-        return None
+        return self.train_weight(weight) if self.training else self.fold(weight) * self.train_mask(weight)
 
     def hard_mask(self, weight: Tensor) -> Tensor:
-        """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is deployed now."""
-        return self.select(weight) if self.stage is Stage.TRAIN else self.mask
-
-    def priced_mask(self, weight: Tensor) -> Tensor:
-        """Return which weights' bits have a price now, like :meth:`hard_mask`; a method may take less exact a mask that every step can afford."""
-        return self.hard_mask(weight)
-
-    def deployed_weight(self, weight: Tensor) -> Tensor:
-        """Return the weight as deployed now, pruned entries exactly 0."""
-        baked = self.bake(weight) if self.stage is Stage.TRAIN else weight
-        return baked * self.hard_mask(weight)
+        """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is finalized now."""
+        return self.train_mask(weight) if self.stage is Stage.TRAIN else self.mask
 
     def penalty(self, weight: Tensor) -> Tensor:
         """Return the method's auxiliary loss, a scalar; 0 outside the train stage."""
-        return self.loss(weight) if self.stage is Stage.TRAIN else weight.new_zeros(())
+        return self.train_penalty(weight) if self.stage is Stage.TRAIN else weight.new_zeros(())
 
-    def soft_weight(self, weight: Tensor) -> Tensor:
-        """Return the weight used in training steps of the train stage."""
-        soft = self.soft()
-        return weight * self.select(weight) if soft is None else soft(weight)
+    def train_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight that steps of the train stage compute with."""
+        return weight * self.train_mask(weight)
 
-    def select(self, weight: Tensor) -> Tensor:
+    def train_mask(self, weight: Tensor) -> Tensor:
         """Return the boolean mask that the method would prune by now, in the train stage."""
         return self.mask
 
-    def bake(self, weight: Tensor) -> Tensor:
-        """Return what the surviving weights become when the mask is frozen."""
-        return weight
-
-    def loss(self, weight: Tensor) -> Tensor:
+    def train_penalty(self, weight: Tensor) -> Tensor:
         """Return the auxiliary loss of the train stage."""
         return weight.new_zeros(())
 
-    @property
-    def adds_loss(self) -> bool:
-        """Whether there may be a :meth:`loss`, or a :meth:`penalty` of a subclass's own."""
-        return type(self).loss is not Pruner.loss or type(self).penalty is not Pruner.penalty
-
-    @property
-    def follows_steps(self) -> bool:
-        """Whether :meth:`on_batch_end` does anything now; asked again when an attribute of the pruner is set."""
-        return type(self).on_batch_end is not Pruner.on_batch_end
+    def fold(self, weight: Tensor) -> Tensor:
+        """Return what the surviving weights become when the mask is frozen: a factor or shrinkage stays with them."""
+        return weight
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias as the layer computes with it beside ``weight``; methods that remove whole channels remove their bias too."""
         return bias
-
-    def each_bias(self) -> Each | None:
-        """Return :meth:`prune_bias` as an elementwise function; None where it is none."""
-        return SAME
 
     @property
     def needs(self) -> frozenset[str]:
@@ -176,10 +95,10 @@ class Pruner(Watched):
         """Fix the mask for good and return what the weight parameter becomes."""
         if self.stage is Stage.FINETUNE:
             return weight
-        baked = self.bake(weight) if self.stage is Stage.TRAIN else weight
+        folded = self.fold(weight) if self.stage is Stage.TRAIN else weight
         self.mask.copy_(self.hard_mask(weight).expand_as(self.mask))
         self.stage = Stage.FINETUNE
-        return baked
+        return folded
 
     def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
         """Enter pretraining or training; fine-tuning is entered by :meth:`freeze`, which needs the weight."""
@@ -218,17 +137,9 @@ class NoPruner(Pruner):
         """Return ``weight``."""
         return weight
 
-    def each(self) -> Each:
-        """Return the function that changes nothing."""
-        return SAME
-
     def hard_mask(self, weight: Tensor) -> Tensor:
         """Return a mask that keeps everything."""
         return torch.ones((), dtype=torch.bool, device=weight.device)
-
-    def deployed_weight(self, weight: Tensor) -> Tensor:
-        """Return ``weight``."""
-        return weight
 
     def freeze(self, weight: Tensor) -> Tensor:
         """Return ``weight``."""
@@ -253,8 +164,6 @@ class PruningMethod(Settings):
             method without either takes only 0.
     """
 
-    group: ClassVar[type[Group]] = Group
-    """What takes all layers of the method together, in the train stage, where a step does not take each by itself."""
     decays_thresholds: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
     """Whether surviving weights change their values when the mask is frozen, so that they must be quantized after it."""

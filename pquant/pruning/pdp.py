@@ -1,69 +1,31 @@
 """PDP: M. Cho, S. Adya, D. Naik, "PDP: Parameter-free Differentiable Pruning is All You Need", NeurIPS 2023, arXiv 2305.11203."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pquant import flat
-from pquant.course import SAME, Each, InRows
-from pquant.flat import laid
-from pquant.pruning.group import Group, OnePass, Pruned, addresses, loops
-from pquant.pruning.masks import global_budget, keep_largest
+from pquant.pruning.masks import global_budget, keep_above
 from pquant.pruning.method import PrunedWeights, PruningMethod
 from pquant.pruning.schedule import ScheduledPruner, train_epochs
 from pquant.settings import schema, setting
 from pquant.training.stage import Horizon, Stage
 
 
-class _SoftMask(InRows):
-    """m W with m = sigmoid((W^2 - t^2) / tau), whose gradient by a weight near the border is larger: m + 2 W^2 m (1 - m) / tau."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, border: Tensor, tau: Tensor) -> Tensor:
-        mask = torch.sigmoid((weight.square() - border) / tau)
-        ctx.save_for_backward(weight, mask, tau)
-        return weight * mask
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, mask, tau = ctx.saved_tensors
-        steep = torch.ops.aten.sigmoid_backward(grads[0] * weight, mask) / tau
-        return torch.addcmul(grads[0] * mask, steep, weight, value=2), None, None
-
-    @staticmethod
-    def forward_in_rows(ctx: Any, parts: Sequence[Tensor], *given: Any) -> Tensor:
-        x = flat.whole(parts)
-        (borders, ctx.taus), mask, out = given, torch.empty_like(x), torch.empty_like(x)
-        loops().near_border(x.data_ptr(), borders.repeats, borders.addresses, ctx.taus.addresses, mask.data_ptr())
-        loops().weighted(x.data_ptr(), mask.sigmoid_().data_ptr(), x.numel(), 1.0, out.data_ptr())
-        ctx.save_for_backward(x, mask)
-        return out
-
-    @staticmethod
-    def backward_in_rows(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        grad = flat.whole(grads)
-        (weight, mask), out = ctx.saved_tensors, torch.empty_like(grad)
-        loops().near_border_slopes(*flat.addresses(grad, weight, mask), ctx.taus.repeats, ctx.taus.addresses, out.data_ptr())
-        return out, None, None
-
-
 class PDPPruner(ScheduledPruner):
     """The soft mask of one weight: m = sigmoid((v^2 - t^2) / tau) of the sizes v, those of weights or of output channels.
 
     ``budget`` is how many will be pruned, ``count`` how many are in this epoch. The border t lies halfway between the largest of them and
-    the smallest of the others; ``border`` holds t^2 with the sign of t, which is infinite where nothing or everything is pruned, and ``tau``
-    the temperature. Both are taken after each step, outside the compiled graph.
+    the smallest of the others; ``border`` holds t^2 with the sign of t, which is infinite where nothing or everything is pruned, ``kept``
+    how many stay, and ``tau`` the temperature. They are measured after each step.
     """
 
     state: ClassVar[tuple[str, ...]] = (*ScheduledPruner.state, "budget", "count")
-    counts_steps = True
     border: Tensor
     tau: Tensor
+    kept: Tensor
 
     def __init__(self, method: "PDP", weight: Tensor) -> None:
         super().__init__(method, weight)
@@ -71,6 +33,7 @@ class PDPPruner(ScheduledPruner):
         self.budget, self.count = 0, 0
         self.register_buffer("border", weight.new_full((), -math.inf))
         self.register_buffer("tau", weight.new_full((), method.temperature))
+        self.register_buffer("kept", torch.tensor(self.squares(weight.detach()).numel(), device=weight.device))
 
     def squares(self, weight: Tensor) -> Tensor:
         """Return v^2: W^2, or the squared L2 norms (out, 1, ...) of the output channels."""
@@ -81,33 +44,20 @@ class PDPPruner(ScheduledPruner):
         """Return m, which is 1/2 at the border."""
         return torch.sigmoid((self.squares(weight) - self.border) / self.tau)
 
-    def soft(self) -> Each | None:
-        """Return m W; none where m is that of a channel."""
-        return None if self.method.structured_pruning else Each(_SoftMask, (self.border, self.tau))
-
-    def soft_weight(self, weight: Tensor) -> Tensor:
+    def train_weight(self, weight: Tensor) -> Tensor:
         """Return m W."""
-        return weight * self.soft_mask(weight) if self.method.structured_pruning else super().soft_weight(weight)
+        return weight * self.soft_mask(weight)
 
-    def select(self, weight: Tensor) -> Tensor:
-        """Return a mask that drops exactly the ``count`` smallest."""
-        return keep_largest(self.squares(weight), self.count)
-
-    def priced_mask(self, weight: Tensor) -> Tensor:
-        """Return a mask that drops what is below the border, as :meth:`select` does but for ties, whatever the ``count``."""
-        return self.squares(weight) > self.border if self.stage is Stage.TRAIN else self.mask
+    def train_mask(self, weight: Tensor) -> Tensor:
+        """Return a mask that drops the ``count`` smallest: what is below the border, and of what lies on it the last."""
+        return keep_above(self.squares(weight), self.border, self.kept)
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
         """Return the bias (out,) masked as its channel is."""
         if not self.method.structured_pruning or self.stage is Stage.PRETRAIN:
             return bias
-        soft = self.stage is Stage.TRAIN and self.training
-        mask = self.soft_mask(weight) if soft else self.hard_mask(weight)
+        mask = self.soft_mask(weight) if self.stage is Stage.TRAIN and self.training else self.hard_mask(weight)
         return bias * mask.flatten(1)[:, 0]
-
-    def each_bias(self) -> Each | None:
-        """Return what changes nothing, unless whole channels go."""
-        return None if self.method.structured_pruning else SAME
 
     def follow(self, epoch: int, horizon: Horizon) -> None:
         """Prune the share min(1, epsilon (e + 1)) of the budget in epoch e, and stay there after the last."""
@@ -123,6 +73,7 @@ class PDPPruner(ScheduledPruner):
     def measure(self, weight: Tensor) -> None:
         """Take border and temperature for ``weight``."""
         squares = self.squares(weight).flatten()
+        self.kept.fill_(squares.numel() - self.count)
         if self.method.temperature_scale == "relative":
             self.tau.copy_(squares.mean() * self.method.temperature).clamp_(min=torch.finfo(squares.dtype).tiny)
         if 0 < self.count < squares.numel():
@@ -146,33 +97,6 @@ class PDPPruner(ScheduledPruner):
         self.on_batch_end(weight)
 
 
-class PDPGroup(OnePass):
-    """The borders of all layers, in one pass where weights go one by one under an absolute temperature."""
-
-    takes = PDPPruner
-
-    def __init__(self, layers: Sequence[Pruned]) -> None:
-        super().__init__(layers)
-        self.method: PDP = self.pruners[0].method
-        self.counts = np.array([pruner.count for pruner in self.pruners])
-        self.borders = [pruner.border for pruner in self.pruners]
-        self.over = laid(self.shapes, tuple(border.shape for border in self.borders))
-        self.looped = self.looped and not self.method.structured_pruning
-
-    def follow_step(self) -> None:
-        """Follow the weights."""
-        if not self.looped or self.method.temperature_scale == "relative":
-            super().follow_step()
-            return
-        loops().halfway(addresses(self.weights), self.sizes, self.counts, addresses(self.borders))
-        torch.autograd.graph.increment_version(self.borders)
-
-    @torch.no_grad()
-    def masks(self) -> Tensor:
-        """Return 1 for what is above the border."""
-        return self.above(self.weights, self.borders, self.over, "square") if self.looped else super().masks()
-
-
 @schema("pruning", "pdp")
 @dataclass(frozen=True)
 class PDP(PruningMethod):
@@ -192,8 +116,6 @@ class PDP(PruningMethod):
             model's output keeps all.
         temperature_scale: with "relative" tau is ``temperature`` times the mean W^2 of the layer.
     """
-
-    group: ClassVar[type[Group]] = PDPGroup
 
     pruning_method: Literal["pdp"] = "pdp"
     epsilon: float | Literal["auto"] = setting(0.015, gt=0)

@@ -111,4 +111,4 @@ class Wanda(WindowMethod):
         """Give each layer its count of weights to prune."""
         counts = (global_budget if self.calculate_pruning_budget else uniform_budget)(layers, self.sparsity)
         for name, (pruner, _) in layers.items():
-            pruner.budget = counts[name]
+            pruner.budget = counts[name]  # type: ignore[assignment]

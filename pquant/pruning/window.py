@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pquant.course import SAME, Each
-from pquant.pruning.method import Masked, Pruner, PruningMethod
+from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.stage import Horizon, Stage
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,6 @@ class WindowPruner(Pruner):
 
     collects: ClassVar[Literal["input", "output"]]
     state: ClassVar[tuple[str, ...]] = ("step", "pruned")
-    counts_steps = True
     seen: Tensor
 
     def __init__(self, method: "WindowMethod", weight: Tensor) -> None:
@@ -35,10 +33,6 @@ class WindowPruner(Pruner):
         """Return the mask, a boolean tensor that broadcasts with ``weight``, from what was collected."""
         raise NotImplementedError
 
-    def soft(self) -> Each:
-        """Return the weight times the mask, which keeps everything until it is taken."""
-        return Each(Masked, (self.mask,)) if self.pruned else SAME
-
     @property
     def needs(self) -> frozenset[str]:
         """Return what the method collects while the window is open."""
@@ -51,9 +45,9 @@ class WindowPruner(Pruner):
 
     def on_batch_end(self, weight: Tensor) -> None:
         """Count a training step, and prune at the end of the window."""
-        if not self.follows_steps:
+        if self.stage is not Stage.TRAIN or self.pruned:
             return
-        self.__dict__["step"] = self.step + 1
+        self.step += 1
         if self.step >= self.method.window(self.horizon)[1]:
             self.prune(weight)
         self._open_or_close()
@@ -64,19 +58,12 @@ class WindowPruner(Pruner):
         self._open_or_close()
 
     @property
-    def follows_steps(self) -> bool:
-        """Whether the mask is still to be taken."""
-        return self.stage is Stage.TRAIN and not self.pruned
-
-    @property
     def opens(self) -> bool:
         """Whether the window is to be open now."""
-        return self.follows_steps and self.step >= self.method.window(self.horizon)[0]
+        return self.stage is Stage.TRAIN and not self.pruned and self.step >= self.method.window(self.horizon)[0]
 
     def _open_or_close(self) -> None:
-        needs = frozenset({self.collects}) if self.opens else frozenset()
-        if needs != self._needs:
-            self._needs = needs
+        self._needs = frozenset({self.collects}) if self.opens else frozenset()
 
     def sum_by_feature(self, x: Tensor) -> Tensor:
         """Return (features,) for an input or output, (..., features) of a dense layer or ([batch,] features, *positions) of a convolution."""

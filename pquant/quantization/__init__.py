@@ -2,10 +2,10 @@
 
 from pquant.quantization.fixed_point import fixed_point
 from pquant.quantization.quantization import LayerFormats, Quantization
-from pquant.quantization.quantizer import BakedQuantizer, FixedPointQuantizer, NoQuantizer, Quantizer, TensorFormat
+from pquant.quantization.quantizer import FixedPointQuantizer, FoldedQuantizer, NoQuantizer, Quantizer, TensorFormat
 
 __all__ = [
-    "BakedQuantizer",
+    "FoldedQuantizer",
     "FixedPointQuantizer",
     "LayerFormats",
     "NoQuantizer",

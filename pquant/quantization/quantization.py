@@ -52,8 +52,8 @@ class Quantization(Settings):
         quantize_input: whether inputs of layers are quantized.
         quantize_output: whether outputs of layers are quantized.
         enable_quantization: whether anything is quantized.
-        hgq_gamma: price of a bit in the loss.
-        hgq_beta: price of an EBOP in the loss: higher is smaller.
+        hgq_gamma: regularization weight of the sum of all bit widths in the loss.
+        hgq_beta: regularization weight of EBOPs in the loss: higher makes smaller networks.
         layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output); the first rule that fits
             wins.
         use_hgq: whether bits are trained.
@@ -120,31 +120,42 @@ class Quantization(Settings):
 
     def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""
-        return self._quantizer(settings, shape, forget=math.inf)
+        return self._quantizer(settings, bits_shape(settings.granularity, shape), forget=math.inf)
 
-    def data_quantizer(self, settings: TensorFormat, shapes: Sequence[tuple[int, ...]]) -> Quantizer:
-        """Return the quantizer of a layer's input or output, given its shape without the batch axis in each call; none when not known.
+    def data_quantizer(self, settings: TensorFormat, calls: Sequence[tuple[tuple[int, ...], int]]) -> Quantizer:
+        """Return the quantizer of a layer's input or output.
+
+        Args:
+            settings: its format.
+            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that; none when not known.
 
         Raises:
             ConfigError: bits by channel or value for data of unknown shape, or of several.
         """
-        if settings.enable and settings.granularity != "per_tensor" and len({bits_shape(settings.granularity, shape) for shape in shapes}) != 1:
-            advice = f"is called with {', '.join(map(str, shapes))}: use one layer for each" if shapes else "give compress an example_input"
+        shapes = dict.fromkeys(bits_shape(settings.granularity, *call) for call in calls)
+        if settings.enable and settings.granularity != "per_tensor" and len(shapes) != 1:
+            advice = (
+                f"is called with {', '.join(str(shape) for shape, _ in calls)}: use one layer for each" if calls else "give compress an example_input"
+            )
             raise ConfigError(f"data quantized {settings.granularity} needs one shape: {advice}")
         return self._quantizer(settings, next(iter(shapes), ()), forget=DATA_FORGET)
 
-    def _quantizer(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> Quantizer:
+    def _quantizer(self, settings: TensorFormat, shared: tuple[int, ...], forget: float) -> Quantizer:
         if not settings.enable:
             return NoQuantizer()
-        shared = bits_shape(settings.granularity, shape)
         return HGQQuantizer(settings, shared, forget, self.hgq_lr) if self.use_hgq else FixedPointQuantizer(settings, shared)
 
     @property
-    def prices_bits(self) -> bool:
-        """Whether training pays for bits."""
-        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.hgq_gamma)
+    def regularizes_ebops(self) -> bool:
+        """Whether the loss has a regularization of EBOPs."""
+        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule)
 
-    def prices(self, epoch: int) -> tuple[float, float]:
+    @property
+    def regularizes_bits(self) -> bool:
+        """Whether the loss has a regularization of bits."""
+        return self.regularizes_ebops or self.use_hgq and bool(self.hgq_gamma)
+
+    def regularization(self, epoch: int) -> tuple[float, float]:
         """Return (beta, gamma) at an epoch of the train stage, from 0."""
         return scheduled(self.hgq_beta, self.hgq_beta_schedule, epoch), self.hgq_gamma
 

@@ -5,26 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pquant.course import SAME, Each
-from pquant.flat import is_plain
-from pquant.quantization import kernels
-from pquant.quantization.fixed_point import (
-    SATURATING,
-    FixedPoint,
-    OverflowMode,
-    RoundMode,
-    Saturating,
-    fitted,
-    fixed_point,
-    in_rows,
-    pow2,
-    rounded,
-    saturating,
-)
+from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded
 from pquant.settings import Settings, setting
-from pquant.watched import Watched
 
 FLOAT_BITS = 32.0
 Granularity = Literal["per_tensor", "per_channel", "per_weight"]
@@ -34,7 +18,8 @@ Granularity = Literal["per_tensor", "per_channel", "per_weight"]
 class TensorFormat(Settings):
     """How one tensor is quantized: its bits, its modes, and what shares a bit width.
 
-    The batch axis of data is always shared; the channel axis is the first of the others, as it is the first of a weight.
+    The batch axis of data is always shared. The channel axis of a weight is its first; that of data is the feature axis of the layer: the last of a
+    dense layer, the second of a convolution, pool or batch norm.
 
     Args:
         k: whether it has a sign.
@@ -55,11 +40,22 @@ class TensorFormat(Settings):
     enable: bool = True
 
 
-def bits_shape(granularity: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the bit widths of a tensor of ``shape`` (without a batch axis): one, one a channel, or one a value."""
+def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int = 0) -> tuple[int, ...]:
+    """Return the shape of the bit widths of a tensor of ``shape``: one for all, one per channel, or one per value.
+
+    Per channel the shape begins with the channel axis, so that it broadcasts with tensors of any size before it.
+    """
     if granularity == "per_tensor":
         return ()
-    return tuple(shape) if granularity == "per_weight" else tuple(shape[:1]) + (1,) * (len(shape) - 1)
+    if granularity == "per_weight":
+        return tuple(shape)
+    axis = channel_axis % max(len(shape), 1)
+    return tuple(shape[axis : axis + 1]) + (1,) * (len(shape) - axis - 1)
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """Return values of reduced precision as float32, in which formats are exact."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:
@@ -85,7 +81,7 @@ def value_range(x: Tensor, shape: torch.Size, k: Tensor | bool) -> tuple[Tensor,
     return low.reshape(shape).clamp(max=0) * k, high.reshape(shape).clamp(min=0)
 
 
-class Quantizer(Watched):
+class Quantizer(nn.Module):
     """What every quantizer answers: the values it gives, and the format they have."""
 
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
@@ -95,29 +91,21 @@ class Quantizer(Watched):
         """Return ``x`` in the format, with a straight-through gradient."""
         raise NotImplementedError
 
-    def each(self) -> Each | None:
-        """Return :meth:`forward` as an elementwise function, so that all parameters may take one pass; None where it is none, or does more."""
-        return None
-
     def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the deployed (k, i, f), integer-valued tensors that broadcast with the data; None when the values stay float."""
+        """Return the (k, i, f) in force, integer-valued tensors that broadcast with the data; None when the values stay float."""
         raise NotImplementedError
 
     def width(self) -> Tensor:
-        """Return the deployed total bits k + i + f, at least 0; 32 for float values."""
+        """Return the total bits k + i + f in force, at least 0; 32 for float values."""
         formats = self.format()
         return torch.tensor(FLOAT_BITS) if formats is None else sum(formats).clamp(min=0)  # type: ignore[union-attr]
 
     def bits(self) -> Tensor:
-        """Return the bits that an operation pays for; differentiable where they are trained."""
+        """Return the bits that an operation costs; differentiable where they are trained."""
         return self.width()
 
-    def keeps(self, source: "Quantizer") -> bool:
-        """Return whether all values that ``source`` gives pass unchanged; False when that is not plain from fixed formats."""
-        return False
-
-    def twin_of(self, source: "Quantizer") -> bool:
-        """Return whether training both this quantizer and ``source``, which it follows, would train the same thing twice."""
+    def is_redundant_after(self, source: "Quantizer") -> bool:
+        """Return whether this quantizer has nothing to do behind ``source``: its values pass unchanged, or the same bits would be trained twice."""
         return False
 
     def mean_width(self) -> float | None:
@@ -129,12 +117,12 @@ class Quantizer(Watched):
         """Whether the values stay float."""
         return isinstance(self, NoQuantizer)
 
-    def baked(self) -> "Quantizer":
+    def folded(self) -> "Quantizer":
         """Return the quantizer of a tensor whose stored values are quantized already: it changes nothing and keeps the format."""
         formats = self.format()
-        return self if formats is None else BakedQuantizer(*formats)
+        return self if formats is None else FoldedQuantizer(*formats)
 
-    def deployed(self) -> "Quantizer":
+    def finalized(self) -> "Quantizer":
         """Return the quantizer that a finalized model keeps for data."""
         return self
 
@@ -146,16 +134,12 @@ class NoQuantizer(Quantizer):
         """Return ``x``."""
         return x
 
-    def each(self) -> Each:
-        """Return the function that changes nothing."""
-        return SAME
-
     def format(self) -> None:
         """Return None: there is no format."""
         return None
 
 
-class BakedQuantizer(Quantizer):
+class FoldedQuantizer(Quantizer):
     """The format of values that were quantized for good."""
 
     k: Tensor
@@ -170,10 +154,6 @@ class BakedQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
         return x
-
-    def each(self) -> Each:
-        """Return the function that changes nothing."""
-        return SAME
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the stored (k, i, f)."""
@@ -195,8 +175,6 @@ class FixedPointQuantizer(Quantizer):
     f: Tensor
     low: Tensor
     high: Tensor
-    rows: Tensor | None
-    _one: Saturating | None
 
     def __init__(self, settings: TensorFormat, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -221,14 +199,9 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        self.calibrated, self._shape = not bool(self.i.isnan().any()), self.i.shape
-        shared = self.calibrated and self.i.ndim == 0
-        self._numbers = (int(self.k), int(self.i), int(self.f)) if shared else None
-        modes = self.round_mode, self.overflow_mode
-        self._one = saturating(*self._numbers, *modes, torch.float32) if self._numbers and self.overflow_mode in SATURATING else None
-        self._each = Each(FixedPoint, (), (*self._numbers, *modes)) if self._numbers else None
-        by_rows = self.calibrated and not shared and self.overflow_mode in SATURATING
-        self.register_buffer("rows", in_rows(self.k, self.i, self.f, self.overflow_mode) if by_rows else None, persistent=False)
+        """Read one format for all values into Python, so that no step waits for the device to tell it."""
+        self.calibrated = not bool(self.i.isnan().any())
+        self.numbers = (int(self.k), int(self.i), int(self.f)) if self.calibrated and self.i.ndim == 0 else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -236,37 +209,21 @@ class FixedPointQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` in the format; while observing, widen the range seen and return ``x`` as it is, but for negatives that are not kept."""
-        if self._one is not None and not self.observing and x.dtype is torch.float32 and not torch.compiler.is_compiling():
-            return self._one(x)
-        rows = self._buffers["rows"]
-        if rows is not None and not self.observing and not (x.requires_grad and torch.is_grad_enabled()) and not torch.jit.is_tracing():
-            return self._by_rows(x, rows)
+        x = in_float32(x)
         if self.observing:
             self.observe(x)
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
-        if self._numbers:
-            return fixed_point(x, *self._numbers, self.round_mode, self.overflow_mode)
-        return fixed_point(x, self.k, self.i, self.f, self.round_mode, self.overflow_mode)
-
-    def _by_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the values without a gradient, by what is at hand of the formats. Exporters, which trace, are to see the formats themselves."""
-        shape = kernels.layout(x.shape, self._shape) if is_plain(x) and is_plain(rows) and not torch.compiler.is_compiling() else None
-        return fitted(x, rows, self.round_mode) if shape is None else kernels.snapped_each(x, rows, shape, self.round_mode)
-
-    def each(self) -> Each | None:
-        """Return the rounding to the format in force."""
-        if self.observing or not self.calibrated:
-            return None
-        return self._each or Each(FixedPoint, (self.k, self.i, self.f), (self.round_mode, self.overflow_mode))
+        k, i, f = self.numbers or self.format()
+        return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widen the range, and with it the integer bits, to the values of ``x``."""
         low, high = value_range(x, self.i.shape, self.k)
-        torch.minimum(self.low, low, out=self.low)
-        torch.maximum(self.high, high, out=self.high)
+        self.low.copy_(torch.minimum(self.low, low))
+        self.high.copy_(torch.maximum(self.high, high))
         self.i.copy_(integer_bits(self.low, self.high, self.f, self.round_mode, self.overflow_mode))
         self._read_bits()
 
@@ -278,12 +235,12 @@ class FixedPointQuantizer(Quantizer):
             buffer.fill_(bits)
         self._read_bits()
 
-    def keeps(self, source: Quantizer) -> bool:
-        """Return whether ``source`` has one fixed format that this one contains."""
-        if self._numbers is None or not isinstance(source, FixedPointQuantizer) or source._numbers is None:
+    def is_redundant_after(self, source: Quantizer) -> bool:
+        """Return whether ``source`` has one fixed format, which calibration does not change, that this one contains."""
+        if not isinstance(source, FixedPointQuantizer) or self.auto or source.auto or self.numbers is None or source.numbers is None:
             return False
-        symmetric = self.overflow_mode == "SAT_SYM" and source.overflow_mode != "SAT_SYM" and source._numbers[0]
-        return not symmetric and not self.observing and all(mine >= theirs for mine, theirs in zip(self._numbers, source._numbers, strict=True))
+        symmetric = self.overflow_mode == "SAT_SYM" and source.overflow_mode != "SAT_SYM" and source.numbers[0]
+        return not symmetric and all(mine >= theirs for mine, theirs in zip(self.numbers, source.numbers, strict=True))
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the bits in force."""
@@ -291,7 +248,7 @@ class FixedPointQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         """Return the format and modes in one line."""
-        bits = "k={} i={} f={}".format(*self._numbers) if self._numbers else f"bits of shape {tuple(self.i.shape)}"
+        bits = "k={} i={} f={}".format(*self.numbers) if self.numbers else f"bits of shape {tuple(self.i.shape)}"
         return f"{bits}, {self.round_mode}, {self.overflow_mode}"
 
 
@@ -311,13 +268,8 @@ class MantissaQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with ``significant`` bits, saturated where rounding would carry it to the next power of two."""
+        x = in_float32(x)
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
-
-    @property
-    def kind(self) -> tuple[int, int, int, bool, bool]:
-        """What loops know it by: sign, significant bits, round mode, whether it is SAT_SYM, and whether -2^n takes a bit less."""
-        modes = kernels.MODES[self.round_mode], self.overflow_mode == "SAT_SYM"
-        return self.k, self.significant, *modes, bool(self.k) and self.overflow_mode == "SAT"
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, or x = -2^i where that is held, but at least -32."""

@@ -7,9 +7,8 @@ from torch import nn
 from pquant.layers.base import CompressedLayer
 from pquant.layers.convert import unconverted
 from pquant.layers.trace import Example
-from pquant.metrics import layer_table, sparsity
+from pquant.metrics import ebops, layer_table, sparsity
 from pquant.pruning.method import NoPruner
-from pquant.quantization.ebops import ebops
 from pquant.reporting.headline import label, show
 
 FIGURES = ("sparsity", "input_bits", "weight_bits", "output_bits", "ebops")

@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 @torch.no_grad()
 def weight_histograms(model: nn.Module) -> list[Weights]:
     """Return the histograms of a compressed model that is not yet finalized, one a weight layer."""
-    return [_histogram(name, layer.weight, layer.deployed()[0]) for name, layer in weight_layers(model).items() if layer.weight.numel()]
+    return [_histogram(name, layer.weight, layer.finalized_parameters()[0]) for name, layer in weight_layers(model).items() if layer.weight.numel()]
 
 
 def histogram_plots(layers: list[Weights]) -> list[Plot]:

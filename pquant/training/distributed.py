@@ -5,14 +5,12 @@ nothing here does anything.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from pquant.flat import apart, end_to_end
 
 
 @contextmanager
@@ -67,14 +65,13 @@ def highest(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def total_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace all gradients by their sums over all processes."""
     if count() == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shapes = tuple(gradient.shape for gradient in gradients)
-    for gradient, summed in zip(gradients, apart(total(end_to_end(gradients, shapes)), shapes), strict=True):
-        gradient.copy_(summed)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            total(parameter.grad)
 
 
 @torch.no_grad()

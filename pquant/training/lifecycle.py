@@ -1,11 +1,10 @@
 """The life of a compressed model: one call a stage, a step, an epoch, a round. The trainer makes them; so does a user's own loop."""
 
-import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import QuantizedLayer, pruned_layers
-from pquant.pruning.group import Groups
 from pquant.pruning.method import Pruner, PruningMethod
+from pquant.training.bit_range import BitRange
 from pquant.training.stage import Horizon, Stage
 
 
@@ -36,24 +35,20 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
 
 
 class StepEvents:
-    """What pruners do after an optimizer step: counters, multipliers, guards. Made once for a model, a call of it costs a step little.
+    """What follows an optimizer step: pruners count, raise multipliers and guard, and trained bits are kept in the range of a format.
 
-    Args:
-        model: what :func:`pquant.compress` gave.
-        compiled: whether to make one graph of what pruners compute then; on a CPU their loops are faster.
+    It looks for the layers once, when it is made.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
-        layers = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
-        computing = [layer for layer in layers if compiled and not layer.pruner.counts_steps]
-        others = [layer for layer in layers if layer not in computing]
-        self.follow = [Groups(others).follow_step] if others else []
-        self.follow += [torch.compile(Groups(computing).follow_step)] if computing else []
+    def __init__(self, model: nn.Module) -> None:
+        self.pruned = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
+        self.bit_range = BitRange(model)
 
     def __call__(self) -> None:
         """Follow one step."""
-        for follow in self.follow:
-            follow()
+        for layer in self.pruned:
+            layer.pruner.on_batch_end(layer.weight)
+        self.bit_range.on_batch_end()
 
 
 def on_batch_end(model: nn.Module) -> None:
@@ -68,6 +63,7 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
+    BitRange(model).warn()
 
 
 def on_round_end(model: nn.Module) -> None:

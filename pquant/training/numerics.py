@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from pquant.training.trainer import Trainer
+from pquant.data.batches import Batches
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Makes an optimizer step on inputs and targets; returns the task's loss, the auxiliary one, and whether the inputs were finite, three scalars."""
@@ -60,41 +60,53 @@ def _memory(optimizer: Optimizer) -> dict[Any, Tensor]:
     }
 
 
-def locate(trainer: "Trainer") -> str | None:
-    """Return what is first not finite in the epoch at whose start the trainer stands, and in which step; None if all is well this time.
+@dataclass(frozen=True)
+class Diagnosis:
+    """What it takes to make the steps of an epoch again and look at everything.
 
-    The epoch is trained again, looking at everything.
+    Args:
+        model: the model, as it was at the start of the epoch.
+        optimizer: its optimizer, likewise.
+        losses: computes (loss, auxiliary loss) from inputs and targets.
+        update: makes the optimizer's update and lets pruners follow it.
     """
-    trainer.model.train()
-    with _first_bad_output(trainer.model) as layers:
-        for number, (x, y) in enumerate(trainer.loader, 1):
-            what = _step_badly(trainer, x.to(trainer.device), y.to(trainer.device), layers)
-            if what:
-                return f"{what} in step {number} of {len(trainer.loader)}"
-    return None
 
+    model: nn.Module
+    optimizer: Optimizer
+    losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    update: Callable[[], None]
 
-def _step_badly(trainer: "Trainer", x: Tensor, y: Tensor, layers: list[str]) -> str | None:
-    """Make a step; return what is first not finite in it."""
-    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
-        return "the data are not finite"
-    loss, auxiliary = trainer._losses(x, y)
-    if layers:
-        return f"the output of layer '{layers[0]}' is not finite"
-    trainer.updates.zero_grad()
-    (loss + auxiliary).backward()
-    for name, value in (("loss", loss), ("penalty", auxiliary)):
-        if not bool(torch.isfinite(value)):
-            return f"the {name} is not finite"
-    parameters = dict(trainer.model.named_parameters())
-    for name, parameter in reversed(parameters.items()):
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return f"the gradient of '{name}' is not finite"
-    trainer.follow_step()
-    for name, parameter in parameters.items():
-        if not bool(all_finite([parameter.detach(), *trainer.updates.memory(parameter)])):
-            return f"'{name}' or its momentum is not finite after the update"
-    return None
+    def locate(self, batches: Batches, device: torch.device) -> str | None:
+        """Return what is first not finite in an epoch over ``batches``, and in which step; None if all is well this time."""
+        self.model.train()
+        with _first_bad_output(self.model) as layers:
+            for number, (x, y) in enumerate(batches, 1):
+                what = self._step(x.to(device), y.to(device), layers)
+                if what:
+                    return f"{what} in step {number} of {len(batches)}"
+        return None
+
+    def _step(self, x: Tensor, y: Tensor, layers: list[str]) -> str | None:
+        """Make a step; return what is first not finite in it."""
+        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+            return "the data are not finite"
+        loss, auxiliary = self.losses(x, y)
+        if layers:
+            return f"the output of layer '{layers[0]}' is not finite"
+        self.optimizer.zero_grad()
+        (loss + auxiliary).backward()
+        for name, value in (("loss", loss), ("penalty", auxiliary)):
+            if not bool(torch.isfinite(value)):
+                return f"the {name} is not finite"
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in reversed(parameters.items()):
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"the gradient of '{name}' is not finite"
+        self.update()
+        for name, parameter in parameters.items():
+            if not bool(all_finite([parameter.detach(), *_floats(self.optimizer.state.get(parameter, {}).values())])):
+                return f"'{name}' or its momentum is not finite after the update"
+        return None
 
 
 def _floats(values: Iterable[Any]) -> list[Tensor]:

@@ -1,12 +1,12 @@
-"""The training loop: a flat plan of epochs, so that a run can stop after any of them and go on."""
+"""The training loop."""
 
+import copy
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,45 +21,25 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
-from pquant.metrics import Penalty, sparsity
+from pquant.metrics import Penalty, ebops, sparsity
 from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import deployed, ebops
+from pquant.quantization.ebops import BitRegularization
 from pquant.quantization.quantizer import Quantizer
 from pquant.training import distributed
+from pquant.training.compile import StepCompiler
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
-from pquant.training.numerics import SkipStep, Step, all_finite, locate, trained
-from pquant.training.optimizer import parameter_groups, uncompiled
-from pquant.training.packing import Packed, pack, unpack
+from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
+from pquant.training.optimizer import parameter_groups
+from pquant.training.plan import Epoch, plan
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
-from pquant.training.updates import Updates
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 Row = dict[str, Any]
 Watch = Callable[[Tensor, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of the plan: ``index`` counts within its stage and round, ``number`` over the whole run from 1."""
-
-    stage: Stage
-    round: int
-    index: int
-    number: int
-    ends_round: bool
-
-
-def plan(training: Training) -> list[Epoch]:
-    """Return all epochs of a run in order."""
-    stages = [(Stage.PRETRAIN, 0, training.pretraining_epochs)]
-    stages += [(Stage.TRAIN, index, training.epochs) for index in range(training.rounds)]
-    stages += [(Stage.FINETUNE, 0, training.fine_tuning_epochs)]
-    steps = [(stage, round_, index, index == length - 1) for stage, round_, length in stages for index in range(length)]
-    return [Epoch(stage, round_, index, number, ends) for number, (stage, round_, index, ends) in enumerate(steps, 1)]
 
 
 def _unwatched(output: Tensor, target: Tensor) -> None:
@@ -99,8 +79,7 @@ class Trainer:
         self.task = task_for(splits.num_classes)
         self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
         with blaming("optimizer"):
-            self.optimizer = uncompiled(optimizer)(parameter_groups(self.model))
-        self.updates = Updates(self.optimizer, self.model)
+            self.optimizer = optimizer(parameter_groups(self.model))
         with blaming("scheduler"):
             self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
@@ -109,12 +88,11 @@ class Trainer:
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
-        compiled = training.compiles(device)
-        self.losses = torch.compile(self._losses) if compiled else self._losses
-        self.step_events = StepEvents(self.model, compiled and device.type != "cpu")
-        self.position = 0
+        self.losses = StepCompiler(self._losses, self.model, training.compile, device, self._graphs_and_steps)
+        self.step_events = StepEvents(self.model)
+        self.position = self.step_count = 0
         self.snapshot: dict[str, Tensor] = {}
-        self.safe: Packed | None = None
+        self.safe: dict[str, Any] | None = None
         self.rows: list[Row] = []
         self.lines: list[str] = []
 
@@ -131,25 +109,29 @@ class Trainer:
             if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                 before_train()
             if self._enter(epoch) or self.safe is None:
-                self.safe = pack(self._state())
+                self.safe = copy.deepcopy(self._state())
             losses = self._train_epoch(epoch, after_step)
             self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step()
             self.position += 1
             row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
-            constants = deployed(self.model)
             row |= {
-                "sparsity": sparsity(self.model, constants),
-                "ebops": ebops(self.model, constants),
+                "sparsity": sparsity(self.model),
+                "ebops": ebops(self.model),
                 "lr": learning_rate,
                 "seconds": time.perf_counter() - start,
             }
             if not math.isfinite(row["val/loss"]):
                 raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
             self.rows.append(row)
-            self.safe = pack(self._state())
+            self.safe = copy.deepcopy(self._state())
             on_epoch(row)
+
+    def _graphs_and_steps(self) -> tuple[int, int]:
+        """Return how many stages and how many steps are left, from the step under way on."""
+        left = self.plan[self.position :]
+        return len({epoch.stage for epoch in left}), len(left) * len(self.loader) - self.step_count % max(len(self.loader), 1)
 
     def _leaves_one_out(self) -> bool:
         """Return whether the last batch of an epoch must be left out, as its single example has no variance for a batch norm of features.
@@ -197,37 +179,39 @@ class Trainer:
             self._rewind()
 
     def _rewindable(self) -> dict[str, Tensor]:
-        """Return the model's own parameters and buffers: all but what pruners and quantizers hold."""
-        inside = tuple(name + "." for name, module in self.model.named_modules() if isinstance(module, (Pruner, Quantizer)))
+        """Return the model's own parameters and buffers: all but what pruners, quantizers and schedules hold."""
+        inside = tuple(name + "." for name, module in self.model.named_modules() if isinstance(module, (Pruner, Quantizer, BitRegularization)))
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: tensor for name, tensor in tensors if not name.startswith(inside)}
 
     @torch.no_grad()
     def _rewind(self) -> None:
-        """Put the saved weights back, with what a frozen method bakes into them, and forget the optimizer's momenta."""
+        """Put the saved weights back, with what a frozen method folds into them, and forget the optimizer's momenta."""
         for name, tensor in self._rewindable().items():
             tensor.copy_(self.snapshot[name])
         for layer in self.pruned:
             if layer.pruner.stage is Stage.FINETUNE:
-                layer.weight.copy_(layer.pruner.bake(layer.weight))
+                layer.weight.copy_(layer.pruner.fold(layer.weight))
         self.optimizer.state.clear()
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
+
         for x, y in self.loader:
-            loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
-            size = len(x)
-            total.add_(loss, alpha=size)
-            extra.add_(auxiliary, alpha=size)
-            count.add_(kept, alpha=size)
-            good.add_(kept)
+            with self.losses.timed():
+                loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
+                total.add_(loss, alpha=len(x))
+                extra.add_(auxiliary, alpha=len(x))
+                count.add_(kept, alpha=len(x))
+                good.add_(kept)
+            self.step_count += 1
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
             assert self.safe is not None
-            self._load(unpack(self.safe))
-            where = locate(self) or "a value is not finite"
+            self._load(self.safe)
+            where = Diagnosis(self.model, self.optimizer, self._losses, self.follow_step).locate(self.loader, self.device) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
@@ -237,16 +221,16 @@ class Trainer:
         finite = torch.isfinite(x).all()
         (x, y), weight = distributed.part(x, y)
         loss, auxiliary = self.losses(x, y)
-        self.updates.zero_grad()
+        self.optimizer.zero_grad()
         together = loss + auxiliary
         (together if weight == 1 else together * weight).backward()
-        distributed.total_gradients(self.updates.parameters)
+        distributed.total_gradients(self.model.parameters())
         self.follow_step()
         return distributed.total(loss.detach() * weight), auxiliary.detach(), finite
 
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""
-        self.updates.step()
+        self.optimizer.step()
         self.step_events()
 
     def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,7 +260,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last complete epoch, its tensors in a copy."""
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or pack(self._state())}
+        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or copy.deepcopy(self._state())}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
@@ -285,6 +269,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "snapshot": self.snapshot,
+            "compiled": self.losses.compiled,
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -293,13 +278,14 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state that :meth:`state_dict` gave."""
         self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
-        self._load(unpack(state["state"]))
+        self._load(state["state"])
 
     def _load(self, state: dict[str, Any]) -> None:
         self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.losses.resume(state["compiled"])
         self.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and state["device_rng"] is not None:

@@ -1,11 +1,7 @@
 """The training section: how long each stage lasts and how a step is made."""
 
-import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
-from shutil import which
 from typing import Any, Literal, Self
 
 import torch
@@ -14,10 +10,6 @@ from pquant.settings import Settings, schema, setting
 from pquant.training import distributed
 from pquant.training.stage import Horizon
 
-log = logging.getLogger(__name__)
-
-TRITON_TAKES = (7, 0)
-"""Compute capability of the GPUs from which on Triton compiles for them."""
 Rewind = Literal["never", "every-round", "post-training-stage"]
 
 
@@ -36,13 +28,13 @@ class Training(Settings):
         rounds: how often the train stage is gone through.
         save_weights_epoch: epoch of the first round at whose start the weights are saved for ``rewind``; -1: none.
         batch_size: examples of a step.
-        baseline: whether a float twin is trained first, so that the results can say what compression cost.
+        baseline: whether a float baseline is trained first, so that the results can say what compression cost.
         device: "auto" (a GPU if there is one) or what torch calls one, such as ``cpu`` or ``cuda:0``.
         threads: torch's CPU threads; 0 leaves them as they are.
-        pareto: whether the model is kept after every epoch that no other surpasses in both validation metric and EBOPs; "auto" does where the price
-            of bits has a schedule.
-        compile: whether forward and losses are compiled into one graph, once a stage, which takes up to a minute each; "auto" does on a GPU where it
-            can.
+        pareto: whether the model is kept after every epoch that is Pareto-optimal in validation metric and EBOPs; "auto" does where ``hgq_beta`` has
+            a schedule.
+        compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to a minute or two each; "auto" times
+            the first eager steps, and compiles where a compiler is present and the steps left are worth it.
         precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
         on_nan: what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it began, or take back
             every such step (which costs each step a copy of the model and its momenta).
@@ -96,21 +88,6 @@ class Training(Settings):
         except (RuntimeError, AssertionError) as error:
             raise self.error("device", "'auto' or a device that torch has here, such as 'cpu' or 'cuda:0'") from error
 
-    def compiles(self, device: torch.device) -> bool:
-        """Return whether training steps on ``device`` are compiled.
-
-        Raises:
-            ConfigError: they are to be, and something that it takes is missing.
-        """
-        if self.compile is False or self.compile == "auto" and device.type == "cpu":
-            return False
-        missing = _missing_to_compile(device)
-        if missing and self.compile is True:
-            raise self.error("compile", f"false where there is no {missing}")
-        if missing:
-            log.warning("steps on %s are not compiled: there is no %s", device, missing)
-        return not missing
-
     @property
     def total_epochs(self) -> int:
         """Epochs of all stages together."""
@@ -119,25 +96,6 @@ class Training(Settings):
     def horizon(self, steps_per_epoch: int) -> Horizon:
         """Return how long the train stage lasts."""
         return Horizon(self.epochs, steps_per_epoch, self.rounds)
-
-
-def _missing_to_compile(device: torch.device) -> str | None:
-    """Return what is missing for graphs on ``device`` to be compiled; None where all is there."""
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        try:
-            get_cpp_compiler()
-        except Exception:
-            return "C++ compiler such as g++"
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            return "Triton"
-        if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < TRITON_TAKES:
-            return f"GPU of compute capability {'.'.join(map(str, TRITON_TAKES))}, which Triton takes"
-        if not (os.environ.get("CC") or which("gcc") or which("clang")):
-            return "C compiler such as gcc, which Triton takes"
-    return None
 
 
 def total_epochs(section: Mapping[str, Any]) -> int:

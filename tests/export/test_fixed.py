@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pquant.errors import ConfigError
 from pquant.export.fixed import Constants, Fixed, Format, Real
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING, fixed_point
-from pquant.quantization.quantizer import BakedQuantizer, NoQuantizer
+from pquant.quantization.quantizer import FoldedQuantizer, NoQuantizer
 
 BITS = st.tuples(st.integers(0, 1), st.integers(-2, 4), st.integers(-2, 4))
 
@@ -39,7 +39,7 @@ def test_constants_are_the_least_integers() -> None:
 
 
 def test_a_weight_off_its_grid_is_named() -> None:
-    quantizer = BakedQuantizer(*(torch.tensor(float(bits)) for bits in (1, 0, 2)))
+    quantizer = FoldedQuantizer(*(torch.tensor(float(bits)) for bits in (1, 0, 2)))
     with pytest.raises(ConfigError, match=r"weight of 'a'\[1\] is 0.3"):
         Constants.of("weight of 'a'", torch.tensor([0.25, 0.3]), quantizer)
     with pytest.raises(ConfigError, match=r"weight of 'a'\[0\] is 1,"):

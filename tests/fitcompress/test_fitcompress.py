@@ -89,7 +89,7 @@ def test_the_model_is_as_small_as_the_search_says_and_its_weights_are_untouched(
         assert torch.equal(layer.weight, weight) and not layer.weight_quantizer.is_float
         if entry.format:
             assert [int(one) for one in layer.weight_quantizer.format()] == [entry.format.k, entry.format.i, entry.format.f]
-        values = layer.deployed()[0]
+        values = layer.finalized_parameters()[0]
         kept = int(values.count_nonzero()) if settings.optimize_pruning else values.numel()
         if entry.bits < 32:
             assert entry.sparsity == pytest.approx(1 - kept / values.numel())

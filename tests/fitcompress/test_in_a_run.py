@@ -13,7 +13,6 @@ from pquant.errors import ConfigError
 from pquant.experiment import Experiment, Run
 from pquant.fitcompress import FITCompress
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
-from pquant.training.packing import unpack
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -80,7 +79,7 @@ def test_a_run_resumed_at_any_epoch_ends_bit_identical(epoch: int, whole: tuple[
         monkeypatch.setattr(FITCompress, "search", None)
     resumed = run(tmp_path, *BOTH, resume=True)
     assert {name: resumed[name] for name in SAME} == {name: summary[name] for name in SAME}
-    ours, theirs = (unpack(load_checkpoint(one / "checkpoint.pt")["state"])["model"] for one in (tmp_path, folder))
+    ours, theirs = (load_checkpoint(one / "checkpoint.pt")["state"]["model"] for one in (tmp_path, folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if isinstance(value, torch.Tensor))
 

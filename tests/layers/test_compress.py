@@ -208,7 +208,7 @@ def test_what_is_shared_stays_shared(pruning: PruningMethod, quantization: Quant
     assert compressed.a.pruner is compressed.b.pruner and compressed.a.weight_quantizer is compressed.b.weight_quantizer
     groups = [id(parameter) for group in parameter_groups(compressed) for parameter in group["params"]]
     assert len(groups) == len(set(groups)) == len(list(compressed.parameters()))
-    assert pquant.figures(compressed)["params"] == 36 + 6
+    assert pquant.model_metrics(compressed)["params"] == 36 + 6
     pquant.set_stage(compressed, pquant.Stage.TRAIN)
     steps(compressed, x)
     for stage in (pquant.Stage.TRAIN, pquant.Stage.FINETUNE):
@@ -216,7 +216,7 @@ def test_what_is_shared_stays_shared(pruning: PruningMethod, quantization: Quant
             pquant.set_stage(compressed, stage)
         final = pquant.finalize(compressed)
         assert torch.equal(final(x), compressed.eval()(x)) and final.a.weight is final.b.weight and final.again is final.a
-        assert torch.equal(compressed.a.deployed()[0], compressed.b.deployed()[0])
+        assert torch.equal(compressed.a.finalized_parameters()[0], compressed.b.finalized_parameters()[0])
         twin = copy.deepcopy(compressed)
         assert twin.a.weight is twin.b.weight and twin.a.pruner is twin.b.pruner
     assert pquant.sparsity(compressed) > 0.1
@@ -478,7 +478,7 @@ def test_a_model_is_saved_loaded_copied_and_pickled_at_any_stage(which: str, tmp
         y = model.eval()(X)
         for other in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other.eval()(X), y), stage
-            assert pquant.figures(other) == pquant.figures(model)
+            assert pquant.model_metrics(other) == pquant.model_metrics(model)
         twin = copy.deepcopy(model)
         for other in (fresh, twin):
             torch.manual_seed(3)

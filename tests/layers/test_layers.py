@@ -18,7 +18,7 @@ import pquant
 from pquant.layers import PQActivation, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, PQBatchNorm1d, PQBatchNorm2d, PQConv1d, PQConv2d, PQConv3d, PQDense
 from pquant.layers.norm import ChannelAffine
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
-from pquant.quantization import NoQuantizer, Quantization, fixed_point
+from pquant.quantization import FixedPointQuantizer, NoQuantizer, Quantization, TensorFormat, fixed_point
 from pquant.training.optimizer import parameter_groups
 
 BITS = {
@@ -186,7 +186,7 @@ def test_entering_fine_tuning_moves_no_output(kind: str, pruning: str, quantizat
     assert torch.equal(model.train()(x), y) or quantization == "trained", "training sees the same weights"
     mask = model.pruner.mask.clone()
     steps(model, x, 3)
-    assert torch.equal(model.pruner.mask, mask) and not model.deployed()[0][~mask].any()
+    assert torch.equal(model.pruner.mask, mask) and not model.finalized_parameters()[0][~mask].any()
 
 
 @pytest.mark.parametrize("quantization", [name for name in QUANTIZATIONS if name != "off"])
@@ -434,7 +434,7 @@ def test_a_quantizer_that_changes_after_a_forward_is_heard() -> None:
         change()
         assert not torch.equal(model(x), before)
 
-    coarse(lambda: last.input_quantizer.fix(0, 3, 0))
+    coarse(lambda: setattr(last, "input_quantizer", FixedPointQuantizer(TensorFormat(i=3, f=0))))
     coarse(lambda: first.output_quantizer.fix(1, 3, -1))
     coarse(lambda: setattr(first, "output_quantizer", NoQuantizer()))
     coarse(lambda: setattr(last, "output_quantizer", NoQuantizer()))

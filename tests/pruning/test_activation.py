@@ -60,7 +60,7 @@ def kept(layer: nn.Module) -> list[bool]:
 def test_a_silent_channel_goes_with_its_bias_and_a_firing_one_stays() -> None:
     model = see(pquant.compress(by_bias(-5.0, 5.0, 3.0), at_once()), torch.rand(4, 3))
     assert kept(model) == [False, True, True]
-    weight, bias = model.deployed()
+    weight, bias = model.finalized_parameters()
     assert bias.tolist() == [0, 5, 3] and not weight[0].any() and weight[1:].all()
     assert model.train()(torch.rand(4, 3))[:, 0].tolist() == [0] * 4
     final = pquant.finalize(model)
@@ -140,7 +140,7 @@ def test_the_output_layer_keeps_its_channels_unless_asked(asked: bool) -> None:
 def test_a_layer_named_in_the_exclusions_keeps_its_channels() -> None:
     net = nn.Sequential(by_bias(-5.0, 5.0, 5.0), nn.ReLU(), by_bias(-5.0, 5.0))
     model = see(pquant.compress(net, at_once(disable_pruning_for_layers=["0"])), torch.rand(4, 3))
-    assert model[0].deployed()[0].all() and model[0].deployed()[1].all()
+    assert model[0].finalized_parameters()[0].all() and model[0].finalized_parameters()[1].all()
     assert kept(model[2]) == [False, True]
 
 
@@ -163,7 +163,7 @@ def test_depthwise_channels_go_with_their_kernels() -> None:
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([-9.0, 9, -9, 9]))
     model = see(pquant.compress(layer, at_once()), torch.randn(2, 4, 5, 5))
-    assert kept(model) == [False, True, False, True] and model.deployed()[1].tolist() == [0, 9, 0, 9]
+    assert kept(model) == [False, True, False, True] and model.finalized_parameters()[1].tolist() == [0, 9, 0, 9]
 
 
 def test_the_window_counts_training_steps() -> None:

@@ -110,7 +110,7 @@ def test_more_decay_prunes_more() -> None:
                 ((model(x) - x[:, :1]).square().mean() + pquant.penalty(model)).backward()
                 optimizer.step()
             pquant.on_epoch_end(model)
-        kept.append(sum(int(layer.pruner.select(layer.weight).sum()) for layer in pruned_layers(model).values()))
+        kept.append(sum(int(layer.pruner.train_mask(layer.weight).sum()) for layer in pruned_layers(model).values()))
     assert kept[0] > kept[1] > kept[2]
 
 

@@ -49,7 +49,7 @@ def test_a_float_model_is_pruned_from_a_few_batches(method: PruningMethod, quant
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert all(pruner.stage is Stage.FINETUNE for pruner in pruners(model)) and model.training
-    share = pquant.figures(model)["mask_sparsity"]
+    share = pquant.model_metrics(model)["mask_sparsity"]
     assert share == pytest.approx(0.5, abs=0.01) if not isinstance(method, ActivationPruning) else share > 0
     x = batches()[0]
     assert torch.equal(pquant.finalize(model)(x), model.eval()(x))
@@ -64,7 +64,7 @@ def test_the_pruned_model_can_be_fine_tuned(method: PruningMethod) -> None:
     optimizer.step()
     pquant.on_batch_end(model)
     assert all(torch.equal(pruner.mask, mask) for pruner, mask in zip(pruners(model), masks, strict=True))
-    assert pquant.sparsity(model) >= pquant.figures(model)["mask_sparsity"]
+    assert pquant.sparsity(model) >= pquant.model_metrics(model)["mask_sparsity"]
 
 
 def test_every_batch_counts_whatever_the_window() -> None:
@@ -99,7 +99,7 @@ def test_a_compressed_model_keeps_its_quantizers_and_what_was_pruned(method: Pru
     assert [type(pruner.method) for pruner in pruners(model)] == [type(method)] * 3
     assert torch.equal(model[0].input_quantizer.i, given[0].input_quantizer.i)
     for old, new in zip(pruners(given), (module for module in model.modules() if isinstance(module, CompressedLayer)), strict=True):
-        assert not new.deployed()[0][~old.mask].any()
+        assert not new.finalized_parameters()[0][~old.mask].any()
     assert [pruner.makes_output for pruner in pruners(model)] == [False, False, True]
     with pytest.raises(ConfigError, match="keeps its quantization"):
         pquant.prune_one_shot(given, method, batches(), EIGHT_BITS)
@@ -121,7 +121,7 @@ def test_exclusions_and_tied_weights_hold_for_a_compressed_model_too() -> None:
     given = pquant.compress(net, DST())
     model = pquant.prune_one_shot(given, Magnitude(sparsity=0.5, disable_pruning_for_layers=["2"]), [torch.rand(8, 4)])
     assert model[0].pruner is model[1].pruner and model[0].weight is model[1].weight
-    assert not model[2].prunable and model[2].deployed()[0].all() and pquant.sparsity(model) == 0.5
+    assert not model[2].prunable and model[2].finalized_parameters()[0].all() and pquant.sparsity(model) == 0.5
     with pytest.raises(ConfigError, match="unknown layer 'x'"):
         pquant.prune_one_shot(given, Magnitude(disable_pruning_for_layers=["x"]), [torch.rand(8, 4)])
     with pytest.raises(ConfigError, match="layer '0': Wanda.M"):

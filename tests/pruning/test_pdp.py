@@ -36,7 +36,7 @@ def test_a_cold_mask_is_the_hard_one_with_exactly_the_number_asked(rows: int, co
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     pruner = in_training(PDP(sparsity=sparsity, epsilon=ALL_AT_ONCE, temperature=1e-14), weight)
     pruned = round(sparsity * weight.numel())
-    hard = pruner.select(weight)
+    hard = pruner.train_mask(weight)
     assert int((~hard).sum()) == pruned
     if 0 < pruned < weight.numel():
         assert weight.abs()[~hard].max() < weight.abs()[hard].min()
@@ -125,7 +125,7 @@ def test_every_layer_keeps_a_channel_and_the_output_layer_all() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
     net[0].weight.data.mul_(1e-3)
     model = model_in_training(PDP(sparsity=1.0, epsilon=ALL_AT_ONCE, structured_pruning=True), net)
-    kept = [int(layer.deployed()[0].flatten(1).any(1).sum()) for layer in pruned_layers(model).values()]
+    kept = [int(layer.finalized_parameters()[0].flatten(1).any(1).sum()) for layer in pruned_layers(model).values()]
     assert kept == [1, 1, 2]
 
 
@@ -140,7 +140,7 @@ def test_all_nothing_and_the_smallest_layers(shape: tuple[int, int], sparsity: f
 
 def test_equal_weights_are_pruned_to_the_exact_number() -> None:
     pruner = in_training(PDP(sparsity=0.4, epsilon=ALL_AT_ONCE), torch.ones(5, 2))
-    assert int(pruner.select(torch.ones(5, 2)).sum()) == 6
+    assert int(pruner.train_mask(torch.ones(5, 2)).sum()) == 6
 
 
 def test_the_border_follows_the_weights_step_by_step() -> None:

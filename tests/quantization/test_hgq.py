@@ -1,4 +1,4 @@
-"""Trained bits: values, gradients, tracking, prices, and what is left of them after finalize."""
+"""Trained bits: values, gradients, tracking, regularization, and what is left of them after finalize."""
 
 import copy
 import math
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import pquant
 from pquant.errors import ConfigError
+from pquant.metrics import Penalty
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.quantization.fixed_point import SATURATING, fixed_point
 from pquant.quantization.hgq import HGQQuantizer, scheduled
-from pquant.quantization.price import prices
 from pquant.quantization.quantizer import TensorFormat
 
 LN2 = math.log(2)
@@ -85,7 +85,7 @@ def test_values_are_those_of_the_fixed_format(overflow_mode: str, k: bool) -> No
         for f in range(-3, 5):
             quantizer = trained((), k, i, f, overflow_mode=overflow_mode).float()
             assert torch.equal(quantizer(x), fixed_point(x, int(k), i, f, "RND", overflow_mode))
-            assert torch.equal(quantizer.deployed()(x), quantizer(x))
+            assert torch.equal(quantizer.finalized()(x), quantizer(x))
 
 
 def test_the_gradient_of_the_fractional_bits_is_ln2_times_the_error() -> None:
@@ -180,14 +180,14 @@ def train(model: nn.Module, steps: int = 30, lr: float = 0.1) -> Tensor:
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_weight"])
-def test_a_high_price_leaves_no_operations(granularity: str) -> None:
+def test_a_strong_regularization_leaves_no_operations(granularity: str) -> None:
     model = pquant.compress(net(), None, Quantization(**BITS, hgq_beta=1e-2, granularity=granularity), torch.randn(4, 6))
     before = pquant.ebops(model)
     train(model, 150)
     assert pquant.ebops(model) < before / 50
 
 
-def test_without_a_price_bits_feel_the_task_alone() -> None:
+def test_without_regularization_bits_feel_the_task_alone() -> None:
     model = pquant.compress(net(), None, Quantization(**BITS), torch.randn(4, 6))
     pquant.set_stage(model, pquant.Stage.TRAIN)
     assert float(pquant.penalty(model)) == 0
@@ -252,9 +252,9 @@ def test_a_step_does_not_wait_for_the_device(no_host_sync: Callable) -> None:
     section = Quantization(**BITS, hgq_beta=1e-5, hgq_gamma=1e-5, granularity="per_weight", data_granularity="per_channel")
     model = pquant.compress(net(), DST(), section, torch.randn(4, 6))
     pquant.set_stage(model, pquant.Stage.TRAIN)
-    x, (price,) = torch.randn(8, 6), prices(model)
+    x, penalty = torch.randn(8, 6), Penalty(model)
     with no_host_sync():
-        (model(x).sum() + price()).backward()
+        (model(x).sum() + penalty()).backward()
 
 
 @pytest.mark.parametrize("mode", ["SAT", "WRAP"])
@@ -266,7 +266,7 @@ def test_a_compiled_step_has_the_same_gradients(mode: str) -> None:
     x = torch.randn(16, 6)
 
     def losses(model: nn.Module) -> Callable[[], torch.Tensor]:
-        penalty = pquant.Penalty(model)
+        penalty = Penalty(model)
         return lambda: model(x).square().sum() + penalty()
 
     for step in (losses(plain), torch.compile(losses(other), backend="aot_eager", fullgraph=True)):

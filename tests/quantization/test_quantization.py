@@ -166,7 +166,7 @@ def test_pruning_first_quantizes_what_is_left_and_otherwise_the_quantized_weight
         model = pquant.compress(layer, DST(threshold_init=0.3), Quantization(**coarse, pruning_first=first))
         pquant.set_stage(model, pquant.Stage.TRAIN)
         assert model.effective()[0].tolist() == [expected]
-        assert model.deployed()[0].tolist() == [expected]
+        assert model.finalized_parameters()[0].tolist() == [expected]
         pquant.set_stage(model, pquant.Stage.FINETUNE)
         assert model.effective()[0].tolist() == [expected], "the frozen mask is the one that was seen"
 

@@ -13,7 +13,7 @@ from torch import nn
 import pquant
 from pquant.errors import ConfigError
 from pquant.layers import PQDense
-from pquant.quantization import BakedQuantizer, FixedPointQuantizer, NoQuantizer, Quantization, TensorFormat, fixed_point
+from pquant.quantization import FixedPointQuantizer, FoldedQuantizer, NoQuantizer, Quantization, TensorFormat, fixed_point
 from pquant.quantization.fixed_point import OverflowMode, RoundMode, rounded
 from pquant.quantization.quantizer import FLOAT_BITS, MantissaQuantizer, bits_shape, integer_bits, value_range
 
@@ -170,25 +170,25 @@ def test_widths() -> None:
     assert quantizer.mean_width() == pytest.approx(8 / 3) and not quantizer.is_float
     x = torch.tensor([-9.9, -9.9, -9.9])
     assert quantizer(x).tolist() == [-3.875, -0.5, 0]
-    assert quantizer.deployed() is quantizer
+    assert quantizer.finalized() is quantizer
 
 
 def test_float_values() -> None:
     quantizer, x = NoQuantizer(), torch.randn(3)
     assert quantizer(x) is x and quantizer.format() is None and quantizer.is_float
-    assert quantizer.width() == FLOAT_BITS and quantizer.mean_width() is None and quantizer.baked() is quantizer
+    assert quantizer.width() == FLOAT_BITS and quantizer.mean_width() is None and quantizer.folded() is quantizer
 
 
 def test_a_baked_format_keeps_the_bits_and_changes_nothing() -> None:
     source = FixedPointQuantizer(TensorFormat(k=True, i=2, f=3))
-    baked = source.baked()
-    assert isinstance(baked, BakedQuantizer) and baked.width() == 6 and not baked.is_float
+    baked = source.folded()
+    assert isinstance(baked, FoldedQuantizer) and baked.width() == 6 and not baked.is_float
     x = torch.randn(5, requires_grad=True)
     assert baked(x) is x
     source.f.fill_(7)
     assert baked.format()[2] == 3, "a copy"
     assert sorted(baked.state_dict()) == ["f", "i", "k"] and not list(baked.parameters())
-    assert isinstance(baked.baked(), BakedQuantizer)
+    assert isinstance(baked.folded(), FoldedQuantizer)
 
 
 def fixed(k: int, i: int, f: int, mode: OverflowMode = "SAT") -> FixedPointQuantizer:
@@ -201,13 +201,13 @@ def test_a_quantizer_that_keeps_another_changes_none_of_its_values(modes: tuple[
     kept = 0
     for mine, theirs in itertools.product(itertools.product((0, 1), (-1, 0, 2), (-1, 0, 3)), repeat=2):
         quantizer, source = fixed(*mine, modes[0]), fixed(*theirs, modes[1])
-        if quantizer.keeps(source):
+        if quantizer.is_redundant_after(source):
             kept += 1
             assert torch.equal(quantizer(source(x)), source(x)), (mine, theirs)
     assert kept > 20
-    assert not fixed(1, 2, 3).keeps(NoQuantizer())
+    assert not fixed(1, 2, 3).is_redundant_after(NoQuantizer())
     auto = FixedPointQuantizer(TensorFormat(k=True, i="auto", f=3))
-    assert not auto.keeps(fixed(1, 2, 3)) and not fixed(1, 2, 3).keeps(auto)
+    assert not auto.is_redundant_after(fixed(1, 2, 3)) and not fixed(1, 2, 3).is_redundant_after(auto)
 
 
 SATURATING_MODES = st.tuples(st.sampled_from(get_args(RoundMode)), st.sampled_from(["SAT", "SAT_SYM"]))

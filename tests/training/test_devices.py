@@ -1,7 +1,6 @@
 """Training steps on another device than the CPU: on a stand-in for one, which has no values to wait for, and on a GPU where there is one."""
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -127,7 +126,7 @@ def slopes(run: Trainer, losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor
     run.model.train()
     x, y = (part.to(run.device) for part in data().train[:BATCH])
     loss, auxiliary = losses(times * x, y)
-    run.updates.zero_grad()
+    run.optimizer.zero_grad()
     (loss + auxiliary).backward()
     given = {"loss": loss.detach(), "auxiliary loss": auxiliary.detach()}
     given |= {name: parameter.grad for name, parameter in run.model.named_parameters() if parameter.grad is not None}
@@ -140,25 +139,11 @@ def assert_alike(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@each_quantization
-@each_method
-def test_loops_over_memory_give_what_tensor_operations_do(method: PruningMethod, quantization: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
-    looped, simple = (trainer(method, quantization, Stage.TRAIN, CPU, compile=False) for _ in range(2))
-    given = slopes(looped, looped.losses)
-    for module in [module for name, module in sys.modules.items() if name.startswith("pquant.") and hasattr(module, "is_plain")]:
-        monkeypatch.setattr(module, "is_plain", lambda x: False)
-    for module in ("pquant.quantization.kernels.loops", "pquant.pruning.group.loops", "pquant.layers.norm._loops", "pquant.flat._loops"):
-        monkeypatch.setattr(module, lambda: pytest.fail("a loop was used"))
-    expected = slopes(simple, simple.losses)
-    assert torch.equal(given["loss"], expected["loss"])
-    assert_alike(given, expected)
-
-
 def compiled_slopes(method: PruningMethod, quantization: Quantization, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what compiled losses give, and what eager ones do, at the second step: from statistics and ranges that the first has moved."""
     torch._dynamo.reset()
     plain, compiled = (trainer(method, quantization, Stage.TRAIN, device, compile=False) for _ in range(2))
-    losses = torch.compile(compiled.losses, fullgraph=True)
+    losses = torch.compile(compiled._losses, fullgraph=True)
     slopes(plain, plain.losses, times=7.0), slopes(compiled, losses, times=7.0)
     return slopes(compiled, losses), slopes(plain, plain.losses)
 

@@ -27,7 +27,7 @@ from pquant.pruning import Pruner, PruningMethod
 
 
 class EveryNthPruner(Pruner):
-    def select(self, weight: Tensor) -> Tensor:
+    def train_mask(self, weight: Tensor) -> Tensor:
         return (torch.arange(weight.numel(), device=weight.device) % self.method.n == 0).view_as(weight)
 
 

@@ -11,7 +11,6 @@ from torch.utils.data import TensorDataset
 
 import pquant
 from pquant.data import Splits
-from pquant.errors import ConfigError
 from pquant.pruning import DST, PDP, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Stage, Training
@@ -146,43 +145,6 @@ def test_a_plain_model_trains_too() -> None:
     run = Trainer(nn.Linear(6, 3), blobs(), Training(pretraining_epochs=20, epochs=0, batch_size=16), optimizer, constant, torch.device("cpu"), 0)
     run.fit(lambda row: None)
     assert run.evaluate("test", "test")["test/accuracy"] > 0.7
-
-
-def test_steps_are_compiled_when_asked_and_by_themselves_on_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr("pquant.training.training.find_spec", lambda name: name)
-    assert not Training(compile="auto").compiles(cpu) and Training(compile="auto").compiles(gpu)
-    assert Training(compile=True).compiles(cpu) and not Training(compile=False).compiles(gpu)
-    assert not caplog.records
-    monkeypatch.setattr("pquant.training.training.find_spec", lambda name: None)
-    assert not Training(compile="auto").compiles(gpu)
-    assert caplog.messages == ["steps on cuda are not compiled: there is no Triton"]
-    with pytest.raises(ConfigError, match="Training.compile must be false where there is no Triton, got True"):
-        Training(compile=True).compiles(gpu)
-
-
-@pytest.mark.parametrize(
-    ("capability", "compiler", "missing"),
-    [((6, 1), "/usr/bin/gcc", "GPU of compute capability 7.0"), ((9, 0), None, "C compiler such as gcc"), ((9, 0), "/usr/bin/gcc", None)],
-)
-def test_what_triton_takes_is_asked_for(
-    capability: tuple[int, int], compiler: str | None, missing: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("pquant.training.training.find_spec", lambda name: name)
-    monkeypatch.setattr("pquant.training.training.which", lambda name: compiler)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert Training(compile="auto").compiles(torch.device("cuda")) == (missing is None)
-    if missing:
-        with pytest.raises(ConfigError, match=missing):
-            Training(compile=True).compiles(torch.device("cuda"))
-
-
-def test_asking_to_compile_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
-    with pytest.raises(ConfigError, match="Training.compile must be false where there is no C\\+\\+ compiler"):
-        Training(compile=True).compiles(torch.device("cpu"))
 
 
 @pytest.mark.slow

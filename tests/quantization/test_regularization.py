@@ -1,16 +1,15 @@
-"""The price of bits in one pass against the operations counted layer by layer."""
+"""The regularization of trained bits against sums over unfolded data, and what it follows."""
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pquant
 from pquant.layers import CompressedLayer
 from pquant.pruning import DST
 from pquant.quantization import Quantization
-from pquant.quantization.ebops import operations
-from pquant.quantization.hgq import HGQQuantizer, price_of
-from pquant.quantization.price import prices
+from pquant.quantization.hgq import HGQQuantizer
 
 BITS = {
     "default_data_keep_negatives": True,
@@ -50,21 +49,47 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
-def counted(model: nn.Module, beta: float, gamma: float) -> Tensor:
-    """Return the price as the sum of its definition over layers."""
+def width(quantizer: HGQQuantizer) -> Tensor:
+    """Return relu(i + f + sign) of rounded bits, each rounding passing its gradient straight through."""
+    i, f = (bits + (bits.round() - bits).detach() for bits in (quantizer.i, quantizer.f))
+    return torch.relu(i + f + quantizer.keeps_negatives)
+
+
+def multiplied(layer: CompressedLayer, shape: tuple[int, ...], data: Tensor, weight: Tensor) -> Tensor:
+    """Return the sum of data bits times weight bits over the multiplications of one call."""
+    x = data.expand(1, *shape)
+    if isinstance(layer, nn.Linear):
+        return torch.einsum("...j,oj->", x, weight)
+    if isinstance(layer, nn.Conv1d):
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+    settings = [(1, *setting) if len(setting) == 1 else setting for setting in (layer.dilation, layer.stride)]
+    padding = (0, *layer.padding) if len(layer.padding) == 1 else layer.padding
+    patches = F.unfold(x, weight.shape[2:], settings[0], padding, settings[1])[0]
+    return torch.einsum("gip,goi->", patches.unflatten(0, (layer.groups, -1)), weight.flatten(1).unflatten(0, (layer.groups, -1)))
+
+
+def oracle(model: nn.Module, beta: float, gamma: float) -> Tensor:
     total = torch.zeros(())
     for layer in {id(layer): layer for layer in model.modules() if isinstance(layer, CompressedLayer)}.values():
-        weight = layer.weight_quantizer.bits() * layer.pruner.hard_mask(layer.weight).expand_as(layer.weight)
-        bias = None if layer.bias is None else layer.bias_quantizer.bits().expand_as(layer.bias)
-        total = total + beta * operations(layer, weight, bias, layer.operand().bits())
-    return total + gamma * sum(module.bits().sum() for module in model.modules() if isinstance(module, HGQQuantizer))
+        trained = [isinstance(quantizer, HGQQuantizer) for quantizer in (layer.weight_quantizer, layer.bias_quantizer, layer.operand())]
+        weight, bias, data = (
+            width(quantizer) if is_trained else torch.tensor(32.0)
+            for quantizer, is_trained in zip((layer.weight_quantizer, layer.bias_quantizer, layer.operand()), trained, strict=True)
+        )
+        kept = (layer.weight.abs() > layer.pruner.threshold).float()
+        for call in layer.calls:
+            if any(trained):
+                total = total + beta * multiplied(layer, call.input[1:], data, weight.expand_as(layer.weight) * kept)
+            if any(trained) and layer.bias is not None:
+                total = total + beta * bias.expand_as(layer.bias).sum() * (torch.Size(call.output).numel() // len(layer.weight))
+    return total + gamma * sum(width(module).sum() for module in model.modules() if isinstance(module, HGQQuantizer))
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("weights", ["per_tensor", "per_channel", "per_weight"])
 @pytest.mark.parametrize("data", ["per_tensor", "per_channel", "per_weight"])
 @pytest.mark.parametrize("enable", [True, False])
-def test_value_and_gradients_are_those_of_the_count(name: str, weights: str, data: str, enable: bool) -> None:
+def test_value_and_gradients_are_those_of_the_oracle(name: str, weights: str, data: str, enable: bool) -> None:
     net, shape = NETS[name]
     torch.manual_seed(0)
     rules = {} if enable else {"0": {"weight": {"enable": False}, "input": {"enable": False}}, "first": {"bias": {"enable": False}}}
@@ -76,39 +101,29 @@ def test_value_and_gradients_are_those_of_the_count(name: str, weights: str, dat
     for quantizer in trained:
         quantizer.f.data.add_(torch.randint(-7, 3, quantizer.f.shape))
     bits = [parameter for quantizer in trained for parameter in (quantizer.i, quantizer.f)]
-    (price,) = prices(model)
-    mine, expected = price(), counted(model, 1e-3, 1e-2)
+    mine, expected = pquant.penalty(model), oracle(model, 1e-3, 1e-2)
     torch.testing.assert_close(mine, expected)
-    slopes = torch.autograd.grad(mine, bits)
-    for one, other in zip(slopes, torch.autograd.grad(expected, bits), strict=True):
+    for one, other in zip(torch.autograd.grad(mine, bits), torch.autograd.grad(expected, bits), strict=True):
         torch.testing.assert_close(one, other)
-    if not price.singly:
-        assert price.looped
-        simple = torch.autograd.grad(price_of(price.trained, price.signs, price._sloped), bits)
-        for one, other in zip(slopes, simple, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=0)  # sums in another order
 
 
 def test_doubles_are_counted_too_and_a_moved_bit_is_seen() -> None:
     model = pquant.compress(NETS["dense"][0], None, Quantization(**BITS, hgq_beta=1e-3, hgq_gamma=1e-2), torch.randn(2, 5))
     pquant.set_stage(model, pquant.Stage.TRAIN)
-    (price,) = prices(model)
-    before = price().item()
-    assert price.looped
-    model.double()
-    assert price().item() == pytest.approx(before) and not price.looped
+    before = pquant.penalty(model).item()
+    assert pquant.penalty(model.double()).item() == pytest.approx(before)
     model.float()[0].weight_quantizer.f = nn.Parameter(torch.tensor(1.0))
-    assert price().item() < 0.9 * before and price.looped
+    assert pquant.penalty(model).item() < 0.9 * before
 
 
-def test_every_quantization_has_a_price_of_its_own() -> None:
-    cheap, dear = (Quantization(**BITS, hgq_gamma=gamma) for gamma in (1e-3, 1e-1))
-    layers = [pquant.compress(nn.Linear(3, 2), None, section, torch.randn(2, 3)) for section in (cheap, dear)]
+def test_every_quantization_has_regularization_weights_of_its_own() -> None:
+    weak, strong = (Quantization(**BITS, hgq_gamma=gamma) for gamma in (1e-3, 1e-1))
+    layers = [pquant.compress(nn.Linear(3, 2), None, section, torch.randn(2, 3)) for section in (weak, strong)]
     model = nn.Sequential(*layers)
     for layer in layers:
         pquant.set_stage(layer, pquant.Stage.TRAIN)
     bits = sum(module.bits().sum().item() for module in layers[0].modules() if isinstance(module, HGQQuantizer))
-    assert [price().item() for price in prices(model)] == pytest.approx([1e-3 * bits, 1e-1 * bits])
+    assert [pquant.penalty(layer).item() for layer in layers] == pytest.approx([1e-3 * bits, 1e-1 * bits])
     assert pquant.penalty(model).item() == pytest.approx(0.101 * bits)
 
 

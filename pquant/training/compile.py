@@ -1,0 +1,146 @@
+"""Compiled steps: whether ``torch.compile`` is worth it for the steps that are left, and the losses of a step, eager or compiled."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from shutil import which
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pquant.errors import ConfigError
+from pquant.layers.base import QuantizedLayer
+from pquant.training import distributed
+
+log = logging.getLogger(__name__)
+
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+TRITON_TAKES = (7, 0)
+"""Compute capability of the GPUs from which on Triton compiles for them."""
+WARM_UP, TIMED = 5, 20
+"""Eager steps that are not timed, and those that are."""
+SAVED = 0.35
+"""Share of an eager step's time that compiling saves, at least, in most rows of ``benchmarks/step_time.py``."""
+SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 1.0
+"""What compiling one graph takes on two cores from a cold cache: a constant, and a share for each layer."""
+SMALL_MODEL = 5_000_000
+"""Parameters up to which steps on a GPU are short enough for CUDA graphs to pay."""
+
+
+class StepCompiler:
+    """Computes the losses of steps, eagerly at first, and compiled from the step on in which that is decided.
+
+    With ``mode`` "auto" the first eager steps are timed; then compiling is worth it where the steps left save more time than the graphs of the stages
+    left take to compile. Batches that are smaller than the first one, and steps in which pruners look at activations, stay eager.
+
+    Args:
+        losses: computes (loss, auxiliary loss) from inputs and targets.
+        model: the model that it trains.
+        mode: the setting ``training.compile``.
+        device: where it trains.
+        graphs_and_steps: returns how many stages and how many steps are left.
+
+    Raises:
+        ConfigError: steps are to be compiled, and something that it takes is missing.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        model: nn.Module,
+        mode: bool | Literal["auto"],
+        device: torch.device,
+        graphs_and_steps: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.losses, self.model, self.mode, self.device, self.graphs_and_steps = losses, model, mode, device, graphs_and_steps
+        missing = missing_to_compile(device) if mode else None
+        if missing and mode is True:
+            raise ConfigError(f"Training.compile must be false where there is no {missing}, got True")
+        self.missing = missing
+        self.compiled: bool | None = None if mode == "auto" and not missing else mode is True
+        self._graph: Losses | None = None
+        self._full, self._timed = 0, list[float]()
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (loss, auxiliary loss) of a batch."""
+        self._full = self._full or len(x)
+        if not self.compiled or len(x) != self._full or self._observing():
+            return self.losses(x, y)
+        if self._graph is None:
+            self._graph = torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        if self.mode is True:
+            return self._graph(x, y)
+        try:
+            return self._graph(x, y)
+        except Exception as error:
+            log.warning("steps stay eager: compiling failed with %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
+            self.compiled = False
+            return self.losses(x, y)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time the step inside while compiling is to be decided, and decide after the last timed one."""
+        if self.compiled is not None:
+            yield
+            return
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self._timed.append(time.perf_counter() - start)
+        if len(self._timed) == WARM_UP + TIMED:
+            self.decide(sorted(self._timed[WARM_UP:])[TIMED // 2])
+
+    def decide(self, seconds_per_step: float) -> None:
+        """Decide whether the steps left are worth compiling, and log it; processes that train together decide alike."""
+        graphs, steps = self.graphs_and_steps()
+        layers = sum(isinstance(module, QuantizedLayer) for module in self.model.modules())
+        seconds = float(distributed.highest(torch.tensor(seconds_per_step, device=self.device)))
+        saved, cost = SAVED * steps * seconds, graphs * (SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers)
+        self.compiled = saved > cost
+        log.info(
+            "steps %s: the %d left take %.2g ms each eagerly, so compiling would save about %.0f s and take about %.0f s",
+            "are compiled" if self.compiled else "stay eager", steps, 1e3 * seconds, saved, cost,
+        )  # fmt: skip
+
+    def resume(self, compiled: bool | None) -> None:
+        """Take on the decision of the run that is resumed, so that it ends bit for bit as that one would."""
+        if compiled and self.missing:
+            log.warning("the run was compiled, and there is no %s here: its last bits may differ", self.missing)
+        elif self.mode == "auto":
+            self.compiled = compiled
+
+    def _observing(self) -> bool:
+        return any(getattr(getattr(module, "pruner", None), "needs", None) for module in self.model.modules())
+
+    def _uses_cuda_graphs(self) -> bool:
+        return self.device.type == "cuda" and sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_MODEL
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def missing_to_compile(device: torch.device) -> str | None:
+    """Return what is missing for graphs on ``device`` to be compiled; None where all is there."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except Exception:
+            return "C++ compiler such as g++"
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            return "Triton"
+        if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < TRITON_TAKES:
+            return f"GPU of compute capability {'.'.join(map(str, TRITON_TAKES))}, which Triton takes"
+        if not (os.environ.get("CC") or which("gcc") or which("clang")):
+            return "C compiler such as gcc, which Triton takes"
+    return None

@@ -1,0 +1,26 @@
+"""All epochs of a run in order, as a flat list: a run can stop after any of them and resume."""
+
+from dataclasses import dataclass
+
+from pquant.training.stage import Stage
+from pquant.training.training import Training
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of the plan: ``index`` counts within its stage and round, ``number`` over the whole run from 1."""
+
+    stage: Stage
+    round: int
+    index: int
+    number: int
+    ends_round: bool
+
+
+def plan(training: Training) -> list[Epoch]:
+    """Return all epochs of a run in order."""
+    stages = [(Stage.PRETRAIN, 0, training.pretraining_epochs)]
+    stages += [(Stage.TRAIN, index, training.epochs) for index in range(training.rounds)]
+    stages += [(Stage.FINETUNE, 0, training.fine_tuning_epochs)]
+    steps = [(stage, round_, index, index == length - 1) for stage, round_, length in stages for index in range(length)]
+    return [Epoch(stage, round_, index, number, ends) for number, (stage, round_, index, ends) in enumerate(steps, 1)]
