@@ -100,7 +100,7 @@ def differentiated(model: nn.Module, call: Callable[[Tensor], Tensor] | None = N
     """Return the output for one batch, and the gradients of everything."""
     model.zero_grad()
     x = x_of(1).requires_grad_()
-    y = (call or model)(x)
+    y = (model if call is None else call)(x)
     (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
     assert x.grad is not None
     grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -386,14 +386,11 @@ def test_parameters_of_the_model_are_ordinary_ones(method: PruningMethod, sectio
     same(differentiated(model), differentiated(copy.deepcopy(model)))
 
 
-@pytest.mark.slow
-@two_sections
-@each_method
-def test_a_compiled_model_is_one_graph_and_equals_the_eager_one(method: PruningMethod, section: str) -> None:
+def check_compiled(method: PruningMethod, section: str, backend: str) -> None:
     torch._dynamo.reset()
     model = in_training(method, section)
     twin = copy.deepcopy(model)
-    compiled = torch.compile(twin, fullgraph=True)
+    compiled = torch.compile(twin, fullgraph=True, backend=backend)
     (y, grads), (expected, others) = differentiated(twin, compiled), differentiated(model)
     torch.testing.assert_close(y, expected)
     assert grads.keys() == others.keys()
@@ -402,6 +399,20 @@ def test_a_compiled_model_is_one_graph_and_equals_the_eager_one(method: PruningM
     twin.eval(), model.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x_of(2)), model(x_of(2)))
+
+
+@pytest.mark.slow
+@two_sections
+@each_method
+def test_a_model_is_one_graph_and_equals_the_eager_one(method: PruningMethod, section: str) -> None:
+    check_compiled(method, section, "aot_eager")
+
+
+@pytest.mark.slow
+@two_sections
+@few_methods
+def test_a_compiled_model_equals_the_eager_one(method: PruningMethod, section: str) -> None:
+    check_compiled(method, section, "inductor")
 
 
 @pytest.mark.slow
