@@ -65,7 +65,7 @@ def compress(
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
     model = copy.deepcopy(model)
-    trace, calls = traced(model, example_input) if example_input is not None else (None, {})
+    trace, calls = traced(model, _cloned(example_input)) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
     convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
     quantization.check_names(list(convertible))
@@ -90,10 +90,15 @@ def compress(
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     if trace:
         _connect(trace, replaced)
-        calibrate(model, [example_input])  # type: ignore[list-item]
+        calibrate(model, [_cloned(example_input)])  # type: ignore[arg-type]
     for left in unconverted(model) + (trace.functions if trace else []):
         log.warning("not converted, stays float: %s", left)
     return model
+
+
+def _cloned(example: Example) -> Example:
+    """Return a copy of the example, as a model may write into its input."""
+    return tuple(x.clone() for x in example) if isinstance(example, tuple) else example.clone()
 
 
 def _check_model(model: nn.Module) -> None:
@@ -193,7 +198,7 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
         and not name.startswith(inside)
         and (next(module.children(), None) is None or module._parameters)
     ]
-    return left + (Trace(model, example_input).functions if example_input is not None else [])
+    return left + (Trace(model, _cloned(example_input)).functions if example_input is not None else [])
 
 
 @contextmanager

@@ -41,6 +41,11 @@ class Format(NamedTuple):
     round_mode: str = "RND"
     overflow_mode: str = "SAT"
 
+    def to(self, dtype: torch.dtype) -> "Format":
+        """Return the format with bits that are tensors in ``dtype``, in which its bounds are exact."""
+        k, i, f = (bits.to(dtype) if isinstance(bits, Tensor) else bits for bits in self[:3])
+        return Format(k, i, f, *self[3:])
+
     @property
     def width(self) -> Any:
         """Total bits; below 1 every value is 0."""
@@ -133,4 +138,4 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
-    return _FixedPoint.apply(x, Format(k, i, f, round_mode, overflow_mode))
+    return _FixedPoint.apply(x, Format(k, i, f, round_mode, overflow_mode).to(x.dtype))

@@ -31,7 +31,7 @@ class _TrainedFormat(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, i: Tensor, f: Tensor, format: Format) -> Tensor:
-        return quantized(x, format._replace(i=torch.round(i), f=torch.round(f)))
+        return quantized(x, format._replace(i=torch.round(i), f=torch.round(f)).to(x.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Format], output: Tensor) -> None:
@@ -41,7 +41,7 @@ class _TrainedFormat(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, i, f, q = ctx.saved_tensors
-        format = ctx.format._replace(i=torch.round(i), f=torch.round(f))
+        format = ctx.format._replace(i=torch.round(i), f=torch.round(f)).to(x.dtype)
         low, high = bounds(format)
         without_bits = format.width <= 0
         clipped = torch.clamp(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
@@ -106,7 +106,7 @@ class HGQQuantizer(Quantizer):
         if self.tracks and (self.training or math.isinf(self.forget)):
             self.track(x)
         if self.tracks and not self.training:
-            return quantized(x, Format(*self.format(), self.round_mode, self.overflow_mode))
+            return quantized(x, Format(*self.format(), self.round_mode, self.overflow_mode).to(x.dtype))
         i, overflow_mode = (self.i.clone(), "SAT") if self.tracks else (self.i, self.overflow_mode)
         return _TrainedFormat.apply(x, i, self.f, Format(int(self.keeps_negatives), 0, 0, self.round_mode, overflow_mode))
 

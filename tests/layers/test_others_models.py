@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -272,8 +273,8 @@ def test_layers_that_the_example_does_not_call_cost_nothing(section: Quantizatio
 @grained
 @pytest.mark.parametrize("method", [Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=2), DST(threshold_init=0.1)])
 def test_training_goes_through_with_layers_that_the_example_does_not_call(section: Quantization, method: PruningMethod) -> None:
-    x = torch.randn(8, 5)
-    model = pquant.compress(heads(), method, section, x)
+    x, weak = torch.randn(8, 5), section.hgq_beta and 1e-5
+    model = pquant.compress(heads(), method, replace(section, hgq_beta=weak, hgq_gamma=weak), x)
     before = model.auxiliary[0].weight.detach().clone()
     steps(model, x, 5)
     assert not torch.equal(model.auxiliary[0].weight, before), "training still trains what it alone uses"
