@@ -26,10 +26,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, command, explain, run_folder
+from pquant.config_help import explaining
 from pquant.experiment import Run
 from pquant.finetuning.job import Row, this_job
 from pquant.signals import Interrupted, requeue
-from pquant.config_help import explaining
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())

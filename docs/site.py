@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from mkdocs.structure.files import File, Files
 
+from pquant.config_help import class_of, fields, first_line
 from pquant.experiment import Experiment
 from pquant.quantization.quantizer import TensorFormat
-from pquant.config_help import class_of, fields, first_line
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("experiments/**/*.md", "benchmarks/results/*.md", "experiments/**/*.svg", "experiments/**/*.png")

@@ -24,11 +24,12 @@ import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
-from pquant.experiment import CHECKPOINT, Experiment
+from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.resume import CHECKPOINT
 from pquant.tracking.environment import saved_command
 from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs

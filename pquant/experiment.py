@@ -5,8 +5,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -20,9 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError, StoppedEarly, blaming
+from pquant.errors import ConfigError, blaming
 from pquant.export.exporter import Exporter
-from pquant.export.front import export_front
+from pquant.export.front import write_front
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
@@ -36,10 +35,12 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
+from pquant.resume import CHECKPOINT, check_same_settings, fixed_settings
 from pquant.settings import check_fields, setting
 from pquant.signals import graceful, prompt
-from pquant.tracking.environment import config_hash, difference, environment
-from pquant.tracking.files import MetricsCsv, SyncBehind, only_run_in, plain, write_json
+from pquant.tracking.environment import config_hash, environment
+from pquant.tracking.files import MetricsCsv, SyncBehind, only_run_in, write_json
+from pquant.tracking.status import recorded_status
 from pquant.tracking.tracker import Tracker
 from pquant.training import distributed
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
@@ -50,10 +51,6 @@ from pquant.training.training import Training
 log = logging.getLogger(__name__)
 
 EXAMPLES = 32
-CHECKPOINT = "checkpoint.pt"
-STATUS = "status.json"
-NOT_TRAINED = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
-"""Keys of the configuration that may differ when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +121,15 @@ class Experiment:
             DivergedError: the loss stopped being a number.
         """
         if self.from_epoch == "all":
-            return export_front(self, run)
+            return self._export_archive(run)
         with distributed.joined(self.training.torch_device()):
             return self._run(run, watch)
 
     def _run(self, run: Run, watch: Callable[[Row], None]) -> dict[str, Any]:
         start, console = time.perf_counter(), Console(self.progress)
         self.fitcompress.check(self.pruning, self.quantization, self.training)
-        self._limit_threads()
+        if self.training.threads:
+            torch.set_num_threads(self.training.threads)
         splits = self.data.load(self.seed)
         check_data(splits, train_finite=self.training.on_nan == "stop")
         torch.manual_seed(self.seed)
@@ -148,7 +146,7 @@ class Experiment:
 
         if not distributed.leads():
             return self._assist(trainer, float_model, splits, run)
-        with only_run_in(run.folder), prompt(), self._told(run):
+        with only_run_in(run.folder), prompt(), recorded_status(run.folder, run.config, self.tracker):
             if self.from_run:
                 baseline = self._take_over(trainer, Path(self.from_run))
             else:
@@ -171,26 +169,23 @@ class Experiment:
         console.summary(summary, run.folder)
         return summary
 
-    @contextmanager
-    def _told(self, run: Run) -> Iterator[None]:
-        """Tell the tracker and ``status.json`` that a run goes on, and how it ends: finished, interrupted or failed."""
-        self.tracker.start(run.folder, run.config)
-        write_json(run.folder / STATUS, {"status": "running"})
-        end = "failed"
-        try:
-            yield
-            end = "finished"
-        except StoppedEarly:
-            end = "finished"
-            raise
-        except KeyboardInterrupt:
-            end = "interrupted"
-            log.warning("interrupted; python run.py resume=%s goes on after the last complete epoch", run.folder)
-            raise
-        finally:
-            self.tracker.finish(end)
-            with suppress(OSError):
-                write_json(run.folder / STATUS, {"status": end})
+    def _export_archive(self, run: Run) -> dict[str, Any]:
+        """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in a folder of its own; return the last summary.
+
+        Raises:
+            ConfigError: a run without an archive.
+        """
+        epochs = archived_epochs(Path(str(self.from_run)))
+        if not epochs:
+            raise ConfigError(f"from_epoch=all needs a run with a Pareto archive (training.pareto=true), '{self.from_run}' has none")
+        summaries = []
+        for epoch in epochs:
+            folder = run.folder / f"epoch_{epoch:04}"
+            folder.mkdir(parents=True, exist_ok=True)
+            experiment = dataclasses.replace(self, from_epoch=epoch)
+            summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+        write_front(run.folder, summaries)
+        return summaries[-1]
 
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
@@ -205,10 +200,6 @@ class Experiment:
         """Return a trainer for ``model``, with the run's seed set."""
         torch.manual_seed(self.seed)
         return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed)
-
-    def _limit_threads(self) -> None:
-        if self.training.threads:
-            torch.set_num_threads(self.training.threads)
 
     def _baseline(self, float_model: nn.Module, splits: Splits, console: Console) -> dict[str, Any]:
         """Train a float twin for the same epochs and return its test figures as ``float/...``; nothing when not asked for."""
@@ -225,13 +216,9 @@ class Experiment:
     def _fit(self, trainer: Trainer, run: Run, console: Console, watch: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
-        trained = _trained(run.config)
+        settings = fixed_settings(run.config)
         if run.resume:
-            begun = json.loads(self._restore(trainer, run.folder)["config"])
-            if begun != trained:
-                key, before, now = difference(begun, trained)
-                where = f"the run in {run.folder} was made with other settings, {key} = {before!r} instead of {now!r}"
-                raise ConfigError(f"{where}; give the same with resume=auto, or another hydra.run.dir")
+            check_same_settings(run.folder, json.loads(self._restore(trainer, run.folder)["config"]), settings)
             console.note(f"going on after epoch {trainer.position}")
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -239,10 +226,8 @@ class Experiment:
         for row in trainer.rows:
             self.tracker.log(row)
 
-        settings = {"config": json.dumps(trained)}
-
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings, sync)
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(settings)}, sync)
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -304,14 +289,6 @@ class Experiment:
         """Print, layer by layer, what would be pruned and with which bits; train nothing."""
         summarize(model, _example(splits))
         return {}
-
-
-def _trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Return of a configuration what a run must keep to go on."""
-    kept = {key: value for key, value in plain(config).items() if key not in NOT_TRAINED}
-    if isinstance(kept.get("training"), dict):
-        kept["training"] = {key: value for key, value in kept["training"].items() if key not in ("threads", "device")}
-    return kept
 
 
 def _example(splits: Splits) -> Tensor:

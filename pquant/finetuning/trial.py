@@ -14,11 +14,11 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from pquant.errors import StoppedEarly
-from pquant.experiment import CHECKPOINT
 from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
 from pquant.finetuning.study import pruner, storage
 from pquant.finetuning.trial_locks import FAILURE, said, trial_lock
+from pquant.resume import CHECKPOINT
 from pquant.tracking.files import plain
 from pquant.training.checkpoint import has_checkpoint
 
