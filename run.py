@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, command, explain, run_folder
 from pquant.config_help import explaining
 from pquant.experiment import Run
-from pquant.finetuning.job import Row, this_job
+from pquant.finetuning.current_job import current_job
+from pquant.finetuning.job import Row
 from pquant.signals import Interrupted, requeue
 
 
@@ -36,7 +37,7 @@ from pquant.signals import Interrupted, requeue
 def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return what a sweep optimizes; a job of its own ends here when its configuration cannot work."""
     try:
-        return this_job(config).conduct(partial(run, config))
+        return current_job(config).conduct(partial(run, config))
     except CLEAR_ERRORS as error:
         if HydraConfig.get().mode is RunMode.RUN:
             refuse(error)
