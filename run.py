@@ -22,6 +22,7 @@ if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserve
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ from pquant.config_help import explaining
 from pquant.experiment import Run
 from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
+from pquant.finetuning.sweeper import StudySweeper
 from pquant.signals import Interrupted, requeue
 
 
@@ -63,6 +65,7 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    Plugins.instance().register(StudySweeper)
     try:
         with explaining(sys.argv):
             job()

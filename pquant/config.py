@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -27,7 +26,6 @@ from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unk
 from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
-from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
 from pquant.resume import CHECKPOINT
 from pquant.tracking.environment import saved_command
@@ -41,7 +39,6 @@ for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 OmegaConf.register_resolver("study_directions", directions, replace=True)
-Plugins.instance().register(StudySweeper)
 
 
 def allowed_targets() -> tuple[str, ...]:
