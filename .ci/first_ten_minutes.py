@@ -28,7 +28,7 @@ EXPECTED = {
     "python run.py pruning=wanda pruning.sparsity=0.8": r"Sparsity +(79\.9|80\.0)\d %",
     "python run.py quantization=hgq quantization.hgq_beta=1e-5": RUN,
     "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# share of zeros",
-    f"python run.py resume={AN_EARLIER_RUN}": r"going on after epoch 64(.*\n)*Accuracy",
+    f"python run.py resume={AN_EARLIER_RUN}": r"resuming after epoch 64(.*\n)*Accuracy",
     f"python run.py from_run={AN_EARLIER_RUN}": RUN,
     "the block in Python": r"Layers as deployed(.*\n)*.*PQDense",
 }

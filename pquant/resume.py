@@ -29,6 +29,6 @@ def check_same_settings(folder: Path, earlier: dict[str, Any], now: dict[str, An
     if earlier != now:
         key, before, after = difference(earlier, now)
         raise ConfigError(
-            f"the run in {folder} was made with other settings, {key} = {before!r} instead of {after!r}; "
+            f"the run in {folder} was started with other settings, {key} = {before!r} instead of {after!r}; "
             "give the same with resume=auto, or another hydra.run.dir"
         )

@@ -116,7 +116,7 @@ def test_an_interrupted_run_says_so_and_goes_on_by_itself(name: str, code: int, 
     assert json.loads((path / "status.json").read_text()) == {"status": "interrupted"}
     assert len(list(csv.DictReader((path / "metrics.csv").open()))) == 2
     other = run(*command, "optimizer.lr=0.1", "tracker=none", check=False)
-    assert other.returncode == 1 and "made with other settings" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert other.returncode == 1 and "started with other settings" in other.stderr and len(other.stderr.splitlines()) == 1
     run(*command, "tracker=none")
     ended, whole = (json.loads((one / "summary.json").read_text()) for one in (path, folder))
     same = ["test/accuracy", "test/loss", "val/loss", "sparsity", "ebops", "nonzero_params", "epochs"]

@@ -29,7 +29,7 @@ def recorded_status(folder: Path, config: dict[str, Any], tracker: Tracker) -> I
         raise
     except KeyboardInterrupt:
         end = "interrupted"
-        log.warning("interrupted; python run.py resume=%s goes on after the last complete epoch", folder)
+        log.warning("interrupted; python run.py resume=%s resumes after the last complete epoch", folder)
         raise
     finally:
         tracker.finish(end)
