@@ -1,4 +1,4 @@
-"""A run's whole Pareto archive exported: a front of accuracy against what the hardware of each model costs."""
+"""The Pareto front of an exported archive: the validation metric against the hardware cost of each model."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ def write_front(folder: Path, summaries: list[dict[str, Any]]) -> None:
     """Write ``front.csv`` and ``front.svg`` from the summaries of models, each with its ``epoch``."""
     metric = next(name for name in METRICS if f"val/{name}" in summaries[0])
     cost = next(name for name in COSTS if all(name in summary for summary in summaries))
-    figures = ("epoch", f"val/{metric}", f"test/{metric}", "ebops", "sparsity")
-    kept = [name for name in summaries[0] if name in figures or name.partition("/")[0] in ("rtl", "onnx", "hls4ml")]
+    columns = ("epoch", f"val/{metric}", f"test/{metric}", "ebops", "sparsity")
+    kept = [name for name in summaries[0] if name in columns or name.partition("/")[0] in ("rtl", "onnx", "hls4ml")]
     MetricsCsv(folder / "front.csv").rewrite({name: summary.get(name, "") for name in kept} for summary in summaries)
     places = [(summary[cost], summary[f"val/{metric}"]) for summary in summaries]
     best = [summaries[index] for index in front(places, "minimize", METRICS[metric])]  # type: ignore[arg-type]

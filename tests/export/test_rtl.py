@@ -15,7 +15,7 @@ from pquant.export import RTL
 from pquant.export.check import checked
 from pquant.export.integers import verify
 from pquant.export.replay import input_format
-from pquant.export.simulation import Port, simulate, simulator_there
+from pquant.export.simulation import Port, find_simulator, simulate
 from pquant.export.synthesis import yosys_command
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.finetuning.objectives import directions
@@ -195,7 +195,7 @@ def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_simulator_is_no_error() -> None:
-    assert simulator_there("emulator") is None
+    assert find_simulator("emulator") is None
 
 
 def test_a_port_packs_elements_from_the_lowest_bits() -> None:
