@@ -170,7 +170,7 @@ class Experiment:
         return summary
 
     def _export_archive(self, run: Run) -> dict[str, Any]:
-        """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in a folder of its own; return the last summary.
+        """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in its own folder; return the last summary.
 
         Raises:
             ConfigError: a run without an archive.

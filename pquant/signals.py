@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Raise :class:`Interrupted` as soon as SIGINT or SIGTERM arrives, or SIGUSR1 in a Slurm job; a signal with a handler of its own keeps it."""
+    """Raise :class:`Interrupted` as soon as SIGINT or SIGTERM arrives, or SIGUSR1 in a Slurm job; a signal with another handler keeps it."""
     with _handling(_interrupt):
         yield
 

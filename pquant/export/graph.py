@@ -34,7 +34,7 @@ class Step:
     Attributes:
         name: the layer's dotted name, or a description such as "add in 'block1'".
         inputs: the values it takes: 0 is the model's input, s + 1 what step s gives.
-        shape: of what it gives, without the batch axis.
+        shape: the shape of its result, without the batch axis.
     """
 
     name: str
