@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 if __name__ == "__main__":
-    gc.disable()  # until all is imported, of which nothing is ever garbage
+    gc.disable()  # while importing: imports create many objects and no garbage
 if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserver" in multiprocessing.get_all_start_methods():
-    # Workers are forked from a process that has imported what they need: it does so while this one is importing, too.
+    # joblib forks its workers from a server process that imports the same modules, in parallel with this process.
     from multiprocessing import forkserver
 
     from joblib.externals.loky.backend.context import set_start_method
@@ -22,46 +22,50 @@ if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserve
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, command, explain, run_folder
 from pquant.config_help import explaining
 from pquant.experiment import Run
-from pquant.finetuning.job import Row, this_job
+from pquant.finetuning.current_job import current_job
+from pquant.finetuning.job import Row
+from pquant.finetuning.sweeper import StudySweeper
 from pquant.signals import Interrupted, requeue
 
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
 def job(config: DictConfig) -> float | list[float] | None:
-    """Run one job and return what a sweep optimizes; a job of its own ends here when its configuration cannot work."""
+    """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
     try:
-        return this_job(config).conduct(partial(run, config))
+        return current_job(config).conduct(partial(run, config))
     except CLEAR_ERRORS as error:
         if HydraConfig.get().mode is RunMode.RUN:
             refuse(error)
         raise
 
 
-def run(config: DictConfig, watch: Callable[[Row], None], go_on: bool) -> dict[str, Any]:
-    """Run the experiment that ``config`` describes; return the figures of its summary."""
+def run(config: DictConfig, callback: Callable[[Row], None], resume: bool) -> dict[str, Any]:
+    """Run the experiment that ``config`` describes; return the metrics of its summary."""
     folder, composed, resumes = run_folder(config)
     experiment = build_experiment(composed)
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return experiment.run(Run(folder, plain, command(config, folder), go_on or resumes), watch)
+    return experiment.run(Run(folder, plain, command(config, folder), resume or resumes), callback)
 
 
 def refuse(error: BaseException) -> None:
-    """End the process with one line that says what is wrong; return when $PQUANT_TRACEBACK asks for a traceback."""
+    """End the process with one line that explains the error; return if $PQUANT_TRACEBACK asks for a traceback."""
     if not os.environ.get("PQUANT_TRACEBACK"):
         sys.exit(f"error: {explain(error)}")
 
 
 def main() -> None:
-    """Run; exit with one line for an error that people can mend, and with 128 + the signal's number when one ended the run."""
+    """Run; exit with one line for an error that the user can fix, and with 128 + the signal's number if a signal ended the run."""
     gc.freeze()
     gc.enable()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    Plugins.instance().register(StudySweeper)
     try:
         with explaining(sys.argv):
             job()

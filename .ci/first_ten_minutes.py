@@ -1,8 +1,8 @@
-"""The README as a newcomer meets it: a fresh copy and environment, its lines pasted one by one, what each says checked.
+"""Run the README's lines one by one in a fresh copy and environment, and check the output of each.
 
-    python .ci/first_ten_minutes.py           the lines that take seconds (NIGHTLY=1: those that take minutes, too)
+    python .ci/first_ten_minutes.py           the lines that take seconds (with NIGHTLY=1 also those that take minutes)
 
-A line of the README that this file does not know is an error, so that the two cannot drift apart.
+A line of the README that is in no table of this file is an error, so that the two stay equal.
 """
 
 import os
@@ -28,11 +28,11 @@ EXPECTED = {
     "python run.py pruning=wanda pruning.sparsity=0.8": r"Sparsity +(79\.9|80\.0)\d %",
     "python run.py quantization=hgq quantization.hgq_beta=1e-5": RUN,
     "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# share of zeros",
-    f"python run.py resume={AN_EARLIER_RUN}": r"going on after epoch 64(.*\n)*Accuracy",
+    f"python run.py resume={AN_EARLIER_RUN}": r"resuming after epoch 64(.*\n)*Accuracy",
     f"python run.py from_run={AN_EARLIER_RUN}": RUN,
     "the block in Python": r"Layers as deployed(.*\n)*.*PQDense",
 }
-"""What each line's output must match."""
+"""The pattern that each line's output must match."""
 MINUTES = {
     "python run.py training.baseline=true": r"float baseline 9\d",
     "python run.py -m seed=0,1,2": r"(?s)#2 : seed=2.*Accuracy",
@@ -50,7 +50,7 @@ ELSEWHERE = {
     "python -m pquant.convert_config old.yaml": "your configuration; tests/test_convert_config.py",
     "PQUANT_ALLOW=my_package python run.py pruning=none pruning._target_=my_package.MyMethod": "your package; tests/test_add_a_method.py",
 }
-"""Lines that are not run here, and why or where they are."""
+"""Lines that are not run here, and why, or where they are tested."""
 
 
 def lines_of(readme: str) -> list[str]:
@@ -66,14 +66,14 @@ def python_of(readme: str) -> str:
 
 
 def unknown(readme: str) -> list[str]:
-    """Return the lines that no table here knows, and the lines of the tables that the README no longer has."""
+    """Return the README's lines that are in no table, and the lines of the tables that are not in the README."""
     known = {**EXPECTED, **MINUTES, **ELSEWHERE}
     lines = lines_of(readme)
     return [line for line in lines if line not in known] + [line for line in known if line not in lines]
 
 
 def fresh_copy(folder: Path) -> None:
-    """Copy what git knows of the working tree, and make an empty virtual environment beside it."""
+    """Copy the files of the working tree that git does not ignore, and create an empty virtual environment."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -85,7 +85,7 @@ def fresh_copy(folder: Path) -> None:
 
 
 def paste(line: str, activated: list[str], folder: Path) -> str:
-    """Run one line in the fresh copy as a shell that has run ``activated`` would; return what it printed, or end here."""
+    """Run one line in the fresh copy, in a shell that has run ``activated``; return its output, or exit with an error."""
     keep = ("HOME", "LANG", "TERM", "TMPDIR", "USER", "PIP_", "UV_", "SSL_", "HTTP", "http", "NO_PROXY", "no_proxy", "OMP_")
     drop = ("UV_PROJECT_ENVIRONMENT", "UV_RUN_RECURSION_DEPTH")
     environment = {key: value for key, value in os.environ.items() if key.startswith(keep) and key not in drop}
@@ -99,7 +99,7 @@ def paste(line: str, activated: list[str], folder: Path) -> str:
 
 
 def main() -> None:
-    """Paste every line that is due."""
+    """Run every line that is due."""
     readme = (ROOT / "README.md").read_text()
     if unknown(readme):
         sys.exit(f"README.md and {Path(__file__).name} differ: {unknown(readme)}")
@@ -112,16 +112,16 @@ def main() -> None:
         for line in [line for line in lines_of(readme) if line in due]:
             start = time.perf_counter()
             command = "python outputs/own_loop.py" if line == "the block in Python" else line.replace(AN_EARLIER_RUN, earlier)
-            said = paste(command, activated, folder)
-            found = re.search(due[line], said, re.MULTILINE)
+            printed = paste(command, activated, folder)
+            found = re.search(due[line], printed, re.MULTILINE)
             if not found:
-                sys.exit(f"'{line}' did not say {due[line]!r}, but:\n{said}")
+                sys.exit(f"'{line}' did not print {due[line]!r}, but:\n{printed}")
             if line.startswith(". "):
                 activated.append(line)
             if due[line] == RUN and not earlier:
                 earlier = found.group(1)
             if line == "uv run pytest":
-                print(*said.splitlines()[-30:], sep="\n")
+                print(*printed.splitlines()[-30:], sep="\n")
             print(f"{time.perf_counter() - start:6.1f} s  {line}", flush=True)
 
 

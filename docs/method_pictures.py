@@ -63,19 +63,19 @@ def network(experiment: Experiment) -> nn.Module:
 
 
 def pruning(name: str) -> None:
-    """Draw what a layer computes with against its weights at three moments, and how its share of zeros grew."""
+    """Draw the effective weights of a layer against its weights after three epochs, and its sparsity over the epochs."""
     model = network(preset(f"pruning={name}", "quantization=none"))
     layer = pruned_layers(model)[LAYER]
     seen: dict[int, tuple[Tensor, Tensor]] = {}
-    zeros: list[float] = []
+    sparsity: list[float] = []
 
-    def watch(epoch: int) -> None:
+    def callback(epoch: int) -> None:
         with torch.no_grad():
             if epoch in MOMENTS:
                 seen[epoch] = layer.weight.clone(), layer.pruner(layer.weight).clone()
-            zeros.append(1 - layer.pruner.hard_mask(layer.weight).expand_as(layer.weight).float().mean().item())
+            sparsity.append(1 - layer.pruner.hard_mask(layer.weight).expand_as(layer.weight).float().mean().item())
 
-    train(model, watch)
+    train(model, callback)
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.7), layout="constrained")
     shown = torch.randperm(layer.weight.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
     for axis, (epoch, (weight, effective)) in zip(axes, seen.items(), strict=False):
@@ -85,7 +85,7 @@ def pruning(name: str) -> None:
             axis.plot(x[chosen], y[chosen], ".", markersize=3, color=color)
         axis.set(title=f"epoch {epoch} of training", xlabel="weight", xlim=(-0.7, 0.7), ylim=(-0.7, 0.7))
     axes[0].set_ylabel("what the layer trains with")
-    line(axes[3], zeros, "share of zeros of the layer", (-0.02, 1))
+    line(axes[3], sparsity, "share of zeros of the layer", (-0.02, 1))
     save(figure, name)
 
 
@@ -112,11 +112,11 @@ def hgq(name: str) -> None:
     def bits() -> Tensor:
         return layer.weight_quantizer.bits().detach().expand_as(layer.weight)
 
-    def watch(epoch: int) -> None:
+    def callback(epoch: int) -> None:
         costs.append(float(pquant.ebops(model)))
         means.append(float(bits().mean()))
 
-    train(model, watch)
+    train(model, callback)
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.7), layout="constrained")
     line(axes[0], costs, "EBOPs of the model")
     line(axes[1], means, "mean bits of a weight of the layer")

@@ -1,6 +1,6 @@
-"""What mkdocs adds to the pages of this folder: the README, the reports of experiments and benchmarks, and the reference of all fields.
+"""A hook of mkdocs that adds the README, the pages of experiments and benchmarks, and the reference of all fields to the site.
 
-A link that works in the repository works on the site, too; one to a file that has no page there becomes plain text.
+A link that works in the repository also works on the site; a link to a file without a page there becomes plain text.
 """
 
 import posixpath
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("experiments/**/*.md", "benchmarks/results/*.md", "experiments/**/*.svg", "experiments/**/*.png")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 FIELDS = re.compile(r"<!-- fields: (\S+) -->")
-HEAD = ["| field | type | default | range | what it is |", "|---|---|---|---|---|"]
+HEAD = ["| field | type | default | range | description |", "|---|---|---|---|---|"]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that lie elsewhere or are made here."""
+    """Add the pages from other folders, and the generated ones."""
     added = [File.generated(config, "index.md", content=(ROOT / "README.md").read_text())]
     for path in sorted(path for pattern in ELSEWHERE for path in ROOT.glob(pattern)):
         added.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def repository_path(page: str) -> str:
-    """Return where a page of the site lies in the repository."""
+    """Return the path in the repository of a page of the site."""
     if page == "index.md":
         return "README.md"
     return page if page.startswith(("experiments/", "benchmarks/")) else f"docs/{page}"
@@ -68,14 +68,22 @@ def reference() -> str:
     lines = [
         "# Every field",
         "",
-        "Made from the classes that read the fields. `python run.py --cfg job` prints the same beside the values of a job.",
+        "Generated from the classes of the sections. `python run.py --cfg job` prints the same beside the values of a job.",
         "",
     ]
     lines += ["## The job", "", *table(Experiment, tuple(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())), ""]
     for group, files in groupby(sorted((ROOT / "conf").glob("*/*.yaml")), key=lambda file: file.parent.name):
         lines += [f"## {group}", "", *section(list(files)), ""]
     return "\n".join(
-        [*lines, "## One tensor", "", "What `quantization.layer_specific` sets for a weight, bias, input or output.", "", *table(TensorFormat), ""]
+        [
+            *lines,
+            "## One tensor",
+            "",
+            "The fields of `quantization.layer_specific` for one tensor of a layer.",
+            "",
+            *table(TensorFormat),
+            "",
+        ]
     )
 
 

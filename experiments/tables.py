@@ -1,6 +1,6 @@
-"""From the runs of a sweep to ``results/``, and from there to the tables in pages: what all folders share.
+"""Collect the runs of a sweep in ``results/``, and write the tables of the pages from there; all folders use this module.
 
-``python experiments/<name>/table.py`` makes the tables again from ``results/``; given a sweep's folder it first takes the figures from there.
+``python experiments/<name>/table.py`` writes the tables from ``results/``; with a sweep's folder it first collects the metrics there.
 """
 
 import csv
@@ -22,10 +22,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the figure of ``results/runs.csv``, a factor, and how a number is written."""
+    """A column of a table: a metric of ``results/runs.csv``, a factor, and the number format."""
 
     title: str
-    figure: str
+    metric: str
     form: str
     factor: float = 1.0
 
@@ -36,22 +36,22 @@ EBOPS = Column("EBOPs", "ebops", ",.0f")
 COLUMNS = (ACCURACY, SPARSITY, EBOPS)
 
 
-def results(script: str, figures: Iterable[str]) -> list[Row]:
-    """Return the rows of ``results/runs.csv`` beside a script, taken first from the sweep that the command line names, if it names one."""
+def results(script: str, metrics: Iterable[str]) -> list[Row]:
+    """Return the rows of ``results/runs.csv`` beside a script, collected first from the sweep that the command line names, if any."""
     folder = Path(script).parent / "results"
     if len(sys.argv) > 1:
-        collect(Path(sys.argv[1]), folder, list(figures))
+        collect(Path(sys.argv[1]), folder, list(metrics))
     return read(folder / "runs.csv")
 
 
-def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
-    """Write ``runs.csv``, a row for each summary under ``<sweep>/<variant>/<seed>/``, and ``origin.json``: when, where and how they were made.
+def collect(sweep: Path, folder: Path, metrics: Sequence[str]) -> None:
+    """Write ``runs.csv``, one row per summary under ``<sweep>/<variant>/<seed>/``, and ``origin.json``: date, machine and command of the runs.
 
-    A sweep of some of the variants replaces their rows; those of the others stay, with their dates and machines.
+    A sweep of some variants replaces their rows; the rows of the others stay, with their dates and machines.
     """
     summaries = {file: json.loads(file.read_text()) for file in sorted(sweep.rglob("summary.json"))}
     rows = [
-        {"variant": file.relative_to(sweep).parts[0], "seed": summary["seed"]} | {name: summary.get(name, "") for name in figures}
+        {"variant": file.relative_to(sweep).parts[0], "seed": summary["seed"]} | {name: summary.get(name, "") for name in metrics}
         for file, summary in summaries.items()
     ]
     swept = {row["variant"] for row in rows}
@@ -59,11 +59,11 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
     before = json.loads((folder / "origin.json").read_text()) if kept else {"dates": [], "machines": []}
     folder.mkdir(exist_ok=True)
     with (folder / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["variant", "seed", *figures], lineterminator="\n")
+        writer = csv.DictWriter(file, ["variant", "seed", *metrics], lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(kept + rows, key=lambda row: (row["variant"], row["seed"])))
     overrides = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
-    arguments = [one for one in overrides if not one.startswith(("experiment/", "seed="))]  # a sweep may have been made part by part
+    arguments = [one for one in overrides if not one.startswith(("experiment/", "seed="))]  # a sweep may have been run in parts
     origin = {
         "dates": sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries} | {*before["dates"]}),
         "machines": sorted(
@@ -75,7 +75,7 @@ def collect(sweep: Path, folder: Path, figures: Sequence[str]) -> None:
 
 
 def read(file: Path) -> list[Row]:
-    """Return the rows of a CSV file, none where it is missing; what is empty is left out, and what looks like a number is one."""
+    """Return the rows of a CSV file, [] if there is none; empty cells are left out, and numbers are parsed."""
     if not file.exists():
         return []
     with file.open(newline="") as lines:
@@ -95,10 +95,10 @@ def of(rows: Iterable[Row], variant: str) -> list[Row]:
 
 
 def table(first: str, lines: Mapping[str, Sequence[Row]], columns: Sequence[Column]) -> str:
-    """Return a Markdown table with a line for each label: mean and standard deviation over its rows, and how many there are."""
+    """Return a Markdown table with one line per label: mean and standard deviation over its rows, and their number."""
     text = [f"| {first} | {' | '.join(column.title for column in columns)} | runs |", "|---" + "|---:" * (len(columns) + 1) + "|"]
     for label, rows in lines.items():
-        cells = [spread([column.factor * row[column.figure] for row in rows if column.figure in row], column.form) for column in columns]
+        cells = [spread([column.factor * row[column.metric] for row in rows if column.metric in row], column.form) for column in columns]
         text.append(f"| {label} | {' | '.join(cells)} | {len(rows) or '-'} |")
     return "\n".join(text) + "\n"
 
@@ -112,7 +112,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def origin(folder: Path, rows: Sequence[Row] = ()) -> str:
-    """Return the line under a table: when, where, with which seeds and by which command its runs (all of the folder, unless given) were made."""
+    """Return the line under a table: dates, machines, seeds and command of its runs (all of the folder, unless given)."""
     if not (folder / "origin.json").exists():
         return "\nNot measured yet.\n"
     made = json.loads((folder / "origin.json").read_text())
@@ -124,7 +124,7 @@ def origin(folder: Path, rows: Sequence[Row] = ()) -> str:
 
 
 def insert(page: Path, name: str, text: str) -> None:
-    """Put text into a page, between the comment that names the script (and the table) which makes it and the next ``<!-- end -->``."""
+    """Insert text into a page, between the comment that names its script (and table) and the next ``<!-- end -->``."""
     begin = f"<!-- table: {name} -->"
     before, rest = page.read_text().split(begin)
     page.write_text(f"{before}{begin}\n{text}{END}{rest.split(END, 1)[1]}")

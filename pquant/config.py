@@ -1,4 +1,4 @@
-"""From a composed configuration to an experiment, and from a configuration error to one clear line."""
+"""Build an experiment from a composed configuration, and explain a configuration error in one line."""
 
 import os
 import shlex
@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -24,11 +23,11 @@ import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
-from pquant.experiment import CHECKPOINT, Experiment
+from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
-from pquant.finetuning.sweeper import StudySweeper
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.resume import CHECKPOINT
 from pquant.tracking.environment import saved_command
 from pquant.training.checkpoint import has_checkpoint
 from pquant.training.training import total_epochs
@@ -40,11 +39,10 @@ for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 OmegaConf.register_resolver("study_directions", directions, replace=True)
-Plugins.instance().register(StudySweeper)
 
 
 def allowed_targets() -> tuple[str, ...]:
-    """Return what a configuration may build: this package, its libraries, and the packages that the user lists in $PQUANT_ALLOW."""
+    """Return the targets that a configuration may build: this package, its libraries, and the packages that $PQUANT_ALLOW lists."""
     own = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
     return TARGETS + tuple(name if name.endswith(".*") else f"{name}.*" for name in own)
 
@@ -53,7 +51,7 @@ def build_experiment(config: DictConfig) -> Experiment:
     """Return the experiment that a composed configuration describes.
 
     Raises:
-        ConfigError: a value that a method object refuses, or a ``_target_`` that may not be built.
+        ConfigError: a method object rejects a value, or a ``_target_`` is not allowed.
     """
     try:
         sections = [field.name for field in fields(Experiment)]
@@ -75,22 +73,22 @@ def _built(section: str, node: Any) -> Any:
     with blaming(section):
         built = instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
     if isinstance(built, partial):
-        _check_truth_values(section, built)
+        _check_booleans(section, built)
     return built
 
 
-def _check_truth_values(section: str, built: "partial[Any]") -> None:
-    """Refuse text for what a callable of a library or a user declares as true or false, which Python would take for true."""
+def _check_booleans(section: str, built: "partial[Any]") -> None:
+    """Reject a string for a boolean parameter of a library's or user's callable; Python would take any string for true."""
     for name, parameter in signature(built.func).parameters.items():
         kinds = get_args(parameter.annotation) or (parameter.annotation,)
-        truth = isinstance(parameter.default, bool) or any(kind in (bool, "bool", "bool | None") for kind in kinds)
+        boolean = isinstance(parameter.default, bool) or any(kind in (bool, "bool", "bool | None") for kind in kinds)
         value = built.keywords.get(name)
-        if truth and isinstance(value, str) and str not in kinds:
+        if boolean and isinstance(value, str) and str not in kinds:
             raise ConfigError(f"{section}.{name} must be true or false, got {value!r}")
 
 
 def explain(error: BaseException) -> str:
-    """Return one line for one of the ``CLEAR_ERRORS``: what was given, what was expected, the nearest valid name."""
+    """Return one line for one of the ``CLEAR_ERRORS``: the value, what was expected, the nearest valid name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     causes = list(_causes(error))
@@ -132,27 +130,27 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
 CLEAR_ERRORS = (*CONFIGURATION_ERRORS, DivergedError, OSError)
-"""What one line explains better than a traceback."""
+"""Errors that one line explains better than a traceback."""
 
 
-OWN = ("export", "tracker", "progress", "from_run", "from_epoch")
-"""What a command with ``from_run`` says itself; all else is what that run was made with."""
+NOT_FROM_EARLIER_RUN = ("export", "tracker", "progress", "from_run", "from_epoch")
+"""Keys that a command with ``from_run`` sets itself; all others come from the earlier run's configuration."""
 
 
 AUTO = "auto"
 
 
 def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
-    """Return the folder of a job, its configuration, and whether it goes on from the checkpoint that is there.
+    """Return the folder of a job, its configuration, and whether it resumes from the checkpoint there.
 
-    Folder and configuration are what Hydra made; with ``resume``, those of that run; with ``from_run``, a new folder and that run's configuration.
-    ``resume`` "auto" goes on where the folder that Hydra gives (``hydra.run.dir``) has a checkpoint, and begins where it has none.
+    The folder and the configuration are Hydra's; with ``resume``, those of that run; with ``from_run``, a new folder and that run's configuration.
+    ``resume`` "auto" resumes if Hydra's folder (``hydra.run.dir``) has a checkpoint, and starts a new run if not.
 
     Raises:
         ConfigError: ``resume`` or ``from_run`` names no run's folder, or both are given.
     """
     if config.resume is not None and config.from_run is not None:
-        raise ConfigError("resume goes on with a run and from_run starts from one: give either")
+        raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
     if config.resume not in (None, AUTO):
         folder = Path(config.resume)
         return folder, _saved_config("resume", folder), has_checkpoint(folder / CHECKPOINT)
@@ -162,13 +160,13 @@ def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
             raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
         return folder, config, config.resume == AUTO and has_checkpoint(folder / CHECKPOINT)
     saved = _saved_config("from_run", Path(config.from_run))
-    for key in OWN:
+    for key in NOT_FROM_EARLIER_RUN:
         saved[key] = config[key]
     return folder, saved, False
 
 
 def command(config: DictConfig, folder: Path) -> str:
-    """Return the command of a job as given, quoted for a shell; for a trial and with ``resume=<folder>`` the one that the job itself has."""
+    """Return the command line of a job, quoted for a shell; for a trial and with ``resume=<folder>``, the command that repeats that job."""
     own = HydraConfig.get().mode is not RunMode.RUN or config.resume not in (None, AUTO)
     return (saved_command(folder) if own else None) or shlex.join(["python", *sys.argv])
 
@@ -180,4 +178,4 @@ def _saved_config(key: str, folder: Path) -> DictConfig:
     try:
         return DictConfig(OmegaConf.load(saved))
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{saved} is no whole configuration: {_one_line(error)}") from error
+        raise ConfigError(f"{saved} is not a complete configuration: {_one_line(error)}") from error

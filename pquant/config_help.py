@@ -1,6 +1,6 @@
-"""What every field of a configuration is, from the docstrings, types and ranges of the classes that it names.
+"""Descriptions of every field of a configuration, from the docstrings, types and ranges of the classes that it names.
 
-The reference pages of the documentation and the comments of ``python run.py --cfg job`` come from here.
+The reference pages of the documentation and the comments of ``python run.py --cfg job`` use them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ COLUMN = 44
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field: its name, dotted inside nested settings, and what people want to know of it."""
+    """One field: its name, dotted inside nested settings, its type, default, range and description."""
 
     name: str
     type: str
@@ -47,7 +47,7 @@ def first_line(cls: Any) -> str:
 
 
 def descriptions(cls: Any) -> dict[str, str]:
-    """Return what the ``Args`` of the docstrings of a class and its bases say of each name."""
+    """Return the description of each name in the ``Args`` sections of a class and its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__ if inspect.isclass(cls) else [cls]):
         if base.__doc__:
@@ -72,7 +72,7 @@ def _entries(doc: str) -> dict[str, str]:
 
 
 def fields(cls: Any, prefix: str = "") -> list[Field]:
-    """Return the fields of a settings class, those of nested settings after their own; else the described parameters of the constructor."""
+    """Return the fields of a settings class, with nested fields after their parent; for other classes, the constructor's documented parameters."""
     texts = descriptions(cls)
     if not dataclasses.is_dataclass(cls):
         given = inspect.signature(cls).parameters
@@ -104,7 +104,7 @@ def _shown(value: Any) -> str:
 
 
 def explained(text: str) -> str:
-    """Return a configuration as YAML with a comment beside each section and field that one is known for; the same values as before."""
+    """Return a configuration as YAML with a comment beside each documented section and field; the values do not change."""
     config = yaml.safe_load(text)
     if not isinstance(config, Mapping):
         return text
@@ -120,7 +120,7 @@ def explained(text: str) -> str:
     commented = "\n".join(lines) + "\n"
     try:
         return commented if yaml.safe_load(commented) == config else text
-    except yaml.YAMLError:  # a string that goes on over several lines
+    except yaml.YAMLError:  # a string over several lines
         return text
 
 
@@ -140,7 +140,7 @@ def _comment(field: Field) -> str:
 
 @contextmanager
 def explaining(arguments: Sequence[str]) -> Iterator[None]:
-    """Add comments to what Hydra prints where the ``arguments`` ask for the configuration (``--cfg job``)."""
+    """Add comments to Hydra's output if the ``arguments`` ask for the configuration (``--cfg job``)."""
     if not any(argument in ("--cfg", "-c") or argument.startswith("--cfg=") for argument in arguments):
         yield
         return

@@ -1,4 +1,4 @@
-"""From a PQuantML configuration to the command that does the same here: ``python -m pquant.convert_config old.yaml``."""
+"""Convert a PQuantML configuration to a command of this package: ``python -m pquant.convert_config old.yaml``."""
 
 import argparse
 import json
@@ -20,10 +20,10 @@ from pquant.tracking.files import write_atomic
 
 
 def convert(old: Any) -> Converted:
-    """Return what a PQuantML configuration means here, after an experiment was built from it.
+    """Convert a PQuantML configuration, and check the result by building an experiment from it.
 
     Raises:
-        ConfigError: no PQuantML configuration, an unknown pruning method, or values that do not work.
+        ConfigError: this is no PQuantML configuration, the pruning method is unknown, or a value is invalid.
     """
     new = meaning(old)
     build_experiment(_compose(overrides(new)))
@@ -31,7 +31,7 @@ def convert(old: Any) -> Converted:
 
 
 def overrides(new: Converted) -> list[str]:
-    """Return Hydra overrides: the choices, then the values that the presets do not have already."""
+    """Return Hydra overrides: the choices, then the values that differ from the presets."""
     choices = [f"{group}={choice}" for group, choice in new.choices.items()]
     preset: Any = OmegaConf.to_container(_compose(choices))
     changed = {name: value for name, value in new.values.items() if preset.get(name.split(".")[0], {}).get(name.split(".")[1]) != value}
@@ -39,13 +39,13 @@ def overrides(new: Converted) -> list[str]:
 
 
 def command(new: Converted, job: list[str]) -> str:
-    """Return the line that runs ``job``, as a study where there is one."""
+    """Return the command that runs ``job``, as a study if the configuration has one."""
     study = [f"{name}={shown(value)}" for name, value in new.study.items()]
     return shlex.join(["python", "run.py", *(["-m"] if study else []), *job, *study])
 
 
 def as_yaml(new: Converted) -> str:
-    """Return a configuration of its own, for ``python run.py --config-dir=<its folder> --config-name=<its name>``."""
+    """Return a complete configuration file, for ``python run.py --config-dir=<its folder> --config-name=<its name>``."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in new.values.items():
         group, _, key = name.partition(".")
@@ -71,10 +71,10 @@ def shown(value: Any) -> str:
 
 
 def read(path: Path) -> Any:
-    """Return what a YAML file holds, as plain values.
+    """Return the content of a YAML file, as plain values.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: the file is not YAML.
     """
     try:
         return yaml.safe_load(path.read_text())

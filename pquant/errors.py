@@ -1,4 +1,4 @@
-"""The errors that users see before any training starts, and how they name what was probably meant."""
+"""The errors that users see before any training starts, and their suggestions for misspelt names."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work: says what was given, what was expected and the nearest valid name."""
+    """An invalid setting; the message has the value, what was expected and the nearest valid name."""
 
 
 class ExportError(RuntimeError):
-    """An export that would not compute what the model does; says where the two part."""
+    """An export whose outputs differ from the model's; the message has the first difference."""
 
 
 class StoppedEarly(Exception):  # noqa: N818
@@ -18,12 +18,12 @@ class StoppedEarly(Exception):  # noqa: N818
 
 
 class DivergedError(RuntimeError):
-    """Data, the loss, gradients or weights are no longer numbers."""
+    """Data, the loss, gradients or weights are not finite."""
 
 
 @contextmanager
 def blaming(section: str) -> Iterator[None]:
-    """Raise what a section's object refuses when it is made as a ``ConfigError`` that names the section.
+    """Turn an error of a section's constructor into a ``ConfigError`` that names the section.
 
     Raises:
         ConfigError: a ``TypeError`` or ``ValueError`` inside.

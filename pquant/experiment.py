@@ -1,12 +1,11 @@
-"""One job: the method objects that a configuration names, and the life of their run."""
+"""One job: the method objects that a configuration names, and the steps of their run."""
 
 import copy
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -20,9 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError, StoppedEarly, blaming
+from pquant.errors import ConfigError, blaming
 from pquant.export.exporter import Exporter
-from pquant.export.front import export_front
+from pquant.export.front import write_front
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
@@ -36,10 +35,12 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
+from pquant.resume import CHECKPOINT, check_same_settings, fixed_settings
 from pquant.settings import check_fields, setting
 from pquant.signals import graceful, prompt
-from pquant.tracking.environment import config_hash, difference, environment
-from pquant.tracking.files import MetricsCsv, SyncBehind, only_run_in, plain, write_json
+from pquant.tracking.environment import config_hash, environment
+from pquant.tracking.files import BackgroundSync, MetricsCsv, only_run_in, write_json
+from pquant.tracking.status import recorded_status
 from pquant.tracking.tracker import Tracker
 from pquant.training import distributed
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
@@ -50,15 +51,11 @@ from pquant.training.training import Training
 log = logging.getLogger(__name__)
 
 EXAMPLES = 32
-CHECKPOINT = "checkpoint.pt"
-STATUS = "status.json"
-NOT_TRAINED = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
-"""Keys of the configuration that may differ when a run goes on."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where one run happens: its folder, the composed configuration and the command, for the record; ``resume`` goes on from the checkpoint."""
+    """The folder, composed configuration and command of one run; with ``resume`` it resumes from the folder's checkpoint."""
 
     folder: Path
     config: dict[str, Any]
@@ -71,22 +68,22 @@ class Experiment:
     """The method objects of one job.
 
     Args:
-        data: where examples come from.
-        model: a module, or a callable that makes one; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them from the data.
+        data: the source of the examples.
+        model: a module, or a callable that makes one; its parameters ``input_shape`` and ``num_outputs``, if any, come from the data.
         optimizer: makes the optimizer from groups of parameters.
-        scheduler: makes the schedule of the learning rate, stepped once an epoch.
-        training: lengths of the stages, and how a step is made.
+        scheduler: makes the learning-rate schedule, stepped once per epoch.
+        training: the lengths of the stages, and the settings of a training step.
         pruning: the pruning method.
         quantization: the bits of each tensor of each layer.
         fitcompress: the search for bits and sparsity before training.
-        finetuning: the study, where this job is one of its trials.
-        tracker: follows the run beside the files in its folder.
-        export: what the finalized model becomes.
-        seed: of data splits, initial weights, order of examples and dropout.
-        dry_run: print what would be pruned and with which bits, train nothing.
-        resume: a run's folder: go on after its last complete epoch; "auto": in hydra.run.dir, where there is one.
-        from_run: a run's folder: train nothing, evaluate and export what it ended with.
-        from_epoch: with ``from_run``: an epoch of that run's Pareto archive instead, or "all" of them.
+        finetuning: the study that this job is a trial of, if any.
+        tracker: logs the run to a service, in addition to the files in its folder.
+        export: the exporter of the finalized model.
+        seed: the seed of data splits, initial weights, the order of examples and dropout.
+        dry_run: print which layers would be pruned and with which bits; train nothing.
+        resume: a run's folder: resume after its last complete epoch; "auto": resume in hydra.run.dir if it has a checkpoint.
+        from_run: a run's folder: evaluate and export its final model; train nothing.
+        from_epoch: with ``from_run``: evaluate and export the model of this epoch of the run's Pareto archive instead, or of "all" epochs in it.
         progress: a live bar on a terminal, else lines ("auto"), lines ("plain") or nothing ("quiet").
     """
 
@@ -109,29 +106,30 @@ class Experiment:
     progress: Literal["auto", "plain", "quiet"] = "auto"
 
     def __post_init__(self) -> None:
-        """Check what is no section."""
+        """Check the fields that are not sections."""
         check_fields(self, "seed", "dry_run", "resume", "from_run", "from_epoch", "progress")
 
-    def run(self, run: Run, watch: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
-        """Train, prune, quantize, finalize, evaluate, report and export; return the figures of ``summary.json``.
+    def run(self, run: Run, callback: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
+        """Train, prune, quantize, finalize, evaluate, report and export; return the metrics of ``summary.json``.
 
-        With ``from_run`` nothing is trained: the model is that of an earlier run, as it ended or as its Pareto archive has it after ``from_epoch``;
-        with ``from_epoch`` "all" each model of that archive has a run in a folder of its own, and the summary is that of the last.
-        ``watch`` gets the row of every epoch, and may raise ``StoppedEarly``.
+        With ``from_run`` nothing is trained: the model is the final one of an earlier run, or with ``from_epoch`` the one of that epoch in its Pareto
+        archive. With ``from_epoch`` "all" each model of the archive gets a run in its own folder, and the summary is that of the last.
+        ``callback`` gets the row of every epoch, and may raise ``StoppedEarly``.
 
         Raises:
-            ConfigError: settings that do not fit each other, the data or the model; before anything is trained.
-            DivergedError: the loss stopped being a number.
+            ConfigError: the settings do not fit each other, the data or the model; raised before training.
+            DivergedError: the loss is not finite.
         """
         if self.from_epoch == "all":
-            return export_front(self, run)
+            return self._export_archive(run)
         with distributed.joined(self.training.torch_device()):
-            return self._run(run, watch)
+            return self._run(run, callback)
 
-    def _run(self, run: Run, watch: Callable[[Row], None]) -> dict[str, Any]:
+    def _run(self, run: Run, callback: Callable[[Row], None]) -> dict[str, Any]:
         start, console = time.perf_counter(), Console(self.progress)
         self.fitcompress.check(self.pruning, self.quantization, self.training)
-        self._limit_threads()
+        if self.training.threads:
+            torch.set_num_threads(self.training.threads)
         splits = self.data.load(self.seed)
         check_data(splits, train_finite=self.training.on_nan == "stop")
         torch.manual_seed(self.seed)
@@ -148,12 +146,12 @@ class Experiment:
 
         if not distributed.leads():
             return self._assist(trainer, float_model, splits, run)
-        with only_run_in(run.folder), prompt(), self._told(run):
+        with only_run_in(run.folder), prompt(), recorded_status(run.folder, run.config, self.tracker):
             if self.from_run:
-                baseline = self._take_over(trainer, Path(self.from_run))
+                baseline = self._restore_earlier_run(trainer, Path(self.from_run))
             else:
                 baseline = self._baseline(float_model, splits, console)
-                self._fit(trainer, run, console, watch)
+                self._fit(trainer, run, console, callback)
             trainer.trace_ranges()
             measured = model_metrics(trainer.model)
             final = finalize(trainer.model)
@@ -171,26 +169,23 @@ class Experiment:
         console.summary(summary, run.folder)
         return summary
 
-    @contextmanager
-    def _told(self, run: Run) -> Iterator[None]:
-        """Tell the tracker and ``status.json`` that a run goes on, and how it ends: finished, interrupted or failed."""
-        self.tracker.start(run.folder, run.config)
-        write_json(run.folder / STATUS, {"status": "running"})
-        end = "failed"
-        try:
-            yield
-            end = "finished"
-        except StoppedEarly:
-            end = "finished"
-            raise
-        except KeyboardInterrupt:
-            end = "interrupted"
-            log.warning("interrupted; python run.py resume=%s goes on after the last complete epoch", run.folder)
-            raise
-        finally:
-            self.tracker.finish(end)
-            with suppress(OSError):
-                write_json(run.folder / STATUS, {"status": end})
+    def _export_archive(self, run: Run) -> dict[str, Any]:
+        """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in its own folder; return the last summary.
+
+        Raises:
+            ConfigError: a run without an archive.
+        """
+        epochs = archived_epochs(Path(str(self.from_run)))
+        if not epochs:
+            raise ConfigError(f"from_epoch=all needs a run with a Pareto archive (training.pareto=true), '{self.from_run}' has none")
+        summaries = []
+        for epoch in epochs:
+            folder = run.folder / f"epoch_{epoch:04}"
+            folder.mkdir(parents=True, exist_ok=True)
+            experiment = dataclasses.replace(self, from_epoch=epoch)
+            summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+        write_front(run.folder, summaries)
+        return summaries[-1]
 
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
@@ -202,63 +197,53 @@ class Experiment:
             return self.model(**{name: value for name, value in offered.items() if name in taken})
 
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
-        """Return a trainer for ``model``, with the run's seed set."""
+        """Seed torch and return a trainer for ``model``."""
         torch.manual_seed(self.seed)
         return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed)
 
-    def _limit_threads(self) -> None:
-        if self.training.threads:
-            torch.set_num_threads(self.training.threads)
-
     def _baseline(self, float_model: nn.Module, splits: Splits, console: Console) -> dict[str, Any]:
-        """Train a float twin for the same epochs and return its test figures as ``float/...``; nothing when not asked for."""
+        """Train a float baseline for the same number of epochs and return its test metrics as ``float/...``; {} without ``training.baseline``."""
         if not self.training.baseline:
             return {}
         console.note("training the float baseline")
-        twin = dataclasses.replace(self.training, pretraining_epochs=self.training.total_epochs, epochs=0, fine_tuning_epochs=0, rewind="never")
-        experiment = dataclasses.replace(self, training=dataclasses.replace(twin, save_weights_epoch=-1))
+        training = dataclasses.replace(self.training, pretraining_epochs=self.training.total_epochs, epochs=0, fine_tuning_epochs=0, rewind="never")
+        experiment = dataclasses.replace(self, training=dataclasses.replace(training, save_weights_epoch=-1))
         trainer = experiment.trainer(copy.deepcopy(float_model), splits)
         trainer.fit(lambda row: None)
         torch.manual_seed(self.seed)
         return trainer.evaluate("test", "float")
 
-    def _fit(self, trainer: Trainer, run: Run, console: Console, watch: Callable[[Row], None]) -> None:
+    def _fit(self, trainer: Trainer, run: Run, console: Console, callback: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
-        trained = _trained(run.config)
+        settings = fixed_settings(run.config)
         if run.resume:
-            begun = json.loads(self._restore(trainer, run.folder)["config"])
-            if begun != trained:
-                key, before, now = difference(begun, trained)
-                where = f"the run in {run.folder} was made with other settings, {key} = {before!r} instead of {now!r}"
-                raise ConfigError(f"{where}; give the same with resume=auto, or another hydra.run.dir")
-            console.note(f"going on after epoch {trainer.position}")
+            check_same_settings(run.folder, json.loads(self._restore(trainer, run.folder)["config"]), settings)
+            console.note(f"resuming after epoch {trainer.position}")
             if archive:
                 archive.update(trainer.rows, trainer.model)
         metrics.rewrite(trainer.rows)
         for row in trainer.rows:
             self.tracker.log(row)
 
-        settings = {"config": json.dumps(trained)}
-
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | settings, sync)
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(settings)}, sync)
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
             self.tracker.log(row)
             console.epoch(row)
-            watch(row)
+            callback(row)
 
         console.start(len(trainer.plan))
         try:
-            with SyncBehind(run.folder / CHECKPOINT) as sync, graceful() as check:
+            with BackgroundSync(run.folder / CHECKPOINT) as sync, graceful() as check:
                 trainer.fit(on_epoch, lambda: self._search(trainer, run.folder), check)
         finally:
             console.finish()
 
     def _assist(self, trainer: Trainer, float_model: nn.Module, splits: Splits, run: Run) -> dict[str, Any]:
-        """Train as one of several processes that is not the one that writes; return nothing."""
+        """Train in a process of rank 1 or higher, which writes no files; return no metrics."""
         if not self.from_run:
             self._baseline(float_model, splits, Console("quiet"))
             if run.resume:
@@ -270,25 +255,25 @@ class Experiment:
         return bool(self.quantization.hgq_beta_schedule) if self.training.pareto == "auto" else self.training.pareto
 
     def _restore(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
-        """Bring a trainer to where the checkpoint of a run left it, and return that."""
+        """Load the checkpoint of a run into a trainer, and return the checkpoint."""
         state = load_checkpoint(folder / CHECKPOINT)
         if state["position"] > self.training.pretraining_epochs:
             release(trainer.model)
         trainer.load_state_dict(state)
         return state
 
-    def _take_over(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
-        """Give a trainer the model of an earlier run, and its epochs up to there; return the figures of that run's float baseline."""
+    def _restore_earlier_run(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        """Load the model and the epochs of an earlier run into a trainer; return the metrics of that run's float baseline."""
         self._restore(trainer, folder)
         if isinstance(self.from_epoch, int):
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
         summary = folder / "summary.json"
-        figures = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-        return {name: value for name, value in figures.items() if name.startswith("float/")}
+        metrics = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+        return {name: value for name, value in metrics.items() if name.startswith("float/")}
 
     def _search(self, trainer: Trainer, folder: Path | None) -> None:
-        """Let FITCompress choose bits and masks, where it is asked for."""
+        """Let FITCompress choose bits and masks, if it is enabled."""
         if self.fitcompress.enable_fitcompress:
             result = self.fitcompress.apply(trainer.model, trainer.splits.train, trainer.task.loss)
             if folder is None:
@@ -301,17 +286,9 @@ class Experiment:
         self.tracker.summary(summary)
 
     def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
-        """Print, layer by layer, what would be pruned and with which bits; train nothing."""
+        """Print for each layer whether it would be pruned and with which bits; train nothing."""
         summarize(model, _example(splits))
         return {}
-
-
-def _trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Return of a configuration what a run must keep to go on."""
-    kept = {key: value for key, value in plain(config).items() if key not in NOT_TRAINED}
-    if isinstance(kept.get("training"), dict):
-        kept["training"] = {key: value for key, value in kept["training"].items() if key not in ("threads", "device")}
-    return kept
 
 
 def _example(splits: Splits) -> Tensor:

@@ -1,6 +1,6 @@
-"""What each section of a PQuantML configuration means here; the names are those of ``pquant-ml`` 0.1.0 and of older files.
+"""Conversion of each section of a PQuantML configuration; the names are those of ``pquant-ml`` 0.1.0 and of older files.
 
-What a file leaves out has PQuantML's default, not a preset's of this package.
+A field that the file leaves out gets PQuantML's default, not that of a preset of this package.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ DEFAULTS = {
     "hgq_gamma": 3e-4,
     "hgq_beta": 1e-5,
 }
-"""PQuantML's quantization where its code (0.1.0) differs from the specification, and so from our constructor."""
+"""PQuantML's quantization defaults where its code (0.1.0) differs from the specification, and so from our constructor."""
 RENAMED = {
     "use_high_granularity_quantization": ["use_hgq"],
     "granularity": ["granularity", "data_granularity"],
@@ -55,14 +55,14 @@ BITS = {"keep_negatives": "k", "integer_bits": "i", "fractional_bits": "f", "qua
 OPTIMIZER = {"lr": "lr", "learning_rate": "lr", "l2_decay": "weight_decay", "momentum": "momentum"}
 SCHEDULES = {"cosine": {"cosine_tmax": "T_max"}, "multistep": {"milestones": "milestones", "gamma": "gamma"}}
 LENGTHS = {"epochs", "fine_tuning_epochs", "pretraining_epochs", "rewind", "rounds", "save_weights_epoch"}
-"""Fields of the training section that PQuantML has, too."""
+"""Fields of the training section that PQuantML also has."""
 SILENT = {"hgq_heterogeneous", "plot_frequency", "pruning_method", "model_name"}
-"""What no result depends on."""
+"""Fields that no result depends on."""
 
 
 @dataclass
 class Converted:
-    """Choices of groups, values of fields by dotted name, a study's own values, and what could not be said."""
+    """Choices of groups, values of fields by dotted name, the study's values, and warnings about what has no counterpart."""
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Converted:
 
 
 def meaning(old: Any) -> Converted:
-    """Return what a PQuantML configuration means here.
+    """Return the settings of this package for a PQuantML configuration.
 
     Raises:
         ConfigError: no PQuantML configuration, or an unknown pruning method.
@@ -116,7 +116,7 @@ def _quantization(section: dict[str, Any], training: dict[str, Any], new: Conver
         section |= {"overflow_mode_parameters": "SAT_SYM", "overflow_mode_data": "SAT_SYM"}
     if section.pop("dynamic_data_quantization", False):
         section["default_data_integer_bits"] = "auto"
-        new.warnings.append("dynamic_data_quantization followed each batch; integer bits of data are now chosen once, when training starts")
+        new.warnings.append("dynamic_data_quantization adapted to each batch; integer bits of data are now chosen once, when training starts")
     section["pruning_first"] = training.pop("pruning_first", False)
     rules = {name: dict(_rule(name, rule, new)) for name, rule in (section.get("layer_specific") or {}).items()}
     section["layer_specific"] = {name: rule for name, rule in rules.items() if rule}
@@ -126,11 +126,11 @@ def _quantization(section: dict[str, Any], training: dict[str, Any], new: Conver
     if not hgq:
         new.values = {name: value for name, value in new.values.items() if ".hgq_" not in name}
     elif new.values["quantization.hgq_lr"] is None:
-        new.warnings.append("bits learn at the weights' rate, as in PQuantML; quantization.hgq_lr=0.01 moves them faster")
+        new.warnings.append("bit widths have the learning rate of the weights, as in PQuantML; quantization.hgq_lr=0.01 trains them faster")
 
 
 def _rule(layer: str, rule: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (tensor, its settings) of one layer's rule; bits that stand without a tensor are those of the weight and the bias."""
+    """Yield (tensor, its settings) of one layer's rule; bits without a tensor are those of the weight and the bias."""
     tensors = {tensor: rule[tensor] for tensor in ("weight", "bias", "input", "output") if tensor in rule}
     bare = {key: value for key, value in rule.items() if key in BITS}
     for key in rule.keys() - tensors.keys() - bare.keys():
@@ -155,7 +155,7 @@ def _training(section: dict[str, Any], new: Converted) -> None:
     if data is not None and (CONF / "data" / f"{data}.yaml").exists():
         new.choices["data"] = str(data)
     elif data is not None:
-        new.warnings.append(f"dataset '{data}' has no preset: say data=table data.path=<file> data.target=<column>, or a class by data._target_")
+        new.warnings.append(f"dataset '{data}' has no preset: use data=table data.path=<file> data.target=<column>, or a class by data._target_")
     if not section.get("label_smoothing"):
         section.pop("label_smoothing", None)
     _take("training", Training, section, {}, new)
@@ -164,7 +164,7 @@ def _training(section: dict[str, Any], new: Converted) -> None:
 
 
 def _optimization(section: dict[str, Any], new: Converted) -> None:
-    """Take out of the section what is said of the optimizer and its schedule."""
+    """Convert the fields of the optimizer and its schedule, and remove them from the section."""
     schedule, optimizer = str(section.pop("lr_schedule", "")), str(section.pop("optimizer", "")).lower()
     if (CONF / "optimizer" / f"{optimizer}.yaml").exists():
         new.choices["optimizer"] = optimizer
@@ -181,7 +181,7 @@ def _optimization(section: dict[str, Any], new: Converted) -> None:
 
 
 def _study(section: dict[str, Any], new: Converted) -> None:
-    """Turn a search over bare names into a study over fields; PQuantML looks a name up in one section after the other."""
+    """Turn a search over bare names into a study over fields; PQuantML looks up a name in its sections in order."""
     search = section.get("hyperparameter_search") or {}
     spaces = {kind: dict(_space(search.get(kind) or {}, new)) for kind in ("numerical", "categorical")}
     if not any(spaces.values()):
@@ -193,7 +193,7 @@ def _study(section: dict[str, Any], new: Converted) -> None:
     if kind not in presets:
         new.study["finetuning.sampler.type"] = kind
     own = _yaml(CONF / "study.yaml")["finetuning"]["hyperparameter_search"]["numerical"]
-    spaces["numerical"] = dict.fromkeys(own) | spaces["numerical"]  # what every study searches by itself is taken out
+    spaces["numerical"] = dict.fromkeys(own) | spaces["numerical"]  # remove the fields that every study of this package searches by default
     new.study |= {f"finetuning.hyperparameter_search.{kind}": space for kind, space in spaces.items() if space}
     new.study |= {f"finetuning.{key}": section[key] for key in ("experiment_name", "num_trials") if key in section}
     if sampler.get("params"):
@@ -214,7 +214,7 @@ def _space(names: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, Any]
 
 
 def _named(name: str, new: Converted) -> list[str]:
-    """Return the fields that a bare name means, of the first section that has one."""
+    """Return the fields that a bare name stands for, from the first section that has one."""
     for group, cls in (("pruning", METHODS.get(new.choices["pruning"], NoPruning)), ("quantization", Quantization), ("training", Training)):
         known = {spec.name for spec in dataclasses.fields(cls)}
         found = [f"{group}.{field}" for field in RENAMED.get(name, [name]) if field in known]
@@ -224,7 +224,7 @@ def _named(name: str, new: Converted) -> list[str]:
 
 
 def _take(group: str, cls: type[Any], section: Mapping[str, Any], defaults: Mapping[str, Any], new: Converted) -> None:
-    """Give ``new`` the value of every field of ``cls``: what the section says, else the default; warn of what is no field."""
+    """Set every field of ``cls`` in ``new``: the value in the section, else the default; warn of keys that are no field."""
     known = {spec.name: spec for spec in dataclasses.fields(cls) if spec.name not in SILENT}
     for name, spec in known.items():
         plain = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
@@ -237,7 +237,7 @@ def _take(group: str, cls: type[Any], section: Mapping[str, Any], defaults: Mapp
 
 
 def _like(default: Any, value: Any) -> Any:
-    """Return a value as the type of its field: PQuantML writes 7. for 7 bits and 1. for true, and YAML reads 1e-5 as text."""
+    """Convert a value to the type of its field: PQuantML writes 7. for 7 bits and 1. for true, and YAML reads 1e-5 as a string."""
     value = _number(value)
     if isinstance(default, bool) and value in (0, 1):
         return bool(value)

@@ -10,7 +10,7 @@ from pquant.reporting.compare import load_runs, write_comparison
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     parser = argparse.ArgumentParser(prog="python -m pquant.report", description="One page that compares finished runs; needs no network.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="a run's folder, or one with runs below it, such as a sweep's")
     parser.add_argument("--output", type=Path, help="the page (default: compare.html in the only folder given, else in the current one)")

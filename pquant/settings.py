@@ -38,12 +38,12 @@ class Settings:
         check_fields(self, *(field.name for field in dataclasses.fields(self)))
 
     def error(self, field: str, expected: str) -> ConfigError:
-        """Return the error that says what ``field`` must be and what it is."""
+        """Return the error for a wrong value of ``field``: the expected and the actual value."""
         return ConfigError(f"{type(self).__name__}.{field} must be {expected}, got {getattr(self, field)!r}")
 
 
 def check_fields(owner: Any, *names: str) -> None:
-    """Check fields of a dataclass by type and range, and set each to the value as its type has it.
+    """Check fields of a dataclass by type and range, and convert each to its type.
 
     Raises:
         ConfigError: a value of the wrong type, outside its range, or not finite; the message names class, field and value.
@@ -82,7 +82,7 @@ def _in_range(label: str, value: float, bounds: dict[str, float]) -> None:
 
 
 def interval(bounds: Mapping[str, float]) -> str:
-    """Return the bounds of a :func:`setting` as people write them: ``(0, 1]``."""
+    """Return the bounds of a :func:`setting` in interval notation: ``(0, 1]``."""
     low, high = _ends(bounds)
     return f"{'[' if 'ge' in bounds else '('}{low:g}, {high:g}{']' if 'le' in bounds else ')'}"
 
@@ -116,7 +116,7 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
 
 
 def describe(kind: Any) -> str:
-    """Return a type as people say it."""
+    """Return a description of a type."""
     origin = get_origin(kind)
     if origin is Literal:
         choices = [repr(choice) for choice in get_args(kind)]
@@ -147,28 +147,28 @@ def schema(group: str, name: str, *, open_to_extra_keys: bool = False) -> Callab
     return register
 
 
-class TruthValue(BooleanNode):
-    """A node of a schema that takes true, false, 0 and 1, and no text that spells one of them."""
+class StrictBoolean(BooleanNode):
+    """A boolean node of a schema that accepts true, false, 0 and 1, but not strings."""
 
     def _validate_and_convert_impl(self, value: Any) -> bool:
         if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
         raise ValidationError("must be true or false, got '$VALUE' (type $VALUE_TYPE)")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TruthValue":
-        """Return a copy that is as strict."""
-        copied = TruthValue()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StrictBoolean":
+        """Return a copy of the same class."""
+        copied = StrictBoolean()
         self._deepcopy_impl(copied, memo)
         return copied
 
 
 def _unlock(node: DictConfig) -> None:
-    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries; make truth values strict."""
+    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries; make booleans strict."""
     OmegaConf.set_readonly(node, None)
     for key in node:
         inner: Any = node._get_node(key)
         if type(inner) is BooleanNode:
-            inner.__class__ = TruthValue
+            inner.__class__ = StrictBoolean
         if isinstance(node[key], DictConfig):
             _unlock(node[key])
             if OmegaConf.get_type(node, str(key)) is dict:

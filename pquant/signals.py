@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Signals that end a run cleanly."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ SLURM_JOB = "SLURM_JOB_ID"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked the process to end; ``exit_code`` is 128 plus its number, as shells have it."""
+    """A signal asked the process to end; ``exit_code`` is 128 plus its number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,39 +24,39 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def requeues(self) -> bool:
-        """Whether the signal announced a pre-emption, after which the job shall run again."""
+        """Whether the signal announced a pre-emption, after which Slurm runs the job again."""
         return self.exit_code == 128 + signal.SIGUSR1
 
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Raise :class:`Interrupted` inside as soon as SIGINT or SIGTERM comes, and SIGUSR1 in a Slurm job; signals that others handle stay theirs."""
+    """Raise :class:`Interrupted` as soon as SIGINT or SIGTERM arrives, or SIGUSR1 in a Slurm job; a signal with another handler keeps it."""
     with _handling(_interrupt):
         yield
 
 
 @contextmanager
 def graceful() -> Iterator[Callable[[], None]]:
-    """Let these signals wait, and yield a check that raises :class:`Interrupted` once one has come; a second one does not wait.
+    """Delay these signals, and yield a check that raises :class:`Interrupted` once one has arrived; a second signal is not delayed.
 
-    Outside the main thread, which alone gets signals, the check does nothing.
+    Python delivers signals to the main thread only; in other threads the check does nothing.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         signal.signal(number, before[number])
 
     def check() -> None:
-        if came:
-            raise Interrupted(came[0])
+        if received:
+            raise Interrupted(received[0])
 
     with _handling(remember) as before:
         yield check
 
 
 def requeue() -> None:
-    """Ask Slurm to run this job again from its start, which with ``resume=auto`` goes on after the last complete epoch."""
+    """Ask Slurm to run this job again from its start, which with ``resume=auto`` resumes after the last complete epoch."""
     command = ["scontrol", "requeue", os.environ[SLURM_JOB]]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -70,7 +70,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
-    """Handle the signals by ``handler``; yield what handled them before."""
+    """Install ``handler`` for the signals; yield their previous handlers."""
     signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURM_JOB in os.environ else [])]
     main = threading.current_thread() is threading.main_thread()
     before = {int(number): signal.getsignal(number) for number in signals if main}

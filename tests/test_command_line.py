@@ -40,7 +40,7 @@ def test_help_names_every_section_and_exactly_its_choices(told: str, group: str)
 def test_fields_in_help_exist(told: str) -> None:
     with initialize_config_dir(config_dir=str(CONF)):
         config = compose("config")
-    section = told.split("== The fields most used")[1].split("== More")[0]
+    section = told.split("== Common fields")[1].split("== More")[0]
     fields = re.findall(r"(?<![\w.])((?:{})\.\w+)".format("|".join(GROUPS)), section)
     assert len(fields) > 6
     assert [name for name in fields if OmegaConf.select(config, name, default="missing") == "missing"] == []

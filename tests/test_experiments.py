@@ -78,16 +78,16 @@ def test_a_sweep_of_some_variants_replaces_their_rows_and_keeps_the_others(tmp_p
     machine = {"cpu": "one", "cores": 2, "version/torch": "2"}
 
     def sweep(name: str, cpu: str, runs: dict[tuple[str, int], float]) -> Path:
-        for (variant, seed), figure in runs.items():
+        for (variant, seed), metric in runs.items():
             file = tmp_path / name / variant / str(seed) / "summary.json"
             file.parent.mkdir(parents=True)
-            file.write_text(json.dumps(machine | {"cpu": cpu, "seed": seed, "figure": figure}))
+            file.write_text(json.dumps(machine | {"cpu": cpu, "seed": seed, "metric": metric}))
         (tmp_path / name / "multirun.yaml").write_text(f"hydra: {{overrides: {{task: [experiment/x=a, seed=0, experiment=x/{name}]}}}}")
         return tmp_path / name
 
-    tables["collect"](sweep("all", "one", {("a", 0): 1.5, ("a", 3): 2.5, ("b", 0): 3.0}), tmp_path / "results", ["figure"])
-    tables["collect"](sweep("part", "two", {("a", 0): 4.0}), tmp_path / "results", ["figure"])
-    assert (tmp_path / "results" / "runs.csv").read_text() == "variant,seed,figure\na,0,4.0\nb,0,3.0\n"
+    tables["collect"](sweep("all", "one", {("a", 0): 1.5, ("a", 3): 2.5, ("b", 0): 3.0}), tmp_path / "results", ["metric"])
+    tables["collect"](sweep("part", "two", {("a", 0): 4.0}), tmp_path / "results", ["metric"])
+    assert (tmp_path / "results" / "runs.csv").read_text() == "variant,seed,metric\na,0,4.0\nb,0,3.0\n"
     origin = json.loads((tmp_path / "results" / "origin.json").read_text())
     assert origin["machines"] == ["one, 2 cores, torch 2", "two, 2 cores, torch 2"] and origin["command"] == "python run.py -m experiment=x/part"
 

@@ -116,7 +116,7 @@ def test_an_interrupted_run_says_so_and_goes_on_by_itself(name: str, code: int, 
     assert json.loads((path / "status.json").read_text()) == {"status": "interrupted"}
     assert len(list(csv.DictReader((path / "metrics.csv").open()))) == 2
     other = run(*command, "optimizer.lr=0.1", "tracker=none", check=False)
-    assert other.returncode == 1 and "made with other settings" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert other.returncode == 1 and "started with other settings" in other.stderr and len(other.stderr.splitlines()) == 1
     run(*command, "tracker=none")
     ended, whole = (json.loads((one / "summary.json").read_text()) for one in (path, folder))
     same = ["test/accuracy", "test/loss", "val/loss", "sparsity", "ebops", "nonzero_params", "epochs"]
@@ -150,7 +150,7 @@ def test_the_report_of_an_earlier_model_has_its_baseline_and_the_command_as_give
     assert ended["float/accuracy"] == whole["float/accuracy"]
     page = html.unescape((tmp_path / "a b" / "report.html").read_text())
     assert f"python run.py from_run={folder} tracker=none 'hydra.run.dir={tmp_path}/a b'" in page
-    assert all(part in page for part in ("float baseline", "Answers on the test set", "as deployed, pruned and quantized"))
+    assert all(part in page for part in ("float baseline", "Predictions on the test set", "as deployed, pruned and quantized"))
 
 
 def test_dry_run_lists_the_layers_and_trains_nothing(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_other_threads_leave_signals_alone() -> None:
 
 def test_the_second_run_in_a_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     with only_run_in(tmp_path):
-        with pytest.raises(ConfigError, match="another run is at work in"), only_run_in(tmp_path):
+        with pytest.raises(ConfigError, match="another run is using"), only_run_in(tmp_path):
             pass
     with only_run_in(tmp_path):
         pass

@@ -18,7 +18,7 @@ TABLES = {
 
 def main() -> None:
     """Write the tables into this folder's page."""
-    rows = results(__file__, [column.figure for column in BITS])
+    rows = results(__file__, [column.metric for column in BITS])
     for name, (variants, columns) in TABLES.items():
         text = table(name, {label: of(rows, variant) for label, variant in variants.items()}, columns) + origin(HERE / "results")
         insert(HERE / "README.md", f"experiments/ablations/table.py {name}", text)

@@ -22,7 +22,7 @@ def draw(rows: list[Row]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(6.5, 4), layout="constrained", sharey=True)
     for axis, column, color in zip(axes, (ACCURACY, SPARSITY), ("tab:blue", "tab:orange"), strict=True):
         for place, name in enumerate(VARIANTS):
-            values = [column.factor * row[column.figure] for row in of(rows, name)]
+            values = [column.factor * row[column.metric] for row in of(rows, name)]
             axis.scatter(values, [place] * len(values), s=22, color=color, alpha=0.5, linewidths=0)
             axis.scatter(statistics.mean(values), place, s=120, marker="|", color="black")
         axis.set(xlabel=column.title, yticks=range(len(VARIANTS)), yticklabels=[name.replace("_", " ") for name in VARIANTS])
@@ -33,7 +33,7 @@ def draw(rows: list[Row]) -> None:
 
 def main() -> None:
     """Write the table into this folder's page and docs/pruning.md, and the plot."""
-    rows = results(__file__, [column.figure for column in COLUMNS])
+    rows = results(__file__, [column.metric for column in COLUMNS])
     text = table("method", {f"`{name}`": of(rows, name) for name in VARIANTS}, COLUMNS) + origin(HERE / "results")
     for page in (HERE / "README.md", ROOT / "docs" / "pruning.md"):
         insert(page, "experiments/digits_methods/table.py", text)

@@ -13,7 +13,7 @@ METHODS = "none dst pdp wanda mdmm cs autosparse activation_pruning".split()
 
 def main() -> None:
     """Write both tables into this folder's page."""
-    rows = results(__file__, [column.figure for column in COLUMNS])
+    rows = results(__file__, [column.metric for column in COLUMNS])
     ours = {f"`{method}_{bits}`": of(rows, f"{method}_{bits}") for method in METHODS for bits in ("8bit", "hgq")}
     with (HERE / "results" / "published.csv").open(newline="") as file:
         head, *lines = csv.reader(file)

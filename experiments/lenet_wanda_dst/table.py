@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import ACCURACY, SPARSITY, Column, insert, of, origin, results, table
 
 HERE = Path(__file__).parent
-COLUMNS = (Column(ACCURACY.title, ACCURACY.figure, ".2f", 100), Column(SPARSITY.title, SPARSITY.figure, ".2f", 100))
+COLUMNS = (Column(ACCURACY.title, ACCURACY.metric, ".2f", 100), Column(SPARSITY.title, SPARSITY.metric, ".2f", 100))
 VARIANTS = {
     "dense": "dense",
     "DST": "dst",
@@ -22,7 +22,7 @@ VARIANTS = {
 
 def main() -> None:
     """Write the table into this folder's page."""
-    rows = results(__file__, [column.figure for column in COLUMNS])
+    rows = results(__file__, [column.metric for column in COLUMNS])
     text = table("method", {label: of(rows, name) for label, name in VARIANTS.items()}, COLUMNS) + origin(HERE / "results")
     insert(HERE / "README.md", "experiments/lenet_wanda_dst/table.py", text)
 

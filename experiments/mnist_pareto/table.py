@@ -28,28 +28,28 @@ SINGLE = {f"{bits} bits, PDP to 90 %": f"fixed_{bits}bit_90" for bits in (2, 3, 
 
 
 def family(rows: list[Row], start: str) -> list[Row]:
-    """Return the rows of the variants whose names start so."""
+    """Return the rows of the variants with this prefix."""
     return [row for row in rows if row["variant"].startswith(start)]
 
 
-def least(rows: list[Row], level: float, figure: str) -> list[float]:
-    """Return, by seed, the least of a figure among models that reach an accuracy; seeds without one are left out."""
+def least(rows: list[Row], level: float, metric: str) -> list[float]:
+    """Return, by seed, the minimum of a metric among the models that reach an accuracy; seeds without one are left out."""
     reached = [row for row in rows if row["test/accuracy"] >= level]
-    return [min(row[figure] for row in reached if row["seed"] == seed) for seed in sorted({row["seed"] for row in reached})]
+    return [min(row[metric] for row in reached if row["seed"] == seed) for seed in sorted({row["seed"] for row in reached})]
 
 
 def levels(rows: list[Row], at: Iterable[float], columns: Mapping[str, tuple[str, str]]) -> str:
-    """Return the table of the least that reaches each accuracy; a column is a figure of the variants whose names start so."""
+    """Return the table of the minimum that reaches each accuracy; a column is a metric of the variants with a prefix."""
     text = [f"| test accuracy of at least | {' | '.join(f'{name} | seeds' for name in columns)} |", "|---" + "|---:|---:" * len(columns) + "|"]
     for level in at:
-        found = [least(family(rows, start), level, figure) for start, figure in columns.values()]
+        found = [least(family(rows, start), level, metric) for start, metric in columns.values()]
         cells = [f"{spread(each, ',.0f')} | {len(each)}" for each in found]
         text.append(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 
 def bits_by_layer(sweep: Path) -> None:
-    """Write results/layers.csv, where FITCompress ran: the bits that it chose for each layer, the sign's too."""
+    """Write results/layers.csv for runs with FITCompress: the bits of each layer, sign included."""
     searches = sorted(sweep.glob("*/*/fitcompress.json"))
     if not searches:
         return
@@ -64,7 +64,7 @@ def bits_by_layer(sweep: Path) -> None:
 def draw_front(axis: Axes, rows: list[Row], families: Mapping[str, str], cost: Column) -> None:
     """Draw models and each family's front: accuracy against a cost."""
     for label, start in families.items():
-        places = [(float(row[cost.figure]), 100 * row["test/accuracy"]) for row in family(rows, start)]
+        places = [(float(row[cost.metric]), 100 * row["test/accuracy"]) for row in family(rows, start)]
         best = front(places, "minimize", "maximize")
         if places:
             (line,) = axis.step(*zip(*(places[index] for index in best), strict=True), where="post", label=label)
@@ -74,7 +74,7 @@ def draw_front(axis: Axes, rows: list[Row], families: Mapping[str, str], cost: C
 
 
 def draw_fronts(rows: list[Row]) -> None:
-    """Write docs/images/mnist_pareto.svg: against EBOPs, and against LUTs where there is Verilog."""
+    """Write docs/images/mnist_pareto.svg: against EBOPs, and against LUTs for exported models."""
     figure, axes = plt.subplots(1, 2, figsize=(6.5, 4), layout="constrained", sharey=True)
     draw_front(axes[0], rows, FAMILIES, EBOPS)
     draw_front(axes[1], rows, VERILOG, LUTS)
@@ -101,14 +101,14 @@ def draw_bits(rows: list[Row]) -> None:
 
 def main() -> None:
     """Write the tables of this folder's page and of docs/hgq.md, and the plots in docs/images."""
-    rows = results(__file__, [column.figure for column in (*COLUMNS, LUTS)])
+    rows = results(__file__, [column.metric for column in (*COLUMNS, LUTS)])
     if len(sys.argv) > 1:
         bits_by_layer(Path(sys.argv[1]))
     ways = [row for start in FAMILIES.values() for row in family(rows, start)]
-    ebops = levels(rows, (0.97, 0.96, 0.95, 0.90), {name: (start, EBOPS.figure) for name, start in FAMILIES.items()}) + origin(HERE / "results", ways)
+    ebops = levels(rows, (0.97, 0.96, 0.95, 0.90), {name: (start, EBOPS.metric) for name, start in FAMILIES.items()}) + origin(HERE / "results", ways)
     for page in (HERE / "README.md", ROOT / "docs" / "hgq.md"):
         insert(page, "experiments/mnist_pareto/table.py ebops", ebops)
-    costs = {f"{name}: {cost.title}": (start, cost.figure) for name, start in VERILOG.items() for cost in (LUTS, EBOPS)}
+    costs = {f"{name}: {cost.title}": (start, cost.metric) for name, start in VERILOG.items() for cost in (LUTS, EBOPS)}
     exported = [row for start in VERILOG.values() for row in of(rows, start)]
     luts = levels(rows, (0.94, 0.93, 0.92, 0.90, 0.85), costs) + origin(HERE / "results", exported)
     insert(HERE / "README.md", "experiments/mnist_pareto/table.py luts", luts)

@@ -1,4 +1,4 @@
-"""Batches of a dataset, drawn without a DataLoader when it lies in memory."""
+"""Batches of a dataset; those of a dataset in memory need no DataLoader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 AT_ONCE = 16
-"""Batches that are copied out together, which is faster than one by one."""
+"""The number of batches copied together, which is faster than one at a time."""
 
 
 class Batches(Protocol):
-    """Batches that can be counted, and gone through again and again."""
+    """An iterable of batches with a length; every iteration is a new pass over the data."""
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -26,7 +26,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class TensorBatches:
-    """Batches of whole tensors of equal length, copied out by index on the tensors' own device."""
+    """Batches of whole tensors of equal length, copied by index on the tensors' own device."""
 
     tensors: tuple[Tensor, ...]
     batch_size: int
@@ -50,7 +50,7 @@ class TensorBatches:
 def batches(dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False) -> Batches:
     """Return the batches of ``dataset``, of ``batch_size`` examples and a smaller last one unless ``drop_last``.
 
-    Without ``generator`` they come in order; with one (on the CPU) each pass draws its order from it: its state is all that a resume needs.
+    Without ``generator`` they come in order; with one (on the CPU) each pass draws its order from it, so its state is enough to resume.
     """
     if type(dataset) is TensorDataset:
         return TensorBatches(dataset.tensors, batch_size, generator, drop_last)

@@ -1,4 +1,4 @@
-"""What data must be to be trained on and judged by: there, finite, and of the classes that they are said to have."""
+"""Checks of the data: no split is empty, all values are finite, all targets are classes of the task."""
 
 import logging
 
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def check_data(splits: Splits, train_finite: bool = True) -> None:
-    """Check the splits: their sizes, and the values of those in memory. A class without examples in a split in memory is only warned of.
+    """Check the splits: their sizes, and the values of those in memory. A class without examples in a split in memory is a warning only.
 
     Args:
         splits: the data.
         train_finite: whether the training inputs must be finite, too.
 
     Raises:
-        ConfigError: a split is empty, a value NaN or infinite, or a target no class.
+        ConfigError: a split is empty, a value NaN or infinite, or a target is not a class.
     """
     for name, part in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
         if not _size(part):

@@ -16,7 +16,7 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Columns:
-    """Features ``x`` float64 (N, F) and targets ``y`` (N,) as they stand in the file; the last ``test_rows`` are a test set of its own."""
+    """Features ``x`` float64 (N, F) and targets ``y`` (N,) as in the file; the last ``test_rows`` rows are the file's own test set."""
 
     x: Array
     y: Array
@@ -38,7 +38,7 @@ def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
     With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression.
 
     Raises:
-        ConfigError: missing values, a single class, or a regression of what is no number.
+        ConfigError: missing values, a single class, or a regression on values that are not numbers.
     """
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ConfigError(f"target '{target}' has {(~np.isfinite(y)).sum()} missing or infinite values")

@@ -14,7 +14,7 @@ from pquant.settings import schema
 @schema("data", "digits")
 @dataclass(frozen=True)
 class Digits(Fractions):
-    """1797 images of 8x8 pixels with values 0 to 16, 10 classes; no network needed. Each pixel is standardised by itself.
+    """1797 images of 8x8 pixels with values 0 to 16, 10 classes; no network needed. Each pixel is standardised separately.
 
     Args:
         flatten: inputs are (64,); else (1, 8, 8), for a convolutional network.
@@ -30,7 +30,7 @@ class Digits(Fractions):
 
 
 def bundled() -> Path:
-    """Return where scikit-learn, which takes more than a second to import, keeps the images: a row of pixels and the class for each."""
+    """Return scikit-learn's file of the images, one row of pixels and the class each, without the import, which takes more than a second."""
     package = find_spec("sklearn")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

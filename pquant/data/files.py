@@ -1,4 +1,4 @@
-"""Reading and keeping local files, and what to say when there is nothing to read."""
+"""Reading and writing local data files, and the error for data that cannot be found."""
 
 import os
 import zlib
@@ -23,7 +23,7 @@ BROKEN_NPZ = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, 
 
 
 def existing(path: str | Path) -> Path:
-    """Return the path of a file that is there, with ``~`` expanded; ConfigError otherwise."""
+    """Return the path of an existing file, with ``~`` expanded; ConfigError if there is none."""
     found = Path(path).expanduser()
     if not found.is_file():
         raise ConfigError(f"data.path: there is no file '{path}'")
@@ -31,7 +31,7 @@ def existing(path: str | Path) -> Path:
 
 
 def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
-    """Return the arrays of the first of the ``choices`` of names that the file has all of.
+    """Return the arrays of the first of the ``choices`` of names of which the file has all.
 
     Raises:
         ConfigError: no such file, not an npz file, arrays of Python objects, or other names.
@@ -50,7 +50,7 @@ def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
 
 
 def save_npz(path: Path, **arrays: Array) -> None:
-    """Write the arrays and read them back before they take the name ``path``, so that no half-written file ever has it."""
+    """Write the arrays atomically: to a temporary file, which is read back and then renamed to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         part = Path(file.name)
@@ -83,7 +83,7 @@ def read_frame(path: str | Path) -> "DataFrame":
 
 
 def no_download(what: str, error: Exception, root: str, expected: str) -> ConfigError:
-    """Return the error for data neither found in ``root`` nor fetched: what was tried, and how to give a local file instead."""
+    """Return the error for data that is neither in ``root`` nor could be downloaded; it names the reason, and the local file to give instead."""
     return ConfigError(f"{what} is not in {root} and could not be fetched ({reason(error)}); give a local copy: data.path=<{expected}>")
 
 

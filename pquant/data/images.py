@@ -20,16 +20,16 @@ LOCAL_COPY = f"npz with keys {', '.join(GIVEN_SPLIT)}"
 
 @dataclass(frozen=True)
 class Images(Settings):
-    """Images with a test set of their own; the validation set is drawn from the training images, the classes in proportion.
+    """Images with their own test set; the validation set is drawn from the training images, stratified by class.
 
     Channels are standardised.
 
     Args:
         path: an npz file with uint8 images ``x_train``, ``x_test`` (N, height, width[, channels]) and labels ``y_train``, ``y_test``; null:
-            torchvision fetches them.
-        root: where torchvision keeps what it fetched, once.
+            torchvision downloads them.
+        root: the folder of torchvision's downloads.
         validation_fraction: share of the training images held out for validation.
-        limit: training images at most; null for all.
+        limit: the largest number of training images; null for all.
         flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
     """
 
@@ -46,7 +46,7 @@ class Images(Settings):
         """Return the splits.
 
         Raises:
-            ConfigError: nothing to read and nothing to fetch, or other images than these.
+            ConfigError: the images can neither be read nor downloaded, or are not those of this data set.
         """
         x, y, x_test, y_test = self._checked(read_npz(self.path, GIVEN_SPLIT) if self.path else self._fetched())
         rows, held = hold_out(np.arange(len(y)), y, portion(len(y), self.validation_fraction), seed, CLASSES)
@@ -70,7 +70,7 @@ class Images(Settings):
         return [np.asarray(array) for part in parts for array in (part.data, part.targets)]
 
     def _checked(self, arrays: list[Array]) -> list[Array]:
-        """Return images (N, height, width, channels) with labels (N,), or say what is wrong with them."""
+        """Return images (N, height, width, channels) with labels (N,); ConfigError if their type, shape or values are wrong."""
         x, y, x_test, y_test = arrays
         checked: list[Array] = []
         for part, images, labels in (("train", x, y), ("test", x_test, y_test)):
@@ -78,7 +78,7 @@ class Images(Settings):
                 raise self._unexpected(f"x_{part}", f"uint8 (N, {', '.join(map(str, self.shape))})", images)
             labels = labels.reshape(-1)
             if labels.dtype.kind not in "iu" or len(labels) != len(images):
-                raise self._unexpected(f"y_{part}", f"integers ({len(images)},), one an image", labels)
+                raise self._unexpected(f"y_{part}", f"integers ({len(images)},), one per image", labels)
             if labels.min() < 0 or labels.max() >= len(CLASSES):
                 raise ConfigError(f"{self.path}: y_{part} must have labels 0 to {len(CLASSES) - 1}, got {labels.min()} to {labels.max()}")
             checked += [images.reshape(*images.shape[:3], -1), labels]
@@ -102,7 +102,7 @@ class Mnist(Images):
 @schema("data", "cifar10")
 @dataclass(frozen=True)
 class Cifar10(Images):
-    """Photographs of 10 kinds of things: 50,000 + 10,000 colour images of 32x32; inputs (3, 32, 32)."""
+    """Photographs of 10 classes: 50,000 + 10,000 colour images of 32x32; inputs (3, 32, 32)."""
 
     torchvision_name: ClassVar[str] = "CIFAR10"
     shape: ClassVar[tuple[int, ...]] = (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Jets at the LHC: which particle started one, told from its substructure."""
+"""Jets at the LHC: the task is to find the particle that started a jet from its substructure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class Jets(Fractions):
 
     Args:
         path: a csv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
-        root: where what was fetched is kept, once.
+        root: the folder of the downloaded file.
     """
 
     path: str | None = None
@@ -37,9 +37,9 @@ class Jets(Fractions):
         """Return the splits.
 
         Raises:
-            ConfigError: nothing to read and nothing to fetch, or another table than this.
+            ConfigError: the table can neither be read nor downloaded, or is not that of this data set.
         """
-        path = self.path or str(self._kept())
+        path = self.path or str(self._downloaded())
         target = "y" if path.endswith(".npz") else "class"
         columns = read_columns(path, target)
         y, classes = encode(columns.y, "classification", target)
@@ -48,8 +48,8 @@ class Jets(Fractions):
             raise ConfigError(f"{path}: expected {FEATURES} features and {CLASSES} classes, got {found}")
         return self.split(columns.x, y, seed, classes, columns.test_rows)
 
-    def _kept(self) -> Path:
-        """Return the file in ``root``, fetched if it is not there yet."""
+    def _downloaded(self) -> Path:
+        """Return the file in ``root``; download it if it does not exist."""
         path = Path(self.root).expanduser() / "hls4ml_lhc_jets_hlf.npz"
         if not path.exists():
             from sklearn.datasets import fetch_openml

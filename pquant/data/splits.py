@@ -1,4 +1,4 @@
-"""What every data source gives: three datasets and what a model must know to fit them."""
+"""The result of every data source: three datasets, and the input and output sizes that a model needs."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +27,7 @@ class Splits:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that a model needs: one a class, or one a regression target."""
+        """The number of model outputs: one per class, or one per regression target."""
         return self.num_classes if self.num_classes is not None else self.train[0][1].numel()
 
 

@@ -19,12 +19,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Fractions(Settings):
-    """What a source that is one table says of its splits.
+    """The split settings of a data source that is a single table.
 
     Args:
         validation_fraction: share of all rows held out for validation.
         test_fraction: share of all rows held out for the test.
-        standardize: whether features get mean 0 and deviation 1, as measured on the training rows.
+        standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows.
     """
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)
@@ -32,7 +32,7 @@ class Fractions(Settings):
     standardize: bool = True
 
     def __post_init__(self) -> None:
-        """Check the fields, and that something is left to train on."""
+        """Check the fields, and that rows are left to train on."""
         super().__post_init__()
         if self.validation_fraction + self.test_fraction >= 1:
             raise self.error("validation_fraction", f"below 1 - test_fraction = {1 - self.test_fraction:g}")
@@ -40,10 +40,10 @@ class Fractions(Settings):
     def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0) -> Splits:
         """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
 
-        The last ``test_rows`` rows are the test set where a file brings its own; with 0 it is drawn too.
+        The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too.
 
         Raises:
-            ConfigError: too few examples, of a class or at all.
+            ConfigError: too few examples, in a class or in total.
         """
         total = len(y) - test_rows
         rows, test = np.arange(total), np.arange(total, len(y))
@@ -58,14 +58,14 @@ class Fractions(Settings):
 
 
 def portion(total: int, fraction: float) -> int:
-    """Return how many of ``total`` rows a fraction is, at least one."""
+    """Return ``fraction`` of ``total`` rows as a number, at least 1."""
     return max(1, round(total * fraction))
 
 
 def hold_out(rows: Array, y: Array, count: int, seed: int, classes: Sequence[str] | None) -> tuple[Array, Array]:
-    """Return ``rows`` without ``count`` of them, and those; in proportion by the class ``y[row]`` when there are classes.
+    """Return ``rows`` without ``count`` of them, and those ``count``; stratified by the class ``y[row]`` if there are classes.
 
-    They are those that scikit-learn's ``train_test_split`` draws, which takes more than a second to import.
+    The rows equal those of scikit-learn's ``train_test_split``, whose import takes more than a second.
 
     Raises:
         ConfigError: too few rows, or a class too small; it names the smallest class and its number of examples.
@@ -104,7 +104,7 @@ def proportional(counts: Array, total: int, random: np.random.RandomState) -> Ar
 
 
 def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...]) -> None:
-    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; what is constant there is only shifted."""
+    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; a constant feature is only shifted."""
     std, mean = torch.std_mean(parts[0], dim=dim, correction=0, keepdim=True)
     noise = torch.finfo(std.dtype).eps * mean.abs()
     scale = torch.where(std > noise, std, 1)

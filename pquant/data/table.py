@@ -17,7 +17,7 @@ class Table(Fractions):
         path: the file. An npz file has features ``x`` (N, F) and targets (N,) under the name ``target``, or ``x_train``, ``y_train``, ``x_test`` and
             ``y_test`` with the test set that is then used.
         target: the column to predict.
-        task: "auto" takes text, truth values and integers of up to 100 values for classes, all else for a regression.
+        task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
 
     path: str = ""

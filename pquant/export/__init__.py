@@ -1,4 +1,4 @@
-"""From a finalized model to files: one file a target."""
+"""Exporters of a finalized model: one module per target."""
 
 from pquant.export.exporter import Exporter, NoExport
 from pquant.export.hls4ml import HLS4ML

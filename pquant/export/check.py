@@ -1,4 +1,4 @@
-"""What can be said before training about a model that shall become hardware."""
+"""Checks before training: can the model become hardware?"""
 
 import math
 from collections.abc import Collection, Iterator
@@ -26,10 +26,10 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
     Args:
         model: the model.
         input_shape: of one input, without the batch axis.
-        modes: the rounding and overflow modes that the target has.
+        modes: the rounding and overflow modes of the target.
 
     Raises:
-        ConfigError: the layers that cannot be taken over, and why.
+        ConfigError: some layers cannot be exported; the message names them and the reasons.
     """
     graph = record(model, input_shape)
     problems = list(dict.fromkeys(_problems(graph, modes)))
@@ -40,7 +40,7 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
 
 
 def multiplications(graph: Graph) -> int:
-    """Return how many products with a weight one inference takes, zeros included."""
+    """Return the number of multiplications by a weight in one inference, pruned weights included."""
     total = 0
     for step in graph.layers:
         if isinstance(step.layer, PQDense):
@@ -92,7 +92,7 @@ def _of_layer(layer: nn.Module, quantized: bool, modes: Collection[str]) -> Iter
 
 
 def _makes_reals(layer: nn.Module) -> bool:
-    """Return whether what a layer computes from fixed-point values is none: a tanh, a mean by a number that is no power of 2."""
+    """Return whether a layer's results are not fixed-point values: a tanh, or a mean over a number of values that is not a power of 2."""
     if isinstance(layer, PQActivation):
         return layer.kind == "tanh" and not layer.hard
     return isinstance(layer, POOLS) and math.prod(pool_geometry(layer)[0]).bit_count() != 1

@@ -1,4 +1,4 @@
-"""What an exporter is, and the one that exports nothing."""
+"""The exporter interface, and the exporter that does nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,22 @@ class Exporter(Protocol):
     """Turns a finalized model into files."""
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
-        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a tool is missing."""
+        """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
         ...
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
-        """Write the files under ``folder`` and return figures for the summary."""
+        """Write the files under ``folder`` and return metrics for the summary."""
         ...
 
 
 @schema("export", "none")
 @dataclass(frozen=True)
 class NoExport(Settings):
-    """Nothing beyond the weights that every run leaves."""
+    """No export: a run leaves only its finalized weights."""
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
-        """Take any model."""
+        """Accept any model."""
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
-        """Return no figures."""
+        """Return no metrics."""
         return {}

@@ -24,7 +24,7 @@ class Format:
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> "Format | None":
-        """Return the format that a finalized quantizer gives its values, None where it leaves them."""
+        """Return the format of a finalized quantizer, None if its values stay float."""
         formats = quantizer.format()
         if formats is None:
             return None
@@ -68,7 +68,7 @@ class Format:
 
 
 def _round(x: np.ndarray, mode: str) -> np.ndarray:
-    """Return whole numbers; sums with a half are avoided, as they round."""
+    """Return rounded integers; the code adds no half to ``x``, as that sum could itself round."""
     down = np.floor(x)
     above = x - down
     up = {
@@ -85,7 +85,7 @@ def _round(x: np.ndarray, mode: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Constants:
-    """Weights: integers n, and the least f with which all are whole."""
+    """Weights as integers n times 2^-f, with the least such f."""
 
     n: np.ndarray
     f: int
@@ -95,7 +95,7 @@ class Constants:
         """Return the integers of finalized parameters.
 
         Raises:
-            ConfigError: parameters that stayed float, or a value that its format does not have; ``what`` names the tensor.
+            ConfigError: parameters that stayed float, or a value outside its format; ``what`` names the tensor.
         """
         x = values.detach().cpu().double().numpy()
         form = Format.of(quantizer)
@@ -107,7 +107,7 @@ class Constants:
         if off.any():
             place = tuple(int(at) for at in np.argwhere(off)[0])
             bits = ", ".join(f"{name}={np.broadcast_to(getattr(form, name), x.shape)[place]}" for name in "kif")
-            raise ConfigError(f"export: {what}{list(place)} is {x[place]:.10g}, which is no value with {bits}")
+            raise ConfigError(f"export: {what}{list(place)} is {x[place]:.10g}, which is not a value of the format {bits}")
         return cls.from_floats(x)
 
     @classmethod
@@ -134,7 +134,9 @@ def _trailing_zeros(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Real:
-    """Values that are not fixed-point numbers yet, (batch, *shape) float64: the model's input, a tanh, a mean by a number that is no power of 2."""
+    """Values that are not fixed-point numbers yet, (batch, *shape) float64: the model's input, a tanh, a mean over a number of values that is not
+    a power of 2.
+    """
 
     x: np.ndarray
 
@@ -144,7 +146,7 @@ class Real:
         return self.x.shape[1:]
 
     def gather(self, index: np.ndarray, *others: "Real") -> "Real":
-        """Return the values at ``index`` of this and the others laid end to end."""
+        """Return the values at ``index`` of the concatenation of this and the others."""
         return Real(_gather([self.x, *(other.x for other in others)], index, 1))
 
     def quantize(self, form: Format) -> "Fixed":
@@ -166,8 +168,8 @@ class Fixed:
     Attributes:
         n: int64 of (batch, *shape).
         f: fractional bits that all share.
-        low, high: int64 of ``shape``: what n can be at most for any input.
-        peak: the largest |n| that the sums and products which made the values can reach on their way.
+        low, high: int64 of ``shape``: the bounds of n for any input.
+        peak: the largest intermediate |n| in the sums and products that computed the values.
     """
 
     n: np.ndarray
@@ -191,7 +193,7 @@ class Fixed:
         return np.ldexp(self.n.astype(np.float64), -self.f)
 
     def gather(self, index: np.ndarray, *others: "Fixed") -> "Fixed":
-        """Return the values at ``index`` of this and the others laid end to end; -1 is a zero."""
+        """Return the values at ``index`` of the concatenation of this and the others; -1 is a zero."""
         every = _aligned(self, *others)
         low, high = (_gather([getattr(value, bound) for value in every], index, 0) for bound in ("low", "high"))
         return Fixed(_gather([value.n for value in every], index, 1), every[0].f, low, high)
@@ -262,7 +264,7 @@ def _aligned(*values: Fixed) -> list[Fixed]:
 
 
 def _gather(arrays: list[np.ndarray], index: np.ndarray, axes: int) -> np.ndarray:
-    """Return what ``index`` picks from arrays laid end to end, whose first ``axes`` axes stay; 0 where it is -1."""
+    """Return the elements at ``index`` of the concatenated arrays, 0 where it is -1; the first ``axes`` axes stay."""
     lead = arrays[0].shape[:axes]
     flat = np.concatenate([array.reshape(*lead, -1) for array in arrays] + [np.zeros((*lead, 1), arrays[0].dtype)], axis=-1)
     return flat[..., index]

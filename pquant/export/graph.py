@@ -1,4 +1,4 @@
-"""The calls of one forward of a compressed model, in order: what every exporter goes through."""
+"""The graph of a compressed model, which every exporter reads: the calls of one forward, in order."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Step:
     Attributes:
         name: the layer's dotted name, or a description such as "add in 'block1'".
         inputs: the values it takes: 0 is the model's input, s + 1 what step s gives.
-        shape: of what it gives, without the batch axis.
+        shape: the shape of its result, without the batch axis.
     """
 
     name: str
@@ -51,7 +51,7 @@ class LayerStep(Step):
 
 @dataclass(frozen=True)
 class MoveStep(Step):
-    """Values moved or picked: ``index`` has the shape of the result and says where in the inputs, laid end to end; -1 stands for a zero.
+    """Moved or selected values: ``index`` has the shape of the result and holds positions in the concatenated inputs; -1 stands for a zero.
 
     ``sizes`` are the numbers of values of the inputs.
     """
@@ -61,7 +61,7 @@ class MoveStep(Step):
 
     @property
     def reshapes(self) -> bool:
-        """Whether every value of one input stays, in its order."""
+        """Whether the step keeps all values of one input in their order."""
         return self.sizes == (self.index.size,) and np.array_equal(self.index.ravel(), np.arange(self.index.size))
 
 
@@ -74,7 +74,7 @@ class SumStep(Step):
 
 @dataclass(frozen=True)
 class Graph:
-    """The steps of a model, the shape of its input without the batch axis, and which value it returns."""
+    """The steps of a model, the shape of its input without the batch axis, and the index of the value that it returns."""
 
     steps: tuple[Step, ...]
     input_shape: tuple[int, ...]
@@ -96,15 +96,15 @@ class Graph:
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
-    """Return the graph of ``model``, compressed or finalized, from one evaluation-mode forward; the model is left as it was.
+    """Return the graph of ``model``, compressed or finalized, from one evaluation-mode forward; the model is not changed.
 
     Raises:
-        ConfigError: a call that hardware cannot take over, named with the module that makes it.
+        ConfigError: a call cannot be exported to hardware; the message names it and its module.
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     example = torch.zeros(EXAMPLES, *input_shape, device=device)
     recorder = _Recorder(example)
-    handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
+    handles = [handle for name, module in model.named_modules() for handle in recorder.attach(name, module)]
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
@@ -120,7 +120,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes the layers called, and the functions called outside them. Tensors are kept, so that no id is used twice."""
+    """Records the calls of layers, and of functions outside them. It keeps all tensors, so that no id is used twice."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Recorder(TorchFunctionMode):
         self._inside = [""]
         self._leaf_depth = 0
 
-    def watch(self, name: str, module: nn.Module) -> list[Any]:
+    def attach(self, name: str, module: nn.Module) -> list[Any]:
         leaf = isinstance(module, QuantizedLayer)
 
         def enter(*_: Any) -> None:
@@ -156,7 +156,7 @@ class _Recorder(TorchFunctionMode):
         self._kept.append(output)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``, and note it when it makes tensors outside any layer."""
+        """Run ``func``, and record it if it returns tensors and no layer is running."""
         kwargs = kwargs or {}
         if self._leaf_depth:
             return func(*args, **kwargs)
@@ -183,7 +183,7 @@ class _Recorder(TorchFunctionMode):
             for output, index in zip(made, _tensors(moved), strict=True):
                 self._add(output, MoveStep(where, tuple(before), tuple(output.shape[1:]), _index(where, index, sum(sizes)), sizes))
         else:
-            raise ConfigError(f"export: {where} is no layer that hardware can take over: use pquant's layers, or move it out of the model")
+            raise ConfigError(f"export: {where} cannot be exported to hardware: use pquant's layers, or move it out of the model")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -197,7 +197,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _replaced(value: Any, inputs: list[Tensor]) -> Any:
-    """Return arguments with each input replaced by numbers that say where its values come from: 1 + example * total + place; 0 is a padded zero."""
+    """Return arguments with each input's values replaced by numbers for their positions: 1 + example * total + place; 0 is a padded zero."""
     if isinstance(value, Tensor):
         place = next((at for at, tensor in enumerate(inputs) if tensor is value), None)
         if place is None:

@@ -29,7 +29,7 @@ MODES = ALL_MODES - {"WRAP_SM"}
 @schema("export", "hls4ml")
 @dataclass(frozen=True)
 class HLS4ML(Settings):
-    """A project for dense networks with ReLU, one format a tensor: each layer with the exact precision of its sum, each quantizer as a cast.
+    """A project for dense networks with ReLU, one format per tensor: each layer has the exact precision of its sum, each quantizer is a cast.
 
     Args:
         backend: hls4ml's name of the HLS tool that the project is for; none is run.
@@ -44,17 +44,17 @@ class HLS4ML(Settings):
     vectors: int = setting(1000, ge=64)
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
-        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a tool is missing."""
+        """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
         if importlib.util.find_spec("hls4ml") is None:
             raise ConfigError("export=hls4ml needs hls4ml: pip install 'pquant[hls4ml]'")
         if shutil.which("g++") is None:
             raise ConfigError("export=hls4ml compares with the compiled C++ and needs g++ on the PATH")
         problems = list(_problems(checked(model, input_shape, MODES)))
         if problems:
-            raise ConfigError(f"export=hls4ml takes dense layers and ReLU in a row, one format a tensor: {'; '.join(problems)}")
+            raise ConfigError(f"export=hls4ml takes a sequence of dense layers and ReLUs, one format per tensor: {'; '.join(problems)}")
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
-        """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` figures.
+        """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` metrics.
 
         Raises:
             ConfigError: a model that cannot be exported.
@@ -74,7 +74,7 @@ class HLS4ML(Settings):
         if not np.array_equal(seen, expected):
             vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
             raise ExportError(
-                f"hls4ml's project and the model part at output {place}, vector {vector}: the C++ gives {seen[vector, place]:.10g}, "
+                f"hls4ml's project and the model differ at output {place}, vector {vector}: the C++ gives {seen[vector, place]:.10g}, "
                 f"the model {expected[vector, place]:.10g}"
             )
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}
@@ -99,7 +99,7 @@ class HLS4ML(Settings):
 
 
 def describe(graph: Graph) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """Return hls4ml's layers in their order, and the precisions of each by name."""
+    """Return hls4ml's layers in order, and the precisions of each by name."""
     size = math.prod(graph.input_shape)
     layers: list[dict[str, Any]] = [{"class_name": "InputLayer", "name": "model_inp", "input_shape": [size]}]
     precisions = {"model_inp": {"result": precision(input_format(graph))}}
@@ -155,7 +155,7 @@ def _parameter_precision(quantizer: Any) -> str:
 
 
 def precision(form: Format) -> str:
-    """Return hls4ml's text for a format that is one for all values."""
+    """Return hls4ml's text for a format that all values share."""
     k, i, f = (int(bits.max()) for bits in (form.k, form.i, form.f))
     return f"{'' if k else 'u'}fixed<{k + i + f},{k + i},{form.round_mode},{form.overflow_mode}>"
 
@@ -165,7 +165,7 @@ def _problems(graph: Graph) -> Iterator[str]:
     yield from (f"'{name}' is called more than once" for name in dict.fromkeys(names) if names.count(name) > 1)
     for at, step in enumerate(graph.steps):
         if step.inputs != (at,):
-            yield f"'{step.name}' is no step in a row"
+            yield f"'{step.name}' is not part of a plain sequence"
         elif isinstance(step, MoveStep):
             if not step.reshapes:
                 yield f"'{step.name}' moves values"

@@ -1,4 +1,4 @@
-"""The finalized model in integers: the oracle that every export must equal, and the files for those who write their own hardware code."""
+"""The finalized model in integers: the reference of every export, and files for writing hardware code by hand."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What one layer adds up to: bits, sign included, of its result and of the largest sum on the way, and whether float32 holds that exactly."""
+    """The accumulator of one layer: bits, sign included, of its result and of its largest partial sum, and whether float32 holds that exactly."""
 
     layer: str
     bits: int
@@ -46,7 +46,7 @@ class Verified:
 
     @property
     def count(self) -> int:
-        """Vectors that were compared."""
+        """The number of vectors compared."""
         return len(self.inputs)
 
 
@@ -66,7 +66,7 @@ def accumulators(graph: Graph) -> list[Accumulator]:
 def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     """Compare a finalized model, layer by layer, with its integers on float32 vectors (count, *input shape).
 
-    Where an accumulator passes float32's 24 bits a warning says so, and the model is compared in float64.
+    If an accumulator needs more than float32's 24 bits, a warning names the layer and the model is compared in float64.
 
     Raises:
         ExportError: they differ; layer, place and both values are named.
@@ -74,7 +74,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     rows = accumulators(graph)
     wide = [row for row in rows if not row.float32_exact]
     for row in wide:
-        log.warning("layer '%s' adds up to %d bits, more than float32 holds: its values are checked in float64", row.layer, row.partial_bits)
+        log.warning("layer '%s' needs %d bits for a sum, more than float32 has: the model is checked in float64", row.layer, row.partial_bits)
     reference = copy.deepcopy(model).eval().to(torch.float64 if wide else torch.float32)
     reference_graph = _outputs_of(reference)
     inputs, outputs = [], []
@@ -94,7 +94,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
 
 
 def _outputs_of(model: nn.Module) -> list[torch.Tensor]:
-    """Return a list that takes in what each layer gives at each call."""
+    """Return a list to which every call of a layer appends its output."""
     seen: list[torch.Tensor] = []
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
@@ -113,13 +113,13 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
     vector, *place = (int(at) for at in np.argwhere(given != expected)[0])
     where = (vector, *place)
     raise ExportError(
-        f"model and integers part at '{name}'{place}, vector {start + vector}: "
+        f"model and integers differ at '{name}'{place}, vector {start + vector}: "
         f"the model gives {given[where]:.10g}, the integers {expected[where]:.10g}"
     )
 
 
 def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
-    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which says what they mean."""
+    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which describes them."""
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
     layers = []
     for step in graph.layers:

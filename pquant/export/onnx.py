@@ -1,4 +1,4 @@
-"""ONNX: with standard operators, with QONNX's Quant nodes, and with QuantizeLinear where that rounds alike."""
+"""ONNX: with standard operators, with QONNX's Quant nodes, and with QuantizeLinear if that rounds the same way."""
 
 import importlib.util
 import logging
@@ -38,14 +38,14 @@ class ONNX(Settings):
     qonnx_vectors: int = setting(100, ge=1)
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
-        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a package is missing."""
+        """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a package is missing."""
         for package in ("onnx", "onnxruntime", "qonnx"):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"export=onnx needs {package}: pip install 'pquant[onnx]'")
         checked(model, input_shape, MODES)
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
-        """Write ``export/onnx/*.onnx`` and ``export/integers.*`` under ``folder`` and return ``onnx/...`` figures.
+        """Write ``export/onnx/*.onnx`` and ``export/integers.*`` under ``folder`` and return ``onnx/...`` metrics.
 
         Raises:
             ConfigError: a model that cannot be exported.
@@ -61,7 +61,7 @@ class ONNX(Settings):
         target = folder / "export" / "onnx"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent)
-        figures: dict[str, Any] = {"onnx/vectors": len(vectors)}
+        metrics: dict[str, Any] = {"onnx/vectors": len(vectors)}
         runs: dict[str, tuple[type[PlainGraph], Callable[[bytes, np.ndarray], np.ndarray], int]] = {
             "model": (PlainGraph, run_onnxruntime, len(vectors)),
             "qonnx": (QonnxGraph, run_qonnx, self.qonnx_vectors),
@@ -75,8 +75,8 @@ class ONNX(Settings):
             content = made.SerializeToString()
             _compare(name, run(content, vectors[:count]), expected[:count])
             write_atomic(target / f"{name}.onnx", content)
-            figures[f"onnx/{name}_bit_exact"] = True
-        return figures
+            metrics[f"onnx/{name}_bit_exact"] = True
+        return metrics
 
 
 def _compare(name: str, seen: np.ndarray, expected: np.ndarray) -> None:
@@ -84,12 +84,12 @@ def _compare(name: str, seen: np.ndarray, expected: np.ndarray) -> None:
         vector, *place = (int(at) for at in np.argwhere(seen != expected)[0])
         there = seen[(vector, *place)], expected[(vector, *place)]
         raise ExportError(
-            f"{name}.onnx and the model part at output {place}, vector {vector}: the file gives {there[0]:.10g}, the model {there[1]:.10g}"
+            f"{name}.onnx and the model differ at output {place}, vector {vector}: the file gives {there[0]:.10g}, the model {there[1]:.10g}"
         )
 
 
 def run_onnxruntime(content: bytes, vectors: np.ndarray) -> np.ndarray:
-    """Return what onnxruntime computes, in one thread and without rewriting the graph."""
+    """Return the outputs of onnxruntime, in one thread and without graph optimization."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,7 +100,7 @@ def run_onnxruntime(content: bytes, vectors: np.ndarray) -> np.ndarray:
 
 
 def run_qonnx(content: bytes, vectors: np.ndarray) -> np.ndarray:
-    """Return what the executor of qonnx computes."""
+    """Return the outputs of the executor of qonnx."""
     import onnx
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx

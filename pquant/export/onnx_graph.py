@@ -1,4 +1,4 @@
-"""A recorded finalized model as an ONNX graph; a subclass says how it writes a quantizer down."""
+"""A recorded finalized model as an ONNX graph; each subclass writes quantizers in its own way."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ class PlainGraph:
         return name
 
     def constant(self, values: Any, dtype: Any = np.float32) -> str:
-        """Return the name of an initializer; equal ones are one."""
+        """Return the name of an initializer; equal arrays share one."""
         array = np.asarray(values, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
@@ -163,7 +163,7 @@ class PlainGraph:
 
 
 class QonnxGraph(PlainGraph):
-    """Quant nodes of QONNX for weights and data, wherever one can say what a quantizer does; elsewhere standard operators.
+    """Quant nodes of QONNX for weights and data, if one can express the quantizer; otherwise standard operators.
 
     A Quant saturates, has one number of bits and at least two of them when signed, and rounds halves to even, up or down in size: a signed RND
     (halves up) is a truncation to half steps, half a step added, and another truncation.
@@ -185,7 +185,7 @@ class QonnxGraph(PlainGraph):
         return self._quant(self.op("Add", halves, self.constant(2.0 ** (-f - 1))), (k, i, f), narrow, "FLOOR")
 
     def weight(self, weight: Constants, form: Format) -> str:
-        """Return a weight behind a Quant with bits for all its values."""
+        """Return a weight after a Quant node with enough bits for all its values."""
         k, i, f = (int(bits.max()) for bits in (form.k, form.i, form.f))
         plain = super().weight(weight, form)
         return self._quant(plain, (k, i, f), 0, "ROUND") if k + i + f > 1 else plain

@@ -1,4 +1,4 @@
-"""A recorded model computed again, by any kind of values that knows the arithmetic of hardware."""
+"""Compute a recorded model with any kind of values that implements hardware arithmetic."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circ
 
 
 class Values(Protocol):
-    """What a model is computed with; see :class:`pquant.export.fixed.Fixed`."""
+    """The values that a model is computed with; see :class:`pquant.export.fixed.Fixed`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -51,8 +51,8 @@ class Values(Protocol):
     def real(self, function: Callable[[np.ndarray], np.ndarray]) -> Any: ...  # noqa: D102
 
 
-def replay(graph: Graph, x: Any, watch: Callable[[Step, Any], None] = lambda step, value: None) -> list[Any]:
-    """Return all values of a finalized model's graph, 0 being its input ``x``; ``watch`` sees what each layer makes before its output quantizer.
+def replay(graph: Graph, x: Any, callback: Callable[[Step, Any], None] = lambda step, value: None) -> list[Any]:
+    """Return all values of a finalized model's graph, 0 being its input ``x``; ``callback`` gets each layer's result before its output quantizer.
 
     Raises:
         ConfigError: a layer that hardware cannot compute, named.
@@ -61,35 +61,35 @@ def replay(graph: Graph, x: Any, watch: Callable[[Step, Any], None] = lambda ste
     for step in graph.steps:
         inputs = [values[at] for at in step.inputs]
         try:
-            values.append(_call(step, inputs, watch))
+            values.append(_call(step, inputs, callback))
         except ConfigError as error:
             raise error if str(error).startswith("export:") else ConfigError(f"export: layer '{step.name}': {error}") from error
     return values
 
 
-def _call(step: Step, inputs: list[Any], watch: Callable[[Step, Any], None]) -> Any:
+def _call(step: Step, inputs: list[Any], callback: Callable[[Step, Any], None]) -> Any:
     if isinstance(step, MoveStep):
         return inputs[0].gather(step.index, *inputs[1:])
     if isinstance(step, SumStep):
         whole = [value.gather(np.broadcast_to(np.arange(math.prod(value.shape)).reshape(value.shape), step.shape)) for value in inputs]
         value = whole[0].add(whole[1], step.signs[1]) if len(whole) == 2 else whole[0].times(Constants(np.array(-1), 0))
-        watch(step, value)
+        callback(step, value)
         return value
     assert isinstance(step, LayerStep) and isinstance(step.layer, QuantizedLayer)
     layer = step.layer
     value = compute(layer, quantized(inputs[0], layer.input_quantizer))
-    watch(step, value)
+    callback(step, value)
     return quantized(value, layer.output_quantizer)
 
 
 def quantized(value: Any, quantizer: Any) -> Any:
-    """Return values as a finalized quantizer leaves them."""
+    """Return values after a finalized quantizer."""
     form = Format.of(quantizer)
     return value if form is None else value.quantize(form)
 
 
 def compute(layer: nn.Module, x: Any) -> Any:
-    """Return what a finalized layer makes of its quantized input, before its output quantizer."""
+    """Return the result of a finalized layer for its quantized input, before its output quantizer."""
     if isinstance(layer, PQDense):
         return _dense(layer, x)
     if isinstance(layer, CONVOLUTIONS):

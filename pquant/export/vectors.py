@@ -1,4 +1,4 @@
-"""Inputs to try a model on: what the data has, random ones, and the edges."""
+"""Test inputs of a model: edges of its input range, examples of the data, and random values."""
 
 import numpy as np
 import torch

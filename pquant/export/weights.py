@@ -1,4 +1,4 @@
-"""The finalized weights: ``model.safetensors``, and ``model.json`` that says what they are."""
+"""The finalized weights: ``model.safetensors``, and ``model.json``, which describes them."""
 
 import math
 from pathlib import Path

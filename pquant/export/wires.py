@@ -28,10 +28,10 @@ MODES = frozenset((*NATIVE, *OFFSETS, "SAT", "SAT_SYM", "WRAP"))
 
 
 def logic(graph: Graph, every_layer: bool = False) -> CombLogic:
-    """Return a finalized model's graph as combinational logic, its output (and with ``every_layer`` that of all steps, in order) laid end to end.
+    """Return a finalized model's graph as combinational logic with flat outputs: the model's, or with ``every_layer`` those of all steps in order.
 
     Raises:
-        ConfigError: a table of too many entries, or a model whose output does not depend on its input.
+        ConfigError: a table needs too many entries, or the output does not depend on the input.
     """
     form = input_format(graph)
     low, high = form.limits()
@@ -48,7 +48,7 @@ def logic(graph: Graph, every_layer: bool = False) -> CombLogic:
 
 
 class Wires:
-    """Symbolic fixed-point values; ``function`` is still to be applied where they are no such values yet, see :class:`pquant.export.fixed.Real`."""
+    """Symbolic fixed-point values; ``function`` is still to be applied if they are not fixed-point yet (:class:`pquant.export.fixed.Real`)."""
 
     def __init__(self, wires: np.ndarray, function: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.wires, self.function = wires, function
@@ -59,7 +59,7 @@ class Wires:
         return self.wires.shape
 
     def gather(self, index: np.ndarray, *others: "Wires") -> "Wires":
-        """Return the wires at ``index`` of this and the others laid end to end; -1 is a zero."""
+        """Return the wires at ``index`` of the concatenation of this and the others; -1 is a zero."""
         every = np.concatenate([self.wires.ravel(), *(other.wires.ravel() for other in others), [_constant(0.0)]])
         return Wires(every[index], self.function)
 
@@ -95,7 +95,7 @@ class Wires:
         return Wires(_array([wire.relu() for wire in self.wires.ravel()], self.shape))
 
     def clip(self, bound: int) -> "Wires":
-        """Return the values, those beyond -bound or bound replaced by it."""
+        """Return the values, clipped to [-bound, bound]."""
         return Wires(_array([wire.max_of(-float(bound)).min_of(float(bound)) for wire in self.wires.ravel()], self.shape))
 
     def real(self, function: Callable[[np.ndarray], np.ndarray]) -> "Wires":
@@ -143,7 +143,7 @@ def _row_product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def windows(matrix: np.ndarray) -> list[np.ndarray]:
     """Return matrices that sum to ``matrix``, of float32 values, in none of which a column has more than WINDOW bits from highest to lowest.
 
-    alkaid's solver counts in int32 and gives wrong sums beyond, without a word.
+    alkaid's solver counts in int32 and silently gives wrong sums beyond.
     """
     mantissas, tops = np.frexp(matrix)
     digits = np.ldexp(mantissas, 53).astype(np.int64)

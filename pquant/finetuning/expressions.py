@@ -27,7 +27,7 @@ def search_expressions(search: Mapping[str, Any], sampler: Mapping[str, Any]) ->
 
 
 def range_expression(low: float, high: float, step: float | str) -> str:
-    """Return the expression of the values low, low + step, ... up to and with ``high``; a step "log" gives a continuous logarithmic range."""
+    """Return the expression of the values low, low + step, ... up to and including ``high``; a step "log" gives a continuous logarithmic range."""
     integers = isinstance(low, int) and isinstance(high, int)
     if step == "log":
         interval = f"interval({low},{high})"
@@ -40,13 +40,13 @@ def range_expression(low: float, high: float, step: float | str) -> str:
 
 
 def choice_expression(values: list[Any]) -> str:
-    """Return the expression of one of the values; null is only known to the short form."""
+    """Return the expression of one of the values; only the short form knows null."""
     listed = ",".join(map(literal, values))
     return listed if None in values else f"choice({listed})"
 
 
 def literal(value: Any) -> str:
-    """Return a value as Hydra's override grammar writes it, so that it is read back with its type."""
+    """Return a value in Hydra's override grammar, so that Hydra reads it back with its type."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -61,7 +61,7 @@ def literal(value: Any) -> str:
 
 
 def optuna_object(module: str, chosen: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the node that builds ``optuna.<module>.<type>`` with its params, still open to more of them; a grid comes from the search."""
+    """Return the node that builds ``optuna.<module>.<type>`` with its params, to which more params can be added; a grid comes from the search."""
     if chosen["type"] is None:
         return None
     params = {name: value for name, value in chosen["params"].items() if name != "search_space"}

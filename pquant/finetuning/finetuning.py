@@ -12,7 +12,7 @@ from pquant.settings import Settings, schema, setting
 
 @dataclass(frozen=True)
 class Sampler(Settings):
-    """What draws the values of each trial.
+    """The sampler that draws the values of each trial.
 
     Args:
         type: class name in ``optuna.samplers``.
@@ -25,12 +25,12 @@ class Sampler(Settings):
 
 @dataclass(frozen=True)
 class EarlyStopping(Settings):
-    """What stops hopeless trials at the end of an epoch.
+    """Optuna's pruner, which stops hopeless trials at the end of an epoch.
 
-    Its steps are epochs, from 0. It works on the objective of studies that have one, which must be a figure of ``metrics.csv``.
+    Its steps are epochs, counted from 0. It needs a study with a single objective, and that objective must be a metric of ``metrics.csv``.
 
     Args:
-        type: class name in ``optuna.pruners``; null: nothing is stopped.
+        type: class name in ``optuna.pruners``; null: no trial is stopped.
         params: its arguments.
     """
 
@@ -40,11 +40,11 @@ class EarlyStopping(Settings):
 
 @dataclass(frozen=True)
 class HyperparameterSearch(Settings):
-    """The space that is searched. A group, such as ``pruning``, is a field too: its choices are the names of its files.
+    """The search space. A group, such as ``pruning``, is a field too: its choices are the names of its files.
 
     Args:
-        numerical: maps a field to [low, high, step] or [low, high, log], integers making an integer range; null takes a field out.
-        categorical: maps a field to its choices; null takes a field out.
+        numerical: maps a field to [low, high, step] or [low, high, log], integers making an integer range; null removes a field.
+        categorical: maps a field to its choices; null removes a field.
     """
 
     numerical: dict[str, Any] = setting({})
@@ -83,15 +83,15 @@ class FineTuning(Settings):
     """A study of several trials, or a single run.
 
     Args:
-        experiment_name: of the study: that of its folder, too.
-        model_name: a note for people.
-        sampler: what draws the values of each trial.
-        num_trials: trials in all; 0 means a single run.
-        hyperparameter_search: the space that is searched.
-        objectives: figures of ``summary.json`` to optimize; several have a front.
-        directions: "maximize" or "minimize", one an objective; only needed for figures of one's own.
-        constraints: bounds figures from above, as {ebops: 50000}: a trial that exceeds one is never the best.
-        early_stopping: what stops hopeless trials.
+        experiment_name: the name of the study and of its folder.
+        model_name: a note; nothing reads it.
+        sampler: the sampler that draws the values of each trial.
+        num_trials: the total number of trials; 0 means a single run.
+        hyperparameter_search: the search space.
+        objectives: metrics of ``summary.json`` to optimize; several give a Pareto front.
+        directions: "maximize" or "minimize", one per objective; only needed for metrics that this package does not know.
+        constraints: upper bounds on metrics, as {ebops: 50000}; a trial above one is infeasible and never the best.
+        early_stopping: the pruner that stops hopeless trials.
         storage: a file in the study's folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database.
         max_failure_rate: share of ``num_trials`` that may fail before the study stops.
 
@@ -112,7 +112,7 @@ class FineTuning(Settings):
     max_failure_rate: float = setting(0.25, ge=0, le=1)
 
     def __post_init__(self) -> None:
-        """Check the fields, and that the names of folder and file do not lead elsewhere."""
+        """Check the fields, and that the names of the folder and the file stay inside the folder of all sweeps."""
         super().__post_init__()
         for field in ("experiment_name", "storage"):
             path = PurePath(getattr(self, field))

@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def own_gpu(folder: Path) -> Iterator[None]:
-    """Make the first free GPU the current one while the context lasts; with none free, the first; nothing where there are fewer than two.
+    """Make the first free GPU the current one while the context lasts; if none is free, the first. With fewer than two GPUs it does nothing.
 
-    Jobs agree by locks in the study's folder. A launcher that shows each job one GPU (Slurm, Ray) has chosen already.
+    Each job locks its GPU by a file in the study's folder. A launcher that shows each job a single GPU (Slurm, Ray) has chosen already.
     """
     count = torch.cuda.device_count()
     for index in range(count) if count > 1 else ():

@@ -1,4 +1,4 @@
-"""What a study optimizes: figures of ``summary.json``, each with a direction."""
+"""The objectives of a study: metrics of ``summary.json``, each with a direction."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ DIRECTIONS = METRICS | {
 
 
 def directions(objectives: Sequence[str], given: Sequence[str] = ()) -> list[str]:
-    """Return "maximize" or "minimize" for every objective: what is ``given``, else what is known of the figure.
+    """Return "maximize" or "minimize" for every objective: the one ``given``, else the known direction of the metric.
 
     Raises:
-        ConfigError: no objectives, another number of directions, no such direction, or a figure whose direction is not known.
+        ConfigError: no objectives, another number of directions, no such direction, or a metric whose direction is not known.
     """
     if not objectives:
-        raise ConfigError("FineTuning.objectives must name at least one figure of summary.json, such as val/accuracy")
+        raise ConfigError("FineTuning.objectives must name at least one metric of summary.json, such as val/accuracy")
     if given:
         if len(given) != len(objectives) or not set(given) <= {"maximize", "minimize"}:
             raise ConfigError(f"FineTuning.directions must be 'maximize' or 'minimize' for each of {list(objectives)}, got {list(given)}")
@@ -36,6 +36,6 @@ def directions(objectives: Sequence[str], given: Sequence[str] = ()) -> list[str
     return [DIRECTIONS[name.rpartition("/")[2]] for name in objectives]
 
 
-def validation_metric(figures: Mapping[str, Any]) -> float | None:
-    """Return the task's metric on the validation data, the default objective; None where there is none."""
-    return next((figures[f"val/{name}"] for name in METRICS if f"val/{name}" in figures), None)
+def validation_metric(metrics: Mapping[str, Any]) -> float | None:
+    """Return the task's metric on the validation data, the default objective; None if there is none."""
+    return next((metrics[f"val/{name}"] for name in METRICS if f"val/{name}" in metrics), None)

@@ -1,4 +1,4 @@
-"""What a study leaves in its folder: ``trials.csv``, ``optimization_results.yaml`` and ``pareto.html``."""
+"""The result files of a study: ``trials.csv``, ``optimization_results.yaml`` and ``pareto.html``."""
 
 import logging
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from pquant.tracking.files import UNFINISHED, MetricsCsv, plain, write_atomic
 
 log = logging.getLogger(__name__)
 
-COMMAND, FIGURES, SECONDS, SECONDS_SAVED = "command", "figures", "seconds", "seconds_saved"
+COMMAND, METRICS, SECONDS, SECONDS_SAVED = "command", "metrics", "seconds", "seconds_saved"
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
 
 def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
-    """Write all files anew, one process at a time, and remove what a killed one was writing; whoever reads them sees the old ones or the new ones."""
+    """Write all files again, one process at a time and atomically, and remove the temporary files of killed processes."""
     with study_lock(folder):
         for unfinished in folder.glob(UNFINISHED):
             unfinished.unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) 
 
 
 def row(trial: FrozenTrial, objectives: Sequence[str]) -> dict[str, Any]:
-    """Return the line of ``trials.csv``: number, state, feasible, objectives, parameters, figures, times, failure, command."""
+    """Return a trial's row in ``trials.csv``: number, state, feasible, objectives, parameters, metrics, times, failure, command."""
     known = trial.user_attrs
     complete = trial.state is TrialState.COMPLETE
     return {
@@ -42,13 +42,13 @@ def row(trial: FrozenTrial, objectives: Sequence[str]) -> dict[str, Any]:
         "feasible": feasible(trial) if complete else None,
         **(dict(zip(objectives, trial.values, strict=True)) if complete else dict.fromkeys(objectives)),
         **trial.params,
-        **{name: value for name, value in known.get(FIGURES, {}).items() if name not in objectives},
+        **{name: value for name, value in known.get(METRICS, {}).items() if name not in objectives},
         **{name: known.get(name) for name in (SECONDS, SECONDS_SAVED, FAILURE, COMMAND)},
     }
 
 
 def results(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Any]:
-    """Return what ``optimization_results.yaml`` says: the keys of Hydra's sweeper, the counts of trials and the time that early stopping saved."""
+    """Return the content of ``optimization_results.yaml``: the keys of Hydra's sweeper, trial counts and the time that early stopping saved."""
     trials, best = study.get_trials(deepcopy=False), best_trials(study)
     counts = {name: sum(trial.state is state for trial in trials) for state, name in STATES.items()}
     found: dict[str, Any]
@@ -69,7 +69,7 @@ def results(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Any]:
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the best trial, or with several objectives all that none surpasses, among those within the constraints."""
+    """Return the best feasible trial; with several objectives, all feasible trials that are Pareto-optimal."""
     if len(study.directions) > 1:
         return [trial for trial in study.best_trials if feasible(trial)]
     try:
@@ -79,35 +79,36 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def feasible(trial: FrozenTrial) -> bool:
-    """Return whether a trial is within the constraints."""
+    """Return whether a trial meets the constraints."""
     return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def saved_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Return the training time that the trials stopped early would have taken on, at the pace of their epochs."""
+    """Return the estimated time that early stopping saved: the remaining epochs of each stopped trial times its mean time per epoch."""
     return sum(trial.user_attrs.get(SECONDS_SAVED, 0.0) for trial in trials)
 
 
 def point(trial: FrozenTrial, chosen: set[int]) -> dict[str, Any]:
-    """Return what the Pareto page shows of a complete trial."""
+    """Return the data of a complete trial for the Pareto page."""
     return {
         "number": trial.number,
         "params": {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in trial.params.items()},
         "command": trial.user_attrs.get(COMMAND, ""),
         "feasible": feasible(trial),
         "best": trial.number in chosen,
-        "figures": trial.user_attrs.get(FIGURES, {}),
+        "metrics": trial.user_attrs.get(METRICS, {}),
     }
 
 
 def log_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
-    """Say how the study ended."""
+    """Log how the study ended."""
     trials = study.get_trials(deepcopy=False)
-    said = results(study, objectives)
-    open_ = sum(not trial.state.is_finished() for trial in trials)
-    log.info("trials: %s%s", ", ".join(f"{count} {name}" for name, count in said["trials"].items()), f", {open_} in other processes" if open_ else "")
-    if said[SECONDS_SAVED]:
-        log.info("early stopping saved about %s of training", duration(said[SECONDS_SAVED]))
+    found = results(study, objectives)
+    running = sum(not trial.state.is_finished() for trial in trials)
+    counts = ", ".join(f"{count} {name}" for name, count in found["trials"].items())
+    log.info("trials: %s%s", counts, f", {running} in other processes" if running else "")
+    if found[SECONDS_SAVED]:
+        log.info("early stopping saved about %s of training", duration(found[SECONDS_SAVED]))
     best = best_trials(study)
     for trial in best:
         log.info("best: trial %d, %s: %s", trial.number, _named(objectives, trial), trial.user_attrs.get(COMMAND))

@@ -29,10 +29,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 @lru_cache(maxsize=8)
 def storage(name: str, folder: Path) -> BaseStorage:
     """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal;
-    the same one for all trials of a process.
+    all trials of a process share it.
 
     Raises:
-        ConfigError: neither of them, or a database that cannot be opened.
+        ConfigError: the name is neither, or the database cannot be opened.
     """
     if name.endswith(".journal"):
         return JournalStorage(JournalFileBackend(str(folder / name)))
@@ -47,10 +47,10 @@ def storage(name: str, folder: Path) -> BaseStorage:
 
 
 def open_study(name: str, store: BaseStorage, directions: Sequence[str], settings: Mapping[str, Any]) -> optuna.Study:
-    """Return the study ``name`` of a storage, made if there is none; its trials all have the same ``settings``.
+    """Return the study ``name`` of a storage, created if there is none; all its trials have the same ``settings``.
 
     Raises:
-        ConfigError: there is one, made with other settings.
+        ConfigError: the study exists with other settings.
     """
     study = optuna.create_study(study_name=name, storage=store, directions=list(directions), load_if_exists=True)  # type: ignore[arg-type]
     now = json.loads(json.dumps(plain(settings)))
@@ -60,8 +60,7 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
     elif earlier != now:
         key, before, after = difference(earlier, now)
         raise ConfigError(
-            f"the study '{name}' is there already, made with {key} = {before!r} instead of {after!r}: "
-            "give this one a finetuning.experiment_name of its own"
+            f"the study '{name}' exists already, with {key} = {before!r} instead of {after!r}: give this one another finetuning.experiment_name"
         )
     return study
 
@@ -69,11 +68,11 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
 def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, number: int) -> BaseSampler:
     """Return the sampler that draws trial ``number``.
 
-    Samplers that walk through one sequence (grid, quasi-Monte Carlo) keep their seed; all others get one for each trial, so that what a trial is
-    depends neither on the process that asks nor on how often the study was stopped.
+    Samplers that walk through one sequence (grid, quasi-Monte Carlo) keep their seed; every other sampler gets one seed per
+    trial, so that the values of a trial depend neither on the process that draws them nor on how often the study was stopped.
 
     Raises:
-        ConfigError: params that the sampler does not take.
+        ConfigError: the sampler does not accept its params.
     """
     seed = kind.keywords.get("seed") or 0
     with warnings.catch_warnings():
@@ -87,10 +86,10 @@ def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None
 
 
 def pruner(node: DictConfig | None) -> BasePruner:
-    """Return the pruner that a node with ``_partial_`` describes, one that never stops a trial for None."""
+    """Return the pruner that a node with ``_partial_`` describes; for None, a pruner that never stops a trial."""
     return instantiate(node, _execution_whitelist_=("optuna.pruners.*",))() if node else NopPruner()
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:
-    """Return whether the sampler walks a grid, which it must be given."""
+    """Return whether the sampler is a grid sampler, which needs the grid as an argument."""
     return kind.func is GridSampler

@@ -1,4 +1,4 @@
-"""The course of a study: claim trials, launch them, write down what came out, until there are as many as asked for."""
+"""The loop of a study: claim trials, launch them and write the results, until ``num_trials`` trials have ended."""
 
 import logging
 import math
@@ -25,22 +25,22 @@ from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
 from pquant.finetuning.study import is_grid, open_study, sampler, storage
 from pquant.finetuning.study import pruner as build_pruner
-from pquant.finetuning.trial_locks import FAILURE, Claims, said, study_lock
+from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
 
 log = logging.getLogger(__name__)
 
 Space = dict[str, BaseDistribution]
 RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 """Ray's workers use this environment, also under ``uv run``, instead of making one without Ray."""
-NO_MATTER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
+MAY_DIFFER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
 """Sections that may differ between the processes of one study."""
 
 
 class StudySweep(OptunaSweeperImpl):
-    """Hydra's implementation of a sweep, with the study in a storage: its arguments, ``objectives`` beside them.
+    """Hydra's implementation of a sweep, with the study in a storage; it takes Hydra's arguments, objectives, constraints and a pruner.
 
     Raises:
-        ConfigError: a space that no trial could be drawn from, settings of another study, or too many failures.
+        ConfigError: no trial can be drawn from the search space, the study has other settings, or too many trials failed.
     """
 
     def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: DictConfig | None, **optuna_sweeper: Any) -> None:
@@ -50,20 +50,20 @@ class StudySweep(OptunaSweeperImpl):
         self.objectives, self.constraints = list(objectives), dict(constraints)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives, and find out how many trials run at once."""
+        """Store Hydra's arguments, and determine how many trials run in parallel."""
         os.environ.update(RAY | os.environ)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.master, self.compose = config, partial(hydra_context.config_loader.load_sweep_config, config)
         at_once = trials_at_once(config.hydra.launcher)
         if self.n_jobs is not None and at_once == 1 < self.n_jobs:
             log.warning(
-                "hydra.sweeper.n_jobs=%d, but this launcher runs one trial after the other; hydra/launcher=joblib runs them in parallel", self.n_jobs
+                "hydra.sweeper.n_jobs=%d, but this launcher runs one trial at a time; hydra/launcher=joblib runs them in parallel", self.n_jobs
             )
         self.n_jobs = self.n_jobs or at_once
         self.threads = 0 if config.training.threads else threads_per_job(config.hydra.launcher, self.n_jobs)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the study, or what is left of it."""
+        """Run the trials that the study still needs."""
         space, fixed = self._space(arguments)
         grid = self._grid(space) if is_grid(self.sampler) else None
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
@@ -73,7 +73,7 @@ class StudySweep(OptunaSweeperImpl):
             store = storage(self.storage, folder)
             study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
         claims = Claims(study, store, folder)
-        log.info("study %s in %s: %d of %d trials to go", self.study_name, folder, max(0, total - len(_ended(study))), total)
+        log.info("study %s in %s: %d of %d trials left", self.study_name, folder, max(0, total - len(_ended(study))), total)
         with claims.alive():
             while True:
                 self._stop_when_failing(study, folder)
@@ -86,7 +86,7 @@ class StudySweep(OptunaSweeperImpl):
         log_results(study, folder, self.objectives)
 
     def _space(self, arguments: list[str]) -> tuple[Space, list[str]]:
-        """Return the fields to search, and the overrides that all trials share; a fixed field is not searched."""
+        """Return the fields to search, and the overrides that all trials share; a field with a fixed value is not searched."""
         self._process_searchspace_config()
         space, fixed, deleted = create_params_from_overrides(self._parse_sweeper_params_config() + arguments)
         return {name: one for name, one in space.items() if name not in fixed}, [f"{name}={value}" for name, value in fixed.items()] + deleted
@@ -98,7 +98,7 @@ class StudySweep(OptunaSweeperImpl):
             raise ConfigError(f"a grid needs ranges with a step, or choices: {error}") from error
 
     def _check(self, space: Space, fixed: list[str]) -> None:
-        """Compose and build a job at both ends of every range and for each choice, so that what cannot work is said before the first trial."""
+        """Compose and build a job at both ends of every range and for each choice, so that an invalid value is an error before the first trial."""
         if not space:
             raise ConfigError("there is nothing to search: name fields in finetuning.hyperparameter_search")
         if self.master.dry_run:
@@ -112,12 +112,12 @@ class StudySweep(OptunaSweeperImpl):
             build_experiment(job)
 
     def _settings(self, space: Space) -> dict[str, Any]:
-        """Return all that must be the same for all trials of a study."""
+        """Return the settings that must be the same for all trials of a study."""
         job = OmegaConf.to_container(self.master)
         assert isinstance(job, dict)
         search = {name: repr(one) for name, one in space.items()}
         optimized = {"objectives": self.objectives, "directions": self._get_directions(), "constraints": self.constraints}
-        return {str(name): section for name, section in job.items() if name not in NO_MATTER and name not in search} | {"search": search} | optimized
+        return {str(name): section for name, section in job.items() if name not in MAY_DIFFER and name not in search} | {"search": search} | optimized
 
     def _stop_when_failing(self, study: optuna.Study, folder: Path) -> None:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
@@ -128,7 +128,7 @@ class StudySweep(OptunaSweeperImpl):
             )
 
     def _launch(self, trials: list[Trial], fixed: list[str], claims: Claims) -> None:
-        """Run trials to their end; those whose job could not even start are failures."""
+        """Run trials to their end; a trial whose job could not start counts as failed."""
         shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
         jobs = [[*_overrides(trial.params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
         for trial in trials:
@@ -137,19 +137,19 @@ class StudySweep(OptunaSweeperImpl):
         try:
             reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]
         except Exception as error:
-            reasons = [said(error)] * len(trials)
+            reasons = [error_line(error)] * len(trials)
         for trial, reason in zip(trials, reasons, strict=True):
             claims.settle(trial.number, reason)
 
     def _tracking(self, number: int | None = None) -> list[str]:
-        """Return the overrides that group a study in a tracker which has groups, or name one of its trials."""
+        """Return the override of the tracker's group (the study), or of its run name (the trial ``number``), if it has such a field."""
         field, value = ("group", self.study_name) if number is None else ("name", f"{self.study_name}-{number}")
         tracker = self.master.tracker
         return [f"tracker.{field}={literal(value)}"] if field in tracker and tracker[field] is None else []
 
 
 def trials_at_once(launcher: DictConfig) -> int:
-    """Return how many jobs a launcher runs at a time: the basic one 1, others their ``n_jobs`` or ``array_parallelism``, else one a core."""
+    """Return how many jobs a launcher runs in parallel: 1 for the basic one, else its ``n_jobs`` or ``array_parallelism``, else one per core."""
     if str(launcher._target_).endswith(".BasicLauncher"):
         return 1
     asked = launcher.get("n_jobs") or launcher.get("array_parallelism") or -1
@@ -157,7 +157,7 @@ def trials_at_once(launcher: DictConfig) -> int:
 
 
 def threads_per_job(launcher: DictConfig, jobs: int) -> int:
-    """Return a job's share of the cores when several run on this machine, or the cores that the launcher books for it; 0 leaves it to torch."""
+    """Return the threads of each job: its share of this machine's cores, or the cores that the launcher reserves for it; 0 leaves it to torch."""
     if launcher.get("cpus_per_task"):
         return int(launcher.cpus_per_task)
     here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
@@ -180,15 +180,15 @@ def _corners(space: Space) -> Iterator[dict[str, Any]]:
 
 
 def _overrides(params: Mapping[str, Any]) -> list[str]:
-    """Return parameters as overrides; choices that are text come from the sweeper as Hydra writes them."""
+    """Return parameters as overrides; Hydra's sweeper gives choices as strings in its own grammar already."""
     return [f"{name}={value if isinstance(value, str) else literal(value)}" for name, value in params.items()]
 
 
 def _command(params: list[str], fixed: list[str]) -> str:
-    """Return the command that runs a trial again by itself."""
+    """Return the command that repeats a trial as a single run."""
     kept = [one for one in fixed if not one.lstrip("+~").startswith(("finetuning=", "finetuning."))]
     return shlex.join(["python", sys.argv[0], *kept, *params])
 
 
 def _reason(job: JobReturn) -> str:
-    return said(job._return_value) if job.status is JobStatus.FAILED else "the job did not tell its end"
+    return error_line(job._return_value) if job.status is JobStatus.FAILED else "the job did not report its end"

@@ -1,4 +1,4 @@
-"""The plugin that ``hydra/sweeper=study`` names; what it does is imported when a study starts, so that a single run pays nothing."""
+"""The plugin that ``hydra/sweeper=study`` names; it imports Optuna only when a study starts, so that single runs start faster."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 
 
 class StudySweeper(OptunaSweeper):
-    """Hydra's Optuna sweeper for a study that goes on where it stopped, can be shared by processes, and whose trials talk to it.
+    """Hydra's Optuna sweeper for studies that resume, that several processes can share, and whose trials report every epoch.
 
     Args:
         sampler: the node of a sampler with ``_partial_``.
-        settings: all else of ``conf/hydra/sweeper/study.yaml``.
+        settings: the other keys of ``conf/hydra/sweeper/study.yaml``.
     """
 
     def __init__(self, sampler: DictConfig, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""A trial, from inside its job: it reports its epochs to the study and tells how it ended."""
+"""A trial of a study, as its job sees it: it reports every epoch and its final state to the study."""
 
 import logging
 import math
@@ -14,11 +14,11 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from pquant.errors import StoppedEarly
-from pquant.experiment import CHECKPOINT
 from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
 from pquant.finetuning.study import pruner, storage
-from pquant.finetuning.trial_locks import FAILURE, said, trial_lock
+from pquant.finetuning.trial_locks import FAILURE, error_line, trial_lock
+from pquant.resume import CHECKPOINT
 from pquant.tracking.files import plain
 from pquant.training.checkpoint import has_checkpoint
 
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class StudyTrial:
-    """A trial of a study, which it knows by its storage alone, so that it may run in any process that reaches it.
+    """A trial of a study. It needs only the study's storage, so it can run in any process that reaches the storage.
 
     Args:
         sweeper: the node ``hydra.sweeper``.
         folder: the trial's folder, whose name is the trial's number.
-        epochs: how many the job has.
+        epochs: the number of epochs of the job.
     """
 
     def __init__(self, sweeper: DictConfig, folder: Path, epochs: int) -> None:
@@ -40,7 +40,10 @@ class StudyTrial:
         self.seconds = 0.0
 
     def conduct(self, work: Work) -> list[float] | None:
-        """Do the work and tell the study how it ended; None when it failed to give every objective, was stopped early or is done elsewhere."""
+        """Do the work and report the trial's state to the study; return the objectives.
+
+        None if an objective is missing, if the trial was stopped early, or if another process runs it or has finished it.
+        """
         try:
             with trial_lock(self.folder.parent, self.number), own_gpu(self.folder.parent):
                 return self._conduct(work)
@@ -50,24 +53,24 @@ class StudyTrial:
 
     def _conduct(self, work: Work) -> list[float] | None:
         if self.trial.study.get_trials(deepcopy=False)[self.number].state.is_finished():
-            log.warning("trial %d is finished already", self.number)
+            log.warning("trial %d has finished already", self.number)
             return None
         try:
-            figures = work(self.report, has_checkpoint(self.folder / CHECKPOINT))
+            metrics = work(self.report, has_checkpoint(self.folder / CHECKPOINT))
         except StoppedEarly as stop:
             log.info("trial %d: %s", self.number, stop)
             self._tell(TrialState.PRUNED)
             return None
         except Exception as error:
-            self._fail(said(error))
+            self._fail(error_line(error))
             raise
-        return self._complete(plain(figures))
+        return self._complete(plain(metrics))
 
     def report(self, row: Row) -> None:
-        """Tell the study the first objective after an epoch.
+        """Report the first objective to the study after an epoch.
 
         Raises:
-            StoppedEarly: the trial is hopeless.
+            StoppedEarly: the study's pruner stops the trial.
         """
         self.seconds += row["seconds"]
         value = row.get(self.objectives[0])
@@ -79,13 +82,13 @@ class StudyTrial:
             self.trial.set_user_attr("seconds_saved", saved)
             raise StoppedEarly(f"stopped after epoch {row['epoch']} of {self.epochs} with {self.objectives[0]} = {value:.4g}")
 
-    def _complete(self, figures: Mapping[str, Any]) -> list[float] | None:
-        numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    def _complete(self, metrics: Mapping[str, Any]) -> list[float] | None:
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
         bounds = {str(name): float(bound) for name, bound in self.sweeper.constraints.items()}
         missing = [name for name in (*self.objectives, *bounds) if not math.isfinite(numbers.get(name, math.nan))]
-        self.trial.set_user_attr("figures", numbers)
+        self.trial.set_user_attr("metrics", numbers)
         if missing:
-            self._fail(f"no finite {', '.join(missing)} in the summary; its figures: {', '.join(numbers)}")
+            self._fail(f"no finite {', '.join(missing)} in the summary; its metrics: {', '.join(numbers)}")
             return None
         for name, bound in bounds.items():
             self.trial.set_constraint(name, numbers[name] - bound)
@@ -104,7 +107,7 @@ class StudyTrial:
 
     @cached_property
     def trial(self) -> optuna.Trial:
-        """The trial in the storage; its study has a sampler that draws nothing."""
+        """The trial in the storage. Its study has a random sampler, which draws nothing here."""
         study = optuna.load_study(
             study_name=self.sweeper.study_name,
             storage=storage(self.sweeper.storage, self.folder.parent),

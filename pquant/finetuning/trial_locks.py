@@ -1,7 +1,8 @@
-"""Which trial is whose: locks on files in the study's folder, which the operating system takes from a process that dies.
+"""File locks in the study's folder that record which process runs which trial; the operating system releases those of a process that dies.
 
-A sweeper holds a lock of its own as long as it lives, a job that of its trial while it runs. A trial that is said to be running although both are
-free was interrupted: it waits again, with its number and its parameters. Processes that share a study must therefore share its folder.
+A sweeper holds its own lock while it lives, and a job holds the lock of its trial while it runs. If the storage has a trial as running although
+both locks are free, the trial was interrupted: it is queued again, with its number and its parameters. Processes that share a study must
+therefore share its folder.
 """
 
 import os
@@ -28,12 +29,12 @@ def trial_lock(folder: Path, number: int) -> FileLock:
 
 
 def study_lock(folder: Path) -> FileLock:
-    """Return the lock under which processes change the study as a whole, one after the other."""
+    """Return the lock that a process holds while it changes the study as a whole."""
     return FileLock(_locks(folder) / "study.lock")
 
 
 class Claims:
-    """The trials that one sweeper takes from a study, which other sweepers may share.
+    """The trials that one sweeper claims from a study; other sweepers may share the study.
 
     Args:
         study: the study.
@@ -47,7 +48,7 @@ class Claims:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Be the living owner of what is claimed inside."""
+        """Hold the sweeper's lock while the context lasts, so that its trials count as running."""
         with study_lock(self.folder):
             self.owner.acquire()
         try:
@@ -58,8 +59,8 @@ class Claims:
                 Path(self.owner.lock_file).unlink(missing_ok=True)
 
     def claim(self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]) -> list[optuna.trial.Trial]:
-        """Return up to ``count`` trials, with parameters from ``space``, that nobody else has: interrupted ones first, new ones while there are fewer
-        than ``total``.
+        """Return up to ``count`` trials, with parameters from ``space``, that no other process has: interrupted ones first, then new ones
+        while there are fewer than ``total``.
         """
         with study_lock(self.folder):
             self._release_interrupted()
@@ -68,7 +69,7 @@ class Claims:
             return [self._ask(sampler(number), space) for number in [*waiting, *range(len(trials), total)][:count]]
 
     def settle(self, number: int, reason: str) -> None:
-        """Record a trial that was launched as failed for ``reason``, unless its job has told its end or still runs."""
+        """Record a trial that was launched as failed for ``reason``, unless its job has reported its end or still runs."""
         trial = self.study.get_trials(deepcopy=False)[number]
         if trial.state is TrialState.RUNNING and not _held(Path(trial_lock(self.folder, number).lock_file)):
             self.store.set_trial_user_attr(trial._trial_id, FAILURE, reason)
@@ -108,6 +109,6 @@ def _held(path: Path) -> bool:
         return True
 
 
-def said(error: BaseException) -> str:
-    """Return an error in one line, for the record of a failed trial."""
+def error_line(error: BaseException) -> str:
+    """Return an error as one line, for the record of a failed trial."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

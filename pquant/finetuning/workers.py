@@ -1,4 +1,4 @@
-"""What every trial needs, imported once by the process that joblib's workers are forked from: a worker then starts in no time."""
+"""The imports of every trial, made once by the process that joblib forks its workers from, so that workers start at once."""
 
 import jinja2  # noqa: F401
 import matplotlib.figure  # noqa: F401

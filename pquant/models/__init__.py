@@ -1,4 +1,4 @@
-"""Models that the product ships; any torch module works as well."""
+"""The models of this package; any torch module works as well."""
 
 from pquant.models.cnn import CNN
 from pquant.models.mlp import MLP

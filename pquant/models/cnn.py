@@ -13,11 +13,11 @@ class CNN(nn.Module):
 
     Args:
         input_shape: shape of one image, (channels, height, width).
-        num_outputs: outputs that the data asks for.
+        num_outputs: the number of outputs that the data needs.
         channels: output channels of each block; a block halves height and width.
 
     Raises:
-        ConfigError: inputs that are no images, or images too small for so many blocks.
+        ConfigError: inputs are not images, or images too small for so many blocks.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, channels: Sequence[int] = (16, 32)) -> None:
@@ -36,7 +36,7 @@ class CNN(nn.Module):
 
 
 def image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return (channels, height, width); ConfigError where the data gives no such thing to ``model``."""
+    """Return (channels, height, width); ConfigError if the input of ``model`` is not an image."""
     if len(input_shape) != 3:
         raise ConfigError(f"{model} needs images (channels, height, width), the data has {tuple(input_shape)}: try data.flatten=false")
     channels, height, width = input_shape

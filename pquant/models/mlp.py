@@ -15,14 +15,14 @@ class MLP(nn.Module):
     """Dense layers with an activation between them; inputs (batch, ...) of more than one axis are flattened.
 
     Args:
-        sizes: widths from input to output, such as [16, 64, 32, 32, 5]; null at either end stands for what the data has.
+        sizes: widths from input to output, such as [16, 64, 32, 32, 5]; null at either end stands for the data's features or outputs.
         input_shape: shape of one input.
-        num_outputs: outputs that the data asks for.
+        num_outputs: the number of outputs that the data needs.
         activation: "relu" or "tanh".
         batch_norm: put a batch norm before each activation.
 
     Raises:
-        ConfigError: sizes that do not fit the data, or another activation.
+        ConfigError: the sizes do not fit the data, or the activation is unknown.
     """
 
     def __init__(

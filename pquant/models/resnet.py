@@ -10,7 +10,7 @@ from pquant.models.cnn import image_shape
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, and a shortcut around them, (batch, before, H, W) -> (batch, after, H / stride, W / stride).
 
-    Where the shape changes the shortcut is a 1x1 convolution with batch norm, the paper's projection (option B), elsewhere the identity.
+    If the shape changes, the shortcut is a 1x1 convolution with batch norm, the paper's projection (option B), otherwise the identity.
     """
 
     def __init__(self, before: int, after: int, stride: int) -> None:
@@ -31,11 +31,11 @@ class ResNet20(nn.Module):
 
     Args:
         input_shape: shape of one image, (channels, height, width).
-        num_outputs: outputs that the data asks for.
-        blocks: basic blocks a stage, n in the paper; the depth is 6n + 2: 3 for ResNet-20 (0.27 million parameters), 9 for ResNet-56.
+        num_outputs: the number of outputs that the data needs.
+        blocks: basic blocks per stage, n in the paper; the depth is 6n + 2: 3 for ResNet-20 (0.27 million parameters), 9 for ResNet-56.
 
     Raises:
-        ConfigError: inputs that are no images.
+        ConfigError: inputs are not images.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, blocks: int = 3) -> None:

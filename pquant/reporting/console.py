@@ -1,4 +1,4 @@
-"""What a run says while it trains: a live bar on a terminal, a few lines elsewhere, nothing when asked for quiet."""
+"""The progress display of a run: a live bar on a terminal, a few lines elsewhere, nothing if ``progress`` is "quiet"."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from rich import console, progress
 from pquant.reporting.headline import headline, metric_names, show
 
 LINES = 15
-"""Lines for the epochs of a long run, beside those of its first and last epoch and of each stage."""
+"""Lines for the epochs of a long run, in addition to those of its first and last epoch and of each stage."""
 
 Verbosity = Literal["auto", "plain", "quiet"]
 
 
 class Console:
-    """The life of one run as text on the standard output.
+    """The progress of one run as text on the standard output.
 
     ``progress`` is "auto" (a live bar on a terminal, else plain), "plain" (about twenty lines, however long the run) or "quiet" (nothing).
     """
@@ -31,23 +31,23 @@ class Console:
         self._epochs.start(total_epochs)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Show one epoch; ``row`` has ``stage`` and ``epoch`` (from 1), and the figures that ``metrics.csv`` has."""
+        """Show one epoch; ``row`` has ``stage`` and ``epoch`` (from 1), and the metrics of ``metrics.csv``."""
         self._epochs.show(row)
 
     def note(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print one line of text."""
         self._out.print(text)
 
     def finish(self) -> None:
         """End the display of training, also when it was interrupted."""
         self._epochs.finish()
 
-    def summary(self, figures: Mapping[str, Any], folder: Path) -> None:
-        """Print the headline of a run's figures, and where its files are."""
+    def summary(self, metrics: Mapping[str, Any], folder: Path) -> None:
+        """Print the main metrics of a run, and its folder."""
         shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         self.note("")
-        for figure in headline(figures):
-            self.note(f"{figure.label:<16} {figure.value:<13} {figure.note}".rstrip())
+        for metric in headline(metrics):
+            self.note(f"{metric.label:<16} {metric.value:<13} {metric.note}".rstrip())
         self.note(f"{'Files':<16} {shown}")
 
 
@@ -81,7 +81,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with the stage, the epoch, its figures and the time left."""
+    """A bar with the stage, the epoch, its metrics and the remaining time."""
 
     def __init__(self, out: console.Console) -> None:
         columns = (

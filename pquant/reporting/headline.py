@@ -1,4 +1,4 @@
-"""The figures that sum a run up, in words; the console and the report say the same."""
+"""The metrics that summarize a run, as text; the console and the report show the same."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,17 +7,17 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of a run as text: what it is, how much, and what to compare it with."""
+class HeadlineMetric:
+    """One metric of a run as text: its label, its value, and what to compare it with."""
 
     label: str
     value: str
     note: str = ""
 
 
-def headline(summary: Mapping[str, Any]) -> list[Figure]:
-    """Return the figures of ``summary.json`` that people ask for first; those that are missing or None are left out."""
-    metrics = [Figure(label(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
+def headline(summary: Mapping[str, Any]) -> list[HeadlineMetric]:
+    """Return the main metrics of ``summary.json``; those that are missing or None are left out."""
+    metrics = [HeadlineMetric(label(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
     notes = {
         "sparsity": "of the prunable weights",
         "nonzero_params": f"of {show('params', summary.get('params'))}",
@@ -26,22 +26,22 @@ def headline(summary: Mapping[str, Any]) -> list[Figure]:
         "size_bytes": "non-zero weights and biases, no index",
         "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
     }
-    return metrics + [Figure(label(name), show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
+    return metrics + [HeadlineMetric(label(name), show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
 
 
-def metric_names(figures: Mapping[str, Any], part: str) -> list[str]:
+def metric_names(row: Mapping[str, Any], part: str) -> list[str]:
     """Return the names of all numbers ``part/<name>`` but the loss: the metrics of the task."""
-    names = [key.removeprefix(f"{part}/") for key, value in figures.items() if key.startswith(f"{part}/") and isinstance(value, (int, float))]
+    names = [key.removeprefix(f"{part}/") for key, value in row.items() if key.startswith(f"{part}/") and isinstance(value, (int, float))]
     return [name for name in names if name != "loss"]
 
 
 def label(name: str) -> str:
-    """Return what people call the figure ``name``."""
+    """Return the label of the metric ``name``."""
     return _LABELS.get(name, name[:1].upper() + name[1:].replace("_", " "))
 
 
 def show(name: str, value: Any) -> str:
-    """Return a value as text, in the unit that its name has: per cent, bytes, a duration, a count, or four digits; "-" for no number."""
+    """Return a value as text, in the unit of the metric ``name``: per cent, bytes, a duration, a count, or four digits; "-" for no number."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "-"
     return _FORMATS.get(name.rpartition("/")[2], _digits)(value)

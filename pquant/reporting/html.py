@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing else."""
+"""The report of a run: one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ EXPORTS = {"rtl": "RTL", "onnx": "ONNX", "hls4ml": "hls4ml"}
 
 @dataclass(frozen=True)
 class Details:
-    """What a report shows beside the figures: weight histograms, the confusion matrix of the test set (None for a regression), and the epochs
+    """What a report shows beside the metrics: weight histograms, the confusion matrix of the test set (None for a regression), and the epochs
     whose models the Pareto archive keeps.
     """
 
@@ -40,12 +40,12 @@ def write_report(
 
     Args:
         folder: the run's folder.
-        summary: the figures of ``summary.json``.
+        summary: the metrics of ``summary.json``.
         rows: the epochs, as in ``metrics.csv``.
-        layers: one row a layer, see :func:`pquant.layer_table`.
+        layers: one row per layer, see :func:`pquant.layer_table`.
         config: the composed configuration, plain values.
-        command: how the run was started.
-        details: what else there is to show.
+        command: the command that started the run.
+        details: the other contents.
     """
     summary, rows, layers = plain(summary), plain(list(rows)), plain(list(layers))
     confusion = [list(row) for row in details.confusion or ()]
@@ -54,7 +54,7 @@ def write_report(
         folder=folder.name,
         title=_title(summary),
         parts=_parts(config),
-        figures=headline(summary),
+        metrics=headline(summary),
         stages=stages(rows),
         curves=curves(rows),
         fronts=_front(rows, details.archived),
@@ -76,7 +76,7 @@ def write_report(
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template of this folder filled in; every value is escaped but those that the template calls safe."""
+    """Return a template of this folder filled in; every value is escaped except those that the template marks as safe."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -88,11 +88,11 @@ def render(template: str, **values: Any) -> str:
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-    said = [f"{show(name, summary[f'test/{name}'])} {name}" for name in metric_names(summary, "test")[:1]]
-    said += [
-        f"{show(name, summary[name])} {words}" for name, words in (("sparsity", "sparse"), ("weight_bits", "bits a weight")) if summary.get(name)
+    parts = [f"{show(name, summary[f'test/{name}'])} {name}" for name in metric_names(summary, "test")[:1]]
+    parts += [
+        f"{show(name, summary[name])} {words}" for name, words in (("sparsity", "sparse"), ("weight_bits", "bits per weight")) if summary.get(name)
     ]
-    return ", ".join(phrase.replace(" ", "\u00a0") for phrase in said) or "A run of pquant"
+    return ", ".join(phrase.replace(" ", "\u00a0") for phrase in parts) or "A run of pquant"
 
 
 def _is_environment(name: str) -> bool:
@@ -100,38 +100,38 @@ def _is_environment(name: str) -> bool:
 
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the classes of the sections that say what was done to what."""
+    """Return the class of each of the main sections."""
     chosen = [(name, config[name]) for name in SECTIONS if isinstance(config.get(name), Mapping)]
     return [(name, str(section["_target_"]).rpartition(".")[2]) for name, section in chosen if "_target_" in section]
 
 
 def _layer(layer: Mapping[str, Any]) -> dict[str, str]:
-    figures = {name: "float" if name.endswith("_bits") and layer[name] is None else show(name, layer[name]) for name in COLUMNS if name in layer}
+    cells = {name: "float" if name.endswith("_bits") and layer[name] is None else show(name, layer[name]) for name in COLUMNS if name in layer}
     return {
         "name": str(layer.get("name", "")),
         "type": str(layer.get("type", "")),
         "shape": " × ".join(map(str, layer.get("shape") or [])),
-        **figures,
+        **cells,
     }
 
 
 def _front(rows: Rows, archived: Sequence[int]) -> list[Plot]:
-    """Return the plot of the Pareto archive, none where a run has none."""
+    """Return the plot of the Pareto archive, if the run has one."""
     kept = [row for row in rows if row.get("epoch") in archived]
     return [front_plot(rows, kept, f"val/{metric_names(kept[0], 'val')[0]}")] if kept else []
 
 
 def _exports(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the figures of what was exported, in words, by target."""
+    """Return the metrics of the exports as text, by target."""
     found: dict[str, dict[str, str]] = {}
     for name, value in summary.items():
-        target, _, figure = name.partition("/")
+        target, _, metric = name.partition("/")
         if target in EXPORTS and value is not None:
-            found.setdefault(EXPORTS[target], {})[label(figure)] = _said(figure, value)
+            found.setdefault(EXPORTS[target], {})[label(metric)] = _text(metric, value)
     return found
 
 
-def _said(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return show(name, value) if isinstance(value, (int, float)) else str(value)

@@ -1,4 +1,4 @@
-"""The table of a model's layers, for people."""
+"""The table of a model's layers."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from pquant.metrics import ebops, layer_table, sparsity
 from pquant.pruning.method import NoPruner
 from pquant.reporting.headline import label, show
 
-FIGURES = ("sparsity", "input_bits", "weight_bits", "output_bits", "ebops")
+COLUMNS = ("sparsity", "input_bits", "weight_bits", "output_bits", "ebops")
 WIDTH = 120
-"""Columns of the table where the output is no terminal."""
+"""Width of the table if the output is not a terminal."""
 
 
 def summarize(model: nn.Module, example_input: Example | None = None) -> None:
-    """Print a row a layer of a compressed or finalized model, as it would be deployed now, and what stays float.
+    """Print one row per layer of a compressed or finalized model, as it would be deployed now, and the calls that stay float.
 
     A row has the layer's name, class and weight shape, the pruning method, the sparsity, the mean total bits of input, weight and output, and the
-    EBOPs of one inference ("-" where the input's shape is not known). The last row has the shares and sums of the whole model.
+    EBOPs of one inference ("-" if the input's shape is not known). The last row has the shares and sums of the whole model.
 
     Args:
-        model: what ``compress`` or ``finalize`` gave.
+        model: the result of ``compress`` or ``finalize``.
         example_input: a batch as the model takes it, to find functional calls that stay float.
     """
     from rich.console import Console
@@ -34,11 +34,11 @@ def summarize(model: nn.Module, example_input: Example | None = None) -> None:
     for name, footer in (("layer", "all"), ("type", ""), ("shape", f"{sum(row.get('params', 0) for row in rows):,}"), ("pruned by", "")):
         table.add_column(name, footer, no_wrap=name != "pruned by")
     total = {"sparsity": sparsity(model)} | ({"ebops": ebops(model)} if all(row["ebops"] is not None for row in rows) else {})
-    for name in FIGURES:
+    for name in COLUMNS:
         table.add_column(label(name).replace(" ", "\n"), show(name, total[name]) if name in total else "", justify="right")
     for row in rows:
         shape = " x ".join(map(str, row.get("shape", [])))
-        table.add_row(row["name"] or "-", row["type"], shape, _method(model.get_submodule(row["name"])), *(_cell(row, name) for name in FIGURES))
+        table.add_row(row["name"] or "-", row["type"], shape, _method(model.get_submodule(row["name"])), *(_cell(row, name) for name in COLUMNS))
     console = Console(markup=False)
     if not console.is_terminal and not console.is_jupyter:
         console.width = WIDTH

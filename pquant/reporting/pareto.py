@@ -1,4 +1,4 @@
-"""The page of a study: its trials as points, accuracy against what it costs."""
+"""The page of a study: its trials as points, the metric against EBOPs, sparsity and LUTs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,29 +19,29 @@ def write_pareto(path: Path, study: str, points: Sequence[dict[str, Any]]) -> No
     Args:
         path: the file.
         study: the study's name.
-        points: the complete trials: number, params (text by field), command, feasible, best, figures.
+        points: the complete trials: number, params (text by field), command, feasible, best, metrics.
     """
     named = [{"name": f"trial {point['number']}"} | point for point in points]
     write_atomic(path, render("pareto.html.j2", study=study, plots=scatter_plots(named), count=len(points)))
 
 
 def scatter_plots(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the plots of points that also have a ``name``, as the page's script draws them; none where no point has both figures."""
+    """Return the plots of points that also have a ``name``, for the page's script; a plot needs a point that has both metrics."""
     return plain([plot for axis in AXES for plot in [_plot(points, axis)] if plot])
 
 
-def judged_by(figures: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the metric that the first of some summaries has, None where none has one."""
-    return next((name for one in figures for name in METRICS if one.get(f"val/{name}") is not None), None)
+def first_validation_metric(summaries: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the validation metric of the first summary that has one; None if no summary has one."""
+    return next((name for summary in summaries for name in METRICS if summary.get(f"val/{name}") is not None), None)
 
 
 def _plot(points: Sequence[dict[str, Any]], axis: str) -> dict[str, Any]:
-    metric = judged_by(one["figures"] for one in points)
-    known = [one for one in points if one["figures"].get(axis) is not None and one["figures"].get(f"val/{metric}") is not None]
+    metric = first_validation_metric(one["metrics"] for one in points)
+    known = [one for one in points if one["metrics"].get(axis) is not None and one["metrics"].get(f"val/{metric}") is not None]
     if metric is None or not known:
         return {}
     able, words = [one for one in known if one["feasible"]], label(axis.rpartition("/")[2])
-    places = [(one["figures"][axis], one["figures"][f"val/{metric}"]) for one in able]
+    places = [(one["metrics"][axis], one["metrics"][f"val/{metric}"]) for one in able]
     best = front(places, AXES[axis], METRICS[metric])  # type: ignore[arg-type]
     return {
         "title": f"{label(metric)} on the validation data against {words}",
@@ -53,12 +53,12 @@ def _plot(points: Sequence[dict[str, Any]], axis: str) -> dict[str, Any]:
 
 
 def _point(one: dict[str, Any], axis: str, metric: str) -> dict[str, Any]:
-    figures = one["figures"]
+    metrics = one["metrics"]
     named = {metric: f"val/{metric}", "sparsity": "sparsity", "ebops": "ebops", "weight_bits": "weight_bits", "size_bytes": "size_bytes"}
-    said = {label(name): show(key, figures[key]) for name, key in named.items() if figures.get(key) is not None}
+    shown = {label(name): show(key, metrics[key]) for name, key in named.items() if metrics.get(key) is not None}
     return {
-        "x": figures[axis],
-        "y": figures[f"val/{metric}"],
+        "x": metrics[axis],
+        "y": metrics[f"val/{metric}"],
         **{key: one[key] for key in ("number", "name", "command", "feasible", "best")},
-        "lines": [f"{name}={value}" for name, value in one["params"].items()] + [f"{name}: {value}" for name, value in said.items()],
+        "lines": [f"{name}={value}" for name, value in one["params"].items()] + [f"{name}: {value}" for name, value in shown.items()],
     }

@@ -21,7 +21,7 @@ PAINT = {TEXT: "--muted", GRID: "--line", FIRST: "--accent", SECOND: "--second"}
 """Colours that stand for variables of the page's style sheet."""
 
 COLOURS = {"--muted": "#555b66", "--line": "#d5d9e0", "--accent": "#1f6feb", "--second": "#c2410c"}
-"""What those variables are where there is no page."""
+"""Values of those variables outside a page."""
 
 WIDTH, HEIGHT = 4.6, 2.5
 INSIDE = (0.19, 0.2, 0.79, 0.75)
@@ -45,7 +45,7 @@ def stages(rows: Rows) -> list[str]:
 
 
 def curves(rows: Rows) -> list[Plot]:
-    """Return a plot by epoch for each metric, the losses, sparsity and EBOPs, stages shaded; those that are never but 0 are left out."""
+    """Return a plot by epoch for each metric, the losses, sparsity and EBOPs, stages shaded; a metric that is always 0 is left out."""
     metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
     names = dict.fromkeys((*metrics, "loss", "penalty", "sparsity", "ebops"))
     series = {name: _series(rows, name) for name in names}
@@ -53,14 +53,14 @@ def curves(rows: Rows) -> list[Plot]:
 
 
 def layer_bars(layers: Rows) -> list[Plot]:
-    """Return the bars of sparsity, of weight bits and of EBOPs by layer; layers without the figure are left out."""
+    """Return the bars of sparsity, of weight bits and of EBOPs by layer; layers without the metric are left out."""
     known = {name: [layer for layer in layers if _number(layer.get(name)) is not None] for name in ("sparsity", "weight_bits", "ebops")}
     known["ebops"] = [layer for layer in known["ebops"] if layer["ebops"] or "params" in layer]
     return [Plot(label(name), _bars(with_it, name)) for name, with_it in known.items() if with_it]
 
 
 def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot:
-    """Return the plot of a metric (``val/<name>``) against a cost: all epochs as points, those of the Pareto front joined and named by epoch."""
+    """Return the plot of a metric (``val/<name>``) against a cost: all epochs as points; a line joins those of the Pareto front."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     name, what = metric.partition("/")[2], label(cost.rpartition("/")[2])
@@ -87,14 +87,14 @@ def _places(rows: Rows, metric: str, cost: str) -> tuple[list[float], list[float
 
 
 def standalone(svg: str) -> str:
-    """Return a plot for a file of its own: with colours where the page's variables stood."""
+    """Return a plot for its own file: the page's variables are replaced by colours."""
     for variable, colour in COLOURS.items():
         svg = svg.replace(f"var({variable})", colour)
     return svg
 
 
 def _series(rows: Rows, name: str) -> dict[str, list[float]]:
-    """Return the values by epoch of the keys ``name``, ``train/name`` and ``val/name`` that have one, NaN where an epoch has none."""
+    """Return the values by epoch of the keys ``name``, ``train/name`` and ``val/name`` that have values, NaN for an epoch without one."""
     found: dict[str, list[float]] = {}
     for line, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("", name)):
         values = [_number(row.get(key)) for row in rows]
@@ -158,7 +158,7 @@ def _bars(layers: Rows, name: str) -> str:
 
 
 def drawing(width: float, height: float, content: str) -> str:
-    """Return SVG ``content`` as an image of its own, with the text of a plot."""
+    """Return SVG ``content`` as a complete image, with a plot's font."""
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img"'
     return f'{frame} style="fill: var(--muted); font-size: {FONT_SIZE}px">{content}</svg>'
 

@@ -24,12 +24,12 @@ class Weights(NamedTuple):
 
 @torch.no_grad()
 def weight_histograms(model: nn.Module) -> list[Weights]:
-    """Return the histograms of a compressed model that is not yet finalized, one a weight layer."""
+    """Return the histograms of a compressed model that is not yet finalized, one per weight layer."""
     return [_histogram(name, layer.weight, layer.finalized_parameters()[0]) for name, layer in weight_layers(model).items() if layer.weight.numel()]
 
 
 def histogram_plots(layers: list[Weights]) -> list[Plot]:
-    """Return a plot a layer: bars for the weights as deployed, a line for those as trained; logarithmic counts."""
+    """Return one plot per layer: bars for the weights as deployed, a line for those as trained; logarithmic counts."""
     return [Plot(layer.name, _plot(layer)) for layer in layers]
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its local files, its environment, and a tracker such as Weights & Biases."""
+"""Tracking: the local files of a run, its environment, and trackers such as Weights & Biases."""
 
 from pquant.tracking.environment import config_hash, environment
 from pquant.tracking.files import MetricsCsv, write_atomic, write_json

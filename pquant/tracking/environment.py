@@ -1,4 +1,4 @@
-"""Where and with what a run was made, so that it can be made again."""
+"""The environment of a run, recorded so that the run can be repeated."""
 
 import hashlib
 import itertools
@@ -21,9 +21,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def environment() -> dict[str, str | int | None]:
-    """Return ``git_commit``, ``platform``, ``cpu`` (its model), ``cores``, ``version/python`` and ``version/<package>``; None for what is not there.
+    """Return ``git_commit``, ``platform``, ``cpu`` (its model), ``cores``, ``version/python`` and ``version/<package>``; None for a missing one.
 
-    The commit is that of the repository which holds this package, else of the working directory's.
+    The commit is that of the repository of this package, else of the working directory.
     """
     versions = {f"version/{name}": _version(name) for name in PACKAGES}
     machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
@@ -55,7 +55,7 @@ def dotted(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def saved_command(folder: Path) -> str | None:
-    """Return the command that makes the run of a folder again, from the overrides that Hydra keeps there; None where it keeps none."""
+    """Return the command that repeats the run in a folder, from the overrides that Hydra saved there; None if there are none."""
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         return None
@@ -63,7 +63,7 @@ def saved_command(folder: Path) -> str | None:
 
 
 def _cpu() -> str | None:
-    """Return the model of the processor: as Linux names it, else as Python does."""
+    """Return the model of the processor: from Linux, else from Python."""
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or None)
 

@@ -1,4 +1,4 @@
-"""The files that every run leaves: written whole or not at all, read by people and by any tool."""
+"""The files of a run: JSON and CSV, written atomically."""
 
 import csv
 import io
@@ -15,43 +15,43 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pquant.errors import ConfigError
-from pquant.tracking.background import Behind
+from pquant.tracking.background import BackgroundWorker
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
-class SyncBehind(AbstractContextManager["SyncBehind"]):
-    """Brings what is written to ``path``, again and again, to the disk while work goes on: a call waits for what was written before.
+class BackgroundSync(AbstractContextManager["BackgroundSync"]):
+    """Syncs the versions of the file ``path`` to the disk in the background; a call waits for the sync of the version before.
 
-    What did not arrive is an ``OSError`` of the call after, or of the end of the context. The last :attr:`HELD` files stay open, so that one that is
-    replaced meanwhile is given up, which takes as long as writing it, behind the work too.
+    If a sync fails, the next call or the end of the context raises the ``OSError``. The last :attr:`HELD` versions stay open, so that the file
+    system frees a replaced one, which takes as long as writing it, in the background too.
     """
 
     HELD = 2
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._behind = Behind()
+        self._background = BackgroundWorker()
         self._held: deque[int] = deque()
 
     def __call__(self, number: int) -> None:
-        """Start with an open file, which may be closed meanwhile."""
+        """Start to sync an open file; the caller may close it at once."""
         self.wait()
         self._held.append(os.dup(number))
-        self._behind(self._sync, self._held[-1])
+        self._background(self._sync, self._held[-1])
 
     def wait(self) -> None:
-        """Return once all is on the disk."""
+        """Return when the last version is on the disk."""
         try:
-            self._behind.wait()
+            self._background.wait()
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        """Close all files once all is on the disk; what did not arrive is told where no other error is under way."""
-        self._behind.close()
+        """Wait for the last sync and close all files; raise its error unless another exception is being raised."""
+        self._background.close()
         while self._held:
             os.close(self._held.popleft())
         if kind is None:
@@ -66,13 +66,13 @@ class SyncBehind(AbstractContextManager["SyncBehind"]):
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, sync: Callable[[int], None] | None = None) -> None:
-    """Replace the file at ``path`` by ``content`` (text as UTF-8), so that a crash leaves either the old file or the new one.
+    """Replace the file at ``path`` by ``content`` (text as UTF-8), atomically (temporary file, then rename).
 
-    With ``keep`` the old file stays, under that name; a crash may then leave it under that name alone. ``sync`` brings an open file to the disk,
-    ``os.fsync`` unless given.
+    With ``keep`` the old file is renamed to that; after a crash it may exist under that name only. ``sync`` writes an open file to the disk,
+    by default ``os.fsync``.
 
     Raises:
-        OSError: the folder is missing, full or read-only; the old file is then intact and nothing else is left.
+        OSError: the folder is missing, full or read-only; the old file is then intact, and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}.tmp")
     try:
@@ -91,18 +91,18 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, syn
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; whoever else asks for it meanwhile is refused. The lock goes with the process, however that ends.
+    """Lock a run's folder while the context lasts. The operating system releases the lock when the process ends, in any way.
 
-    What a killed run was writing is removed first.
+    Temporary files of a killed run are removed first.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(f"another run is at work in {folder}: wait for its end, or give this one a folder of its own (hydra.run.dir)") from error
+        raise ConfigError(f"another run is using {folder}: wait for its end, or choose another folder (hydra.run.dir)") from error
     try:
         for unfinished in folder.rglob(UNFINISHED):
             unfinished.unlink(missing_ok=True)
@@ -112,14 +112,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write ``obj`` as strict JSON, keys in their order, atomically; see :func:`plain` for what becomes of tensors and NaN."""
+    """Write ``obj`` as strict JSON, keys in their order, atomically; see :func:`plain` for tensors and NaN."""
     write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: nested dicts with string keys, lists, strings, finite numbers, booleans and None.
+    """Return ``value`` as plain JSON values: nested dicts with string keys, lists, strings, finite numbers, booleans and None.
 
-    Tensors, arrays and their scalars become numbers or nested lists, NaN and infinities None, all else its ``str``.
+    Tensors, arrays and their scalars become numbers or nested lists, NaN and infinities become None, and all other objects their ``str``.
     """
     value = _python(value)
     if isinstance(value, Mapping):
@@ -132,9 +132,9 @@ def plain(value: Any) -> Any:
 
 
 class MetricsCsv:
-    """A CSV file with a row an epoch; its columns are all keys seen so far, in the order in which they came.
+    """A CSV file with one row per epoch; its columns are all keys so far, in the order of their first appearance.
 
-    Floats are written in full, so that reading them back gives the same bits; what a row does not have is left empty.
+    Floats are written in full precision, so that reading them back gives the same bits; a missing value is empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,7 +143,7 @@ class MetricsCsv:
         self._header: list[str] = []
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row at the end, whole or not at all; a key never seen before rewrites the file with its new column, atomically."""
+        """Append a row, completely or not at all; a new key rewrites the file with its new column, atomically."""
         if not row.keys() <= set(self._header):
             self.rewrite([*self.rows, row])
             return

@@ -1,4 +1,4 @@
-"""MLflow: a run of it beside the local files, and never in their way."""
+"""The MLflow tracker, in addition to the local files."""
 
 import logging
 import math
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 END = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 BATCH, LONGEST = 100, 5000
-"""What MLflow takes at once, and the characters of a value."""
+"""MLflow's limits: parameters per request, and characters per value."""
 
 
 @schema("tracker", "mlflow")
 @dataclass(frozen=True)
 class MlflowTracker(Settings):
-    """Writes the figures of a run, its configuration, report and model into an MLflow store.
+    """Writes the metrics of a run, its configuration, report and model into an MLflow store.
 
-    Nothing is sent anywhere but to the store. When it fails, that is logged once and the run goes on without it.
+    Nothing is sent anywhere but to the store. If it fails, the tracker logs one warning and the run continues without it.
 
     Args:
-        experiment: name of MLflow's experiment, which holds runs.
-        group: a tag of that name.
-        name: of the run; None takes the folder's.
-        uri: of the store; None takes what ``$MLFLOW_TRACKING_URI`` says, else an SQLite file ``mlflow.db`` in the run's folder.
+        experiment: the name of MLflow's experiment.
+        group: the value of the tag ``group``.
+        name: the name of the run; null: MLflow chooses one.
+        uri: the URI of the store; null: ``$MLFLOW_TRACKING_URI``, else an SQLite file ``mlflow.db`` in the run's folder.
     """
 
     experiment: str = "pquant"
@@ -61,15 +61,15 @@ class MlflowTracker(Settings):
         self._session.begin(folder, lambda: _Run(MlflowClient(uri), uri, self, config))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Log an epoch's figures at step ``row["epoch"]``."""
-        self._session.do_behind(lambda run: run.metrics(row, row["epoch"]))
+        """Log an epoch's metrics at step ``row["epoch"]``."""
+        self._session.do_in_background(lambda run: run.log_metrics(row, row["epoch"]))
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
-        """Log the final figures after the last epoch, what is no number as tags, and keep the run's files as artifacts."""
-        self._session.do(lambda run: run.end(figures, artifacts(self._session.folder)))
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Log the final metrics after the last epoch, the values that are not numbers as tags, and the run's files as artifacts."""
+        self._session.do(lambda run: run.end(metrics, artifacts(self._session.folder)))
 
     def finish(self, status: str) -> None:
-        """End the MLflow run with a status that says how it ended."""
+        """End the MLflow run with its status."""
         self._session.end(lambda run: run.client.set_terminated(run.id, END[status]))
 
     @cached_property
@@ -90,26 +90,26 @@ class _Run:
         for start in range(0, len(params), BATCH):
             client.log_batch(self.id, params=params[start : start + BATCH])
 
-    def metrics(self, figures: Mapping[str, Any], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Log all finite numbers."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self.client.log_batch(self.id, metrics=[Metric(_key(name), float(value), now, step) for name, value in figures.items() if _is_number(value)])
+        self.client.log_batch(self.id, metrics=[Metric(_key(name), float(value), now, step) for name, value in metrics.items() if _is_number(value)])
 
-    def end(self, figures: Mapping[str, Any], files: list[Path]) -> None:
-        """Log the last figures and the files."""
+    def end(self, metrics: Mapping[str, Any], files: list[Path]) -> None:
+        """Log the final metrics and the files."""
         from mlflow.entities import RunTag
 
-        self.metrics(figures, figures.get("epochs", 0))
-        words = {name: value for name, value in figures.items() if value is not None and not isinstance(value, (int, float))}
-        self.client.log_batch(self.id, tags=[RunTag(_key(name), str(value)[:LONGEST]) for name, value in words.items()])
+        self.log_metrics(metrics, metrics.get("epochs", 0))
+        texts = {name: value for name, value in metrics.items() if value is not None and not isinstance(value, (int, float))}
+        self.client.log_batch(self.id, tags=[RunTag(_key(name), str(value)[:LONGEST]) for name, value in texts.items()])
         for file in files:
             self.client.log_artifact(self.id, str(file))
 
 
 def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
-    """Return the id of an experiment, made where it is not there; the artifacts of an SQLite store lie beside its file."""
+    """Return the id of an experiment, created if it does not exist; the artifacts of an SQLite store lie beside its file."""
     from mlflow.exceptions import MlflowException
 
     beside = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
@@ -117,10 +117,10 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
         return found.experiment_id if found else client.create_experiment(name, artifact_location=beside)
     except MlflowException:
-        made_meanwhile = client.get_experiment_by_name(name)
-        if made_meanwhile is None:
+        created_meanwhile = client.get_experiment_by_name(name)
+        if created_meanwhile is None:
             raise
-        return made_meanwhile.experiment_id
+        return created_meanwhile.experiment_id
 
 
 def _is_number(value: Any) -> bool:

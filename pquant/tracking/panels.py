@@ -1,4 +1,4 @@
-"""What a run of Weights & Biases shows beside its curves: the report, its layers, histograms of weights, bits and masks, and its files."""
+"""The panels of a Weights & Biases run beside its curves: the report, the layers, histograms of weights, bits and masks, and its files."""
 
 import json
 from collections.abc import Iterator
@@ -35,8 +35,8 @@ def log_panels(run: "Run", folder: Path) -> None:
 
 
 def histograms(folder: Path, layers: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield, for each layer with weights, the values of ``weights/<layer>``, ``bits/<layer>`` (the total width of each weight that has bits of its
-    own) and ``masks/<layer>`` (the share of non-zero weights of each output).
+    """Yield, for each layer with weights, the values of ``weights/<layer>``, ``bits/<layer>`` (the total width of each weight that has its own
+    bits) and ``masks/<layer>`` (the share of non-zero weights of each output).
     """
     import numpy as np
     from safetensors.numpy import load_file

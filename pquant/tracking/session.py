@@ -1,4 +1,4 @@
-"""A tracker's connection to its service, which never stands in the way of a run."""
+"""A tracker's connection to its service; an error of the service never stops the run."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pquant.tracking.background import Behind
+from pquant.tracking.background import BackgroundWorker
 
 log = logging.getLogger(__name__)
 
@@ -14,39 +14,39 @@ Live = TypeVar("Live")
 
 
 class Session(Generic[Live]):
-    """The live run of a service; none before it begins, after it ends and once it has failed, which is logged once.
+    """The run of a service, if it is live: None before it begins, after it ends and after an error, which is logged once.
 
-    ``folder`` is that of the run that began last. Things are done one after the other, in the order in which they are asked for.
+    ``folder`` is the folder of the last run. Actions run one at a time, in the order of the calls.
     """
 
     def __init__(self, service: str) -> None:
         self.service = service
         self.run: Live | None = None
         self.folder = Path()
-        self._behind = Behind()
+        self._background = BackgroundWorker()
 
     def begin(self, folder: Path, init: Callable[[], Live]) -> None:
-        """Set the run to what ``init`` gives."""
+        """Start the run by ``init``."""
         self.folder = folder
         with self._giving_up_on_error():
             self.run = init()
 
     def do(self, action: Callable[[Live], object]) -> None:
-        """Do something with the run, if there is one."""
-        self._behind.wait()
+        """Call ``action`` with the run, if there is one."""
+        self._background.wait()
         self._do(action)
 
-    def do_behind(self, action: Callable[[Live], object]) -> None:
-        """Do something with the run while work goes on, which waits only where the thing before takes until now."""
-        self._behind.wait()
+    def do_in_background(self, action: Callable[[Live], object]) -> None:
+        """Call ``action`` with the run in the background; wait first for the previous action."""
+        self._background.wait()
         if self.run is not None:
-            self._behind(self._do, action)
+            self._background(self._do, action)
 
     def end(self, action: Callable[[Live], object]) -> None:
-        """Do a last thing with the run."""
+        """Call a last ``action`` with the run."""
         self.do(action)
         self.run = None
-        self._behind.close()
+        self._background.close()
 
     def _do(self, action: Callable[[Live], object]) -> None:
         if self.run is not None:
@@ -59,4 +59,4 @@ class Session(Generic[Live]):
             yield
         except Exception as error:
             self.run = None
-            log.warning("%s failed, the run goes on without it: %s: %s", self.service, type(error).__name__, error)
+            log.warning("%s failed, the run continues without it: %s: %s", self.service, type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""What a tracker is, and the one that tracks nothing."""
+"""The tracker interface, and the tracker that does nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ ARTIFACTS = ("report.html", "summary.json", "metrics.csv", "model.safetensors", 
 
 
 def artifacts(folder: Path) -> list[Path]:
-    """Return the files of a run's folder that are worth keeping beside its figures."""
+    """Return the files of a run's folder that trackers store in addition to the metrics."""
     return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 
 class Tracker(Protocol):
-    """Follows one run at a time: ``start``, then ``log`` after every epoch, ``summary`` at the end, and ``finish`` in any case."""
+    """Logs one run at a time: ``start``, then ``log`` after every epoch, ``summary`` at the end, and ``finish`` in every case."""
 
     def start(self, folder: Path, config: dict[str, Any]) -> None:
-        """Begin a run that keeps its files under ``folder``; ``config`` is the composed configuration as plain values."""
+        """Start a run with its files in ``folder``; ``config`` is the composed configuration as plain values."""
         ...
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Take the figures of one epoch; ``row["epoch"]`` is its number over the whole run, from 1."""
+        """Log the metrics of one epoch; ``row["epoch"]`` is its number over the whole run, from 1."""
         ...
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
-        """Take the final figures of the run; its report and model lie in the folder by then."""
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Log the final metrics of the run; its report and model are in the folder already."""
         ...
 
     def finish(self, status: str) -> None:
@@ -38,7 +38,7 @@ class Tracker(Protocol):
 @schema("tracker", "none")
 @dataclass(frozen=True)
 class NoTracker(Settings):
-    """Nothing beyond the files that every run leaves in its folder."""
+    """No tracker: a run leaves only the files in its folder."""
 
     def start(self, folder: Path, config: dict[str, Any]) -> None:
         """Do nothing."""
@@ -46,7 +46,7 @@ class NoTracker(Settings):
     def log(self, row: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
+    def summary(self, metrics: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def finish(self, status: str) -> None:

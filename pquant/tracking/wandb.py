@@ -1,4 +1,4 @@
-"""Weights & Biases: a run of it beside the local files, and never in their way."""
+"""The Weights & Biases tracker, in addition to the local files."""
 
 import logging
 import netrc
@@ -27,15 +27,15 @@ EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
 @schema("tracker", "wandb")
 @dataclass(frozen=True)
 class WandbTracker(Settings):
-    """Sends the figures of a run to Weights & Biases, or keeps them in the run's folder for a later ``wandb sync``.
+    """Sends the metrics of a run to Weights & Biases, or keeps them in the run's folder for a later ``wandb sync``.
 
-    Without a login a run is offline: nobody is ever prompted. When W&B fails, that is logged once and the run goes on without it.
+    Without a login a run is offline; W&B never prompts. If W&B fails, the tracker logs one warning and the run continues without it.
 
     Args:
         project: W&B's project.
-        group: W&B's group, null for none; trials of a study are grouped under it.
-        name: of the run; null: W&B makes one up.
-        mode: "auto" (what ``$WANDB_MODE`` says, else online for a user who is logged in) or what W&B calls one.
+        group: W&B's group, null for none; the trials of a study share one.
+        name: the name of the run; null: W&B chooses one.
+        mode: "auto" (``$WANDB_MODE``, else online for a user who is logged in) or a mode of W&B.
     """
 
     project: str = "pquant"
@@ -69,17 +69,17 @@ class WandbTracker(Settings):
         )
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Log an epoch's figures at step ``row["epoch"]``."""
-        self._session.do_behind(lambda run: run.log(dict(row), step=row["epoch"]))
+        """Log an epoch's metrics at step ``row["epoch"]``."""
+        self._session.do_in_background(lambda run: run.log(dict(row), step=row["epoch"]))
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
+    def summary(self, metrics: Mapping[str, Any]) -> None:
         """Set the summary of the W&B run; log its report, its layers and histograms as panels, and its files as an artifact."""
-        self._session.do(lambda run: run.summary.update(dict(figures)))
+        self._session.do(lambda run: run.summary.update(dict(metrics)))
         if self._session.folder and artifacts(self._session.folder):
             self._session.do(lambda run: log_panels(run, self._session.folder))
 
     def finish(self, status: str) -> None:
-        """End the W&B run with an exit code that says how it ended."""
+        """End the W&B run with the exit code of its status."""
         self._session.end(lambda run: run.finish(exit_code=EXIT_CODES[status]))
 
     @cached_property
@@ -93,14 +93,14 @@ class WandbTracker(Settings):
         if logged_in(server):
             return "online"
         if self.mode == "online":
-            log.warning("nobody is logged in to Weights & Biases, so the run stays offline; see wandb login, $WANDB_API_KEY and $WANDB_BASE_URL")
+            log.warning("no login for Weights & Biases, so the run stays offline; see wandb login, $WANDB_API_KEY and $WANDB_BASE_URL")
         return "offline"
 
 
 def logged_in(server: str) -> bool:
     """Return whether the environment or the netrc file has a key for W&B; asks neither the user nor the network.
 
-    ``$WANDB_BASE_URL`` names a server of one's own; without it, ``server`` is the URL that W&B has by default.
+    ``$WANDB_BASE_URL`` names a private server; without it, ``server`` is W&B's default URL.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True

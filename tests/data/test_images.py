@@ -82,7 +82,7 @@ def test_flatten_gives_the_same_values_and_a_channel_axis_of_one_is_accepted(tmp
         ({"x_train": np.zeros((40, 14, 14), np.uint8)}, r"x_train must be uint8 \(N, 28, 28\) for MNIST, got uint8 \(40, 14, 14\)"),
         ({"x_test": np.zeros((20, 28, 28), np.float32)}, r"x_test must be uint8 \(N, 28, 28\) for MNIST, got float32"),
         ({"x_test": np.zeros((0, 28, 28), np.uint8)}, r"x_test must be uint8"),
-        ({"y_train": np.zeros(39, np.uint8)}, r"y_train must be integers \(40,\), one an image for MNIST, got uint8 \(39,\)"),
+        ({"y_train": np.zeros(39, np.uint8)}, r"y_train must be integers \(40,\), one per image for MNIST, got uint8 \(39,\)"),
         ({"y_test": np.zeros(20, np.float32)}, r"y_test must be integers"),
         ({"y_test": np.full(20, 10)}, r"y_test must have labels 0 to 9, got 10 to 10"),
         ({"y_test": np.full(20, -1)}, r"y_test must have labels 0 to 9, got -1 to -1"),

@@ -1,26 +1,29 @@
 import csv
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pquant.errors import ConfigError
-from pquant.experiment import Run
-from pquant.export.front import export_front, write_front
+from pquant.experiment import Experiment, Run
+from pquant.export.front import write_front
+from pquant.training import Training
+
+SECTIONS = ("data", "model", "optimizer", "scheduler", "pruning", "quantization", "fitcompress", "finetuning", "tracker", "export")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """Stands for an experiment: gives figures that its epoch determines."""
+class FakeExperiment(Experiment):
+    """An experiment whose metrics follow from its epoch; nothing is loaded or trained."""
 
-    from_run: str
-    from_epoch: Any = "all"
-    ran: list[Path] = field(default_factory=list)
-
-    def run(self, run: Run) -> dict[str, Any]:
-        self.ran.append(run.folder)
+    def _run(self, run: Run, *arguments: Callable[..., None]) -> dict[str, Any]:
+        assert isinstance(self.from_epoch, int) and run.folder.is_dir()
         return {"val/accuracy": self.from_epoch / 10, "ebops": 5, "rtl/luts_estimated": 100 * self.from_epoch, "seed": 0}
+
+
+def experiment(source: Path) -> Experiment:
+    sections: dict[str, Any] = dict.fromkeys(SECTIONS)
+    return FakeExperiment(**sections, training=Training(), from_run=str(source), from_epoch="all")
 
 
 def archive(folder: Path, *epochs: int) -> Path:
@@ -31,9 +34,8 @@ def archive(folder: Path, *epochs: int) -> Path:
 
 
 def test_every_model_of_the_archive_is_exported(tmp_path: Path) -> None:
-    experiment = Exported(str(archive(tmp_path / "run", 3, 7)))
-    summary = export_front(experiment, Run(tmp_path / "new", {}, ""))  # type: ignore[arg-type]
-    assert experiment.ran == [tmp_path / "new" / "epoch_0003", tmp_path / "new" / "epoch_0007"]
+    summary = experiment(archive(tmp_path / "run", 3, 7)).run(Run(tmp_path / "new", {}, ""))
+    assert sorted(folder.name for folder in (tmp_path / "new").glob("epoch_*")) == ["epoch_0003", "epoch_0007"]
     rows = list(csv.DictReader((tmp_path / "new" / "front.csv").open()))
     assert [row["rtl/luts_estimated"] for row in rows] == ["300", "700"] and "seed" not in rows[0]
     assert "LUTs (estimated)" in (tmp_path / "new" / "front.svg").read_text()
@@ -50,4 +52,4 @@ def test_counted_luts_go_before_estimated_ones(tmp_path: Path) -> None:
 
 def test_a_run_without_an_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="from_epoch=all needs a run with a Pareto archive"):
-        export_front(Exported(str(tmp_path)), Run(tmp_path, {}, ""))  # type: ignore[arg-type]
+        experiment(tmp_path).run(Run(tmp_path, {}, ""))

@@ -78,14 +78,14 @@ def test_a_tampered_weight_is_caught_and_named(layer: int) -> None:
     other = net(mlp(nn.ReLU()), (6,))
     place = other[layer].weight.abs().argmax()  # type: ignore[index, union-attr]
     other[layer].weight.flatten()[place] -= 2**-4 * other[layer].weight.flatten()[place].sign()  # type: ignore[index, union-attr]
-    with pytest.raises(ExportError, match=rf"part at '{layer}'\[\d\], vector \d+: the model gives -?[\d.]+, the integers -?[\d.]+"):
+    with pytest.raises(ExportError, match=rf"differ at '{layer}'\[\d\], vector \d+: the model gives -?[\d.]+, the integers -?[\d.]+"):
         verify(other, graph, vectors)
 
 
 def test_wide_accumulators_are_warned_of_and_checked_in_float64(caplog: pytest.LogCaptureFixture) -> None:
     wide = net(mlp(nn.ReLU()), (6,), default_weight_fractional_bits=12, default_data_fractional_bits=14)
     rows = verified(wide, (6,)).accumulators
-    assert not rows[0].float32_exact and rows[0].partial_bits > 25 and "more than float32 holds" in caplog.text
+    assert not rows[0].float32_exact and rows[0].partial_bits > 25 and "more than float32 has" in caplog.text
     caplog.clear()
     assert all(row.float32_exact for row in verified(net(mlp(nn.ReLU()), (6,)), (6,)).accumulators) and not caplog.text
 

@@ -49,7 +49,7 @@ def test_which_operators_the_files_have(tmp_path: Path) -> None:
 def test_a_file_that_differs_is_an_error() -> None:
     from pquant.export.onnx import _compare
 
-    with pytest.raises(ExportError, match=r"model.onnx and the model part at output \[1\], vector 0: the file gives 2, the model 1"):
+    with pytest.raises(ExportError, match=r"model.onnx and the model differ at output \[1\], vector 0: the file gives 2, the model 1"):
         _compare("model", np.array([[0.0, 2.0]]), np.array([[0.0, 1.0]]))
 
 

@@ -15,7 +15,7 @@ from pquant.export import RTL
 from pquant.export.check import checked
 from pquant.export.integers import verify
 from pquant.export.replay import input_format
-from pquant.export.simulation import Port, simulate, simulator_there
+from pquant.export.simulation import Port, find_simulator, simulate
 from pquant.export.synthesis import yosys_command
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.finetuning.objectives import directions
@@ -113,7 +113,7 @@ def test_logic_that_differs_is_named_by_layer() -> None:
     graph = checked(model, (6,))
     verified = verify(model, graph, make_vectors(splits((6,)).test, input_format(graph), 100))
     other = wires.logic(checked(net(mlp(nn.ReLU()), (6,), default_data_integer_bits=1), (6,)))
-    with pytest.raises(ExportError, match=r"alkaid's logic part at output \d .*, vector \d+: the integers give"):
+    with pytest.raises(ExportError, match=r"alkaid's logic differ at output \d .*, vector \d+: the integers give"):
         rtl.check_emulator(other, graph, verified)
 
 
@@ -149,7 +149,7 @@ def test_icarus_gives_the_same_bits_and_finds_a_fault(tmp_path: Path, pipelined:
 
     expected = (folder / "sim" / "expected.hex").read_text().split()
     (folder / "sim" / "expected.hex").write_text("\n".join([f"{int(expected[0], 16) ^ 1:x}".zfill(len(expected[0])), *expected[1:]]) + "\n")
-    with pytest.raises(ExportError, match="integers and Verilog part at the model's output, vector 0"):
+    with pytest.raises(ExportError, match="integers and Verilog differ at the model's output, vector 0"):
         rtl.check_simulation("icarus", folder, 60)
 
 
@@ -182,7 +182,7 @@ def test_auto_counts_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compressed_net(mlp(nn.ReLU()), (6,))
-    with pytest.raises(ConfigError, match="all 45 multiplications of an inference side by side, RTL.max_multiplications is 44"):
+    with pytest.raises(ConfigError, match="all 45 multiplications of an inference into parallel logic, RTL.max_multiplications is 44"):
         RTL(max_multiplications=44).check(model, (6,))
     with pytest.raises(ConfigError, match="overflow_mode WRAP_SM"):
         RTL().check(compressed_net(mlp(nn.ReLU()), (6,), overflow_mode_data="WRAP_SM"), (6,))
@@ -195,7 +195,7 @@ def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_simulator_is_no_error() -> None:
-    assert simulator_there("emulator") is None
+    assert find_simulator("emulator") is None
 
 
 def test_a_port_packs_elements_from_the_lowest_bits() -> None:

@@ -1,4 +1,4 @@
-"""A study in this process, with jobs that compute their figures at once instead of training."""
+"""A study in this process, with jobs that compute their metrics at once instead of training."""
 
 import csv
 import runpy
@@ -18,8 +18,8 @@ EPOCHS = 4
 LENGTHS = ["training.pretraining_epochs=1", f"training.epochs={EPOCHS - 1}", "training.fine_tuning_epochs=0"]
 
 
-def figures_of(config: dict[str, Any]) -> dict[str, float]:
-    """Return smooth figures whose best learning rate is 4e-3: accuracy grows with the bits, and so do EBOPs."""
+def metrics_of(config: dict[str, Any]) -> dict[str, float]:
+    """Return smooth metrics whose best learning rate is 4e-3: accuracy grows with the bits, and so do EBOPs."""
     lr, bits = config["optimizer"]["lr"], config["quantization"]["default_weight_fractional_bits"]
     return {"val/accuracy": 1 - abs(lr - 4e-3) * 50 - 1 / 2 ** (bits + 1), "ebops": 1000.0 * bits, "sparsity": lr, "wall_seconds": 1.0}
 
@@ -33,13 +33,13 @@ class FakeJobs:
     nan: set[int] = field(default_factory=set)
     runs: list[Run] = field(default_factory=list)
 
-    def __call__(self, experiment: Experiment, run: Run, watch: Callable[[dict[str, Any]], None]) -> dict[str, float]:
+    def __call__(self, experiment: Experiment, run: Run, callback: Callable[[dict[str, Any]], None]) -> dict[str, float]:
         self.runs.append(run)
         self.before(int(run.folder.name))
-        figures = figures_of(run.config)
+        metrics = metrics_of(run.config)
         for epoch in range(1, EPOCHS + 1):
-            watch({"epoch": epoch, "seconds": 2.0, "val/accuracy": figures["val/accuracy"] * epoch / EPOCHS, "ebops": figures["ebops"]})
-        return figures | ({"val/accuracy": float("nan")} if int(run.folder.name) in self.nan else {})
+            callback({"epoch": epoch, "seconds": 2.0, "val/accuracy": metrics["val/accuracy"] * epoch / EPOCHS, "ebops": metrics["ebops"]})
+        return metrics | ({"val/accuracy": float("nan")} if int(run.folder.name) in self.nan else {})
 
     @property
     def numbers(self) -> list[int]:
@@ -50,7 +50,7 @@ class FakeJobs:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs()
-    monkeypatch.setattr(Experiment, "run", lambda experiment, run, watch: fake(experiment, run, watch))
+    monkeypatch.setattr(Experiment, "run", lambda experiment, run, callback: fake(experiment, run, callback))
     return fake
 
 

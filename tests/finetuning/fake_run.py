@@ -8,7 +8,7 @@ from pathlib import Path
 from pquant.experiment import Experiment
 
 
-def fake(experiment, run, watch):
+def fake(experiment, run, callback):
     number = run.folder.name
     with open(Path(os.environ["NOTES"]) / f"{number}-{os.getpid()}", "x"):
         pass

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from .conftest import FakeJobs, Study, figures_of
+from .conftest import FakeJobs, Study, metrics_of
 
 
 def refusal(study: Study, *overrides: str) -> str:
@@ -24,7 +24,7 @@ def test_every_sampler_runs_a_study(sampler: str, study: Study, jobs: FakeJobs) 
     assert len({tuple(trial.params.values()) for trial in trials}) > 1
     for trial, run in zip(trials, jobs.runs, strict=True):
         assert run.config["optimizer"]["lr"] == pytest.approx(trial.params["optimizer.lr"])
-        assert trial.values[0] == figures_of(run.config)["val/accuracy"]
+        assert trial.values[0] == metrics_of(run.config)["val/accuracy"]
 
 
 def test_a_grid_is_walked_once_whatever_num_trials_says(study: Study, jobs: FakeJobs) -> None:
@@ -219,5 +219,5 @@ def test_trackers_get_the_study_as_group(study: Study, jobs: FakeJobs) -> None:
 
 def test_several_jobs_on_the_basic_launcher_are_told_to_be_serial(study: Study, jobs: FakeJobs, capsys: pytest.CaptureFixture[str]) -> None:
     study.start("finetuning=random", "finetuning.num_trials=2", "hydra.sweeper.n_jobs=2")
-    assert "one trial after the other" in capsys.readouterr().out
+    assert "one trial at a time" in capsys.readouterr().out
     assert jobs.numbers == [0, 1]

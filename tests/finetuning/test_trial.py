@@ -26,12 +26,12 @@ def claims(folder: Path) -> Claims:
     return Claims(open_study("one", store, ["minimize"], {}), store, folder)
 
 
-def work(watch: Callable[[dict[str, Any]], None], go_on: bool) -> dict[str, Any]:
-    watch({"epoch": 1, "seconds": 1.0, "loss": 0.5})
+def work(callback: Callable[[dict[str, Any]], None], resume: bool) -> dict[str, Any]:
+    callback({"epoch": 1, "seconds": 1.0, "loss": 0.5})
     return {"loss": 0.25, "note": "text"}
 
 
-def never(watch: Callable[[dict[str, Any]], None], go_on: bool) -> dict[str, Any]:
+def never(callback: Callable[[dict[str, Any]], None], resume: bool) -> dict[str, Any]:
     pytest.fail("the trial is not to be run")
 
 
@@ -50,7 +50,7 @@ def test_a_trial_reports_its_epochs_and_tells_its_end_once(folder: Path) -> None
     owner.claim(1, 1, lambda number: RandomSampler(number), SPACE)
     assert job(folder).conduct(work) == [0.25]
     [trial] = owner.study.trials
-    assert trial.state is TrialState.COMPLETE and trial.intermediate_values == {0: 0.5} and trial.user_attrs["figures"] == {"loss": 0.25}
+    assert trial.state is TrialState.COMPLETE and trial.intermediate_values == {0: 0.5} and trial.user_attrs["metrics"] == {"loss": 0.25}
     assert job(folder).conduct(never) is None
 
 

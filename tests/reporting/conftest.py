@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-def epoch(number: int, stage: str, round_: int, **figures) -> dict:
+def epoch(number: int, stage: str, round_: int, **metrics) -> dict:
     return {
         "stage": stage,
         "round": round_,
@@ -21,7 +21,7 @@ def epoch(number: int, stage: str, round_: int, **figures) -> dict:
         "ebops": 1000.0 - number,
         "lr": 1e-3,
         "seconds": 1.5,
-    } | figures
+    } | metrics
 
 
 @pytest.fixture

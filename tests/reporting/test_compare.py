@@ -20,11 +20,11 @@ from pquant.reporting.weights import Weights
 EVIL = "</script><img src=x onerror=alert(1)>"
 
 
-def finished(folder: Path, settings: dict[str, Any], overrides: list[str] | None = None, **figures: Any) -> None:
+def finished(folder: Path, settings: dict[str, Any], overrides: list[str] | None = None, **metrics: Any) -> None:
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides or []))
-    (folder / "summary.json").write_text(json.dumps({name.replace("__", "/"): value for name, value in figures.items()}))
+    (folder / "summary.json").write_text(json.dumps({name.replace("__", "/"): value for name, value in metrics.items()}))
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def sweep(tmp_path: Path) -> Path:
     for number in range(11):
         method = {"_target_": f"pquant.{'AB'[number % 2]}", "name": "ab"[number % 2], **({"alpha": 0.1} if number % 2 else {})}
         settings = {"seed": number % 3, "pruning": method, "training": {"epochs": 5, "note": EVIL}, "tracker": {"name": str(number)}}
-        figures = {"test__accuracy": 0.9 - number / 100, "val__accuracy": 0.91 - number / 50, "sparsity": number / 20, "ebops": 1000.0 - 50 * number}
-        finished(tmp_path / "sweep" / str(number), settings, [f"seed={number % 3}", "x='a b'"], **figures)
+        metrics = {"test__accuracy": 0.9 - number / 100, "val__accuracy": 0.91 - number / 50, "sparsity": number / 20, "ebops": 1000.0 - 50 * number}
+        finished(tmp_path / "sweep" / str(number), settings, [f"seed={number % 3}", "x='a b'"], **metrics)
     (tmp_path / "sweep" / "3" / "report.html").write_text("")
     (tmp_path / "sweep" / "failed").mkdir()
     return tmp_path / "sweep"
@@ -42,7 +42,7 @@ def sweep(tmp_path: Path) -> Path:
 def test_runs_are_found_once_and_in_the_order_of_their_numbers(sweep: Path) -> None:
     runs = load_runs([sweep, sweep / "3"])
     assert [run.name for run in runs] == [str(number) for number in range(11)]
-    assert runs[2].figures["ebops"] == 900.0 and runs[2].settings["training.epochs"] == "5"
+    assert runs[2].metrics["ebops"] == 900.0 and runs[2].settings["training.epochs"] == "5"
     assert shlex.split(runs[2].command) == ["python", "run.py", "seed=2", "x='a b'"]
     assert load_runs([sweep / "3", sweep / "10"])[0].name == "3"
     with pytest.raises(ConfigError, match="failed' has none"):
@@ -118,9 +118,9 @@ def test_a_report_is_drawn_in_a_browser(tmp_path: Path, browse: Any, width: int,
 
 
 def test_a_study_is_drawn_in_a_browser(tmp_path: Path, browse: Any) -> None:
-    figures = {"val/accuracy": 0.5, "ebops": 3.0, "sparsity": 0.5}
-    point = {"number": 0, "params": {}, "command": "c", "feasible": True, "best": True, "figures": figures}
-    write_pareto(tmp_path / "pareto.html", "study", [point, point | {"number": 1, "figures": figures | {"ebops": 2.0, "val/accuracy": 0.4}}])
+    metrics = {"val/accuracy": 0.5, "ebops": 3.0, "sparsity": 0.5}
+    point = {"number": 0, "params": {}, "command": "c", "feasible": True, "best": True, "metrics": metrics}
+    write_pareto(tmp_path / "pareto.html", "study", [point, point | {"number": 1, "metrics": metrics | {"ebops": 2.0, "val/accuracy": 0.4}}])
     assert browse(tmp_path / "pareto.html") == {"console": [], "drawn": [True, True], "wide": 0}
 
 

@@ -9,12 +9,12 @@ ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, 
 
 
 @given(ANSWERS, st.integers(1, 7))
-def test_the_table_is_that_of_scikit_learn_however_the_batches_are_cut(answers: list[tuple[int, int]], size: int) -> None:
-    true, said = torch.tensor(answers).T
+def test_the_table_is_that_of_scikit_learn_however_the_batches_are_cut(predictions: list[tuple[int, int]], size: int) -> None:
+    true, predicted = torch.tensor(predictions).T
     confusion = Confusion(4, torch.device("cpu"))
-    for y, x in zip(true.split(size), said.split(size), strict=True):
+    for y, x in zip(true.split(size), predicted.split(size), strict=True):
         confusion.add(torch.nn.functional.one_hot(x, 4).float(), y)
-    assert confusion.table() == confusion_matrix(true, said, labels=range(4)).tolist()
+    assert confusion.table() == confusion_matrix(true, predicted, labels=range(4)).tolist()
 
 
 def test_shares_are_of_the_true_class_and_a_class_without_examples_has_none() -> None:

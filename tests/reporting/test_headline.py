@@ -2,28 +2,28 @@ import math
 
 import pytest
 
-from pquant.reporting.headline import Figure, headline, label, metric_names, show
+from pquant.reporting.headline import HeadlineMetric, headline, label, metric_names, show
 
 
-def test_headline_says_each_figure_with_what_to_compare_it_with(summary):
+def test_headline_shows_each_metric_with_what_to_compare_it_with(summary):
     assert headline(summary) == [
-        Figure("Accuracy", "76.12 %", "float baseline 76.69 %, -0.57 points"),
-        Figure("Sparsity", "90.12 %", "of the prunable weights"),
-        Figure("Parameters left", "431", "of 4,389"),
-        Figure("Weight bits", "6.25", "mean of the non-zero weights"),
-        Figure("EBOPs", "5,493"),
-        Figure("Size", "35.2 kB", "non-zero weights and biases, no index"),
-        Figure("Time", "3 min 07 s", "150 epochs"),
+        HeadlineMetric("Accuracy", "76.12 %", "float baseline 76.69 %, -0.57 points"),
+        HeadlineMetric("Sparsity", "90.12 %", "of the prunable weights"),
+        HeadlineMetric("Parameters left", "431", "of 4,389"),
+        HeadlineMetric("Weight bits", "6.25", "mean of the non-zero weights"),
+        HeadlineMetric("EBOPs", "5,493"),
+        HeadlineMetric("Size", "35.2 kB", "non-zero weights and biases, no index"),
+        HeadlineMetric("Time", "3 min 07 s", "150 epochs"),
     ]
 
 
 def test_headline_of_a_regression_compares_without_points():
-    assert headline({"test/loss": 1.0, "test/rmse": 0.01234, "float/rmse": 0.01}) == [Figure("Rmse", "0.01234", "float baseline 0.01000")]
+    assert headline({"test/loss": 1.0, "test/rmse": 0.01234, "float/rmse": 0.01}) == [HeadlineMetric("Rmse", "0.01234", "float baseline 0.01000")]
 
 
 def test_headline_leaves_out_what_is_not_known():
     assert headline({}) == []
-    assert headline({"sparsity": None, "test/accuracy": None, "test/confusion": [[1]], "ebops": 0.0}) == [Figure("EBOPs", "0")]
+    assert headline({"sparsity": None, "test/accuracy": None, "test/confusion": [[1]], "ebops": 0.0}) == [HeadlineMetric("EBOPs", "0")]
 
 
 def test_metric_names_are_the_numbers_of_a_part_but_the_loss():
@@ -51,7 +51,7 @@ def test_metric_names_are_the_numbers_of_a_part_but_the_loss():
         ("loss", None, "-"),
     ],
 )
-def test_a_figure_is_shown_in_the_unit_of_its_name(name, value, text):
+def test_a_metric_is_shown_in_the_unit_of_its_name(name, value, text):
     assert show(name, value) == text
 
 

@@ -51,18 +51,18 @@ def write(tmp_path, summary, rows, layers):
     return written
 
 
-def test_the_report_has_each_headline_figure(write):
+def test_the_report_has_each_headline_metric(write):
     text = " ".join(Page(write()).texts)
-    for figure in ("76.12 %", "float baseline 76.69 %, -0.57 points", "90.12 %", "431", "of 4,389", "6.25", "5,493", "35.2 kB", "3 min 07 s"):
-        assert figure in text
-    assert "76.12\u00a0%\u00a0accuracy, 90.12\u00a0%\u00a0sparse, 6.25\u00a0bits\u00a0a\u00a0weight" in text
+    for metric in ("76.12 %", "float baseline 76.69 %, -0.57 points", "90.12 %", "431", "of 4,389", "6.25", "5,493", "35.2 kB", "3 min 07 s"):
+        assert metric in text
+    assert "76.12\u00a0%\u00a0accuracy, 90.12\u00a0%\u00a0sparse, 6.25\u00a0bits\u00a0per\u00a0weight" in text
 
 
 def test_the_report_has_layers_environment_command_and_config(write):
     config = {"model": {"_target_": "pquant.models.MLP", "hidden": [64, 32]}, "note": "${unfinished", "seed": 3}
     page = Page(write(config=config))
-    for said in ("first", "5 × 16", "75.00 %", "1,234", "0123456789ab", "2.6.0", "MLP", COMMAND):
-        assert said in page.texts
+    for shown in ("first", "5 × 16", "75.00 %", "1,234", "0123456789ab", "2.6.0", "MLP", COMMAND):
+        assert shown in page.texts
     assert page.texts.count("float") == 5
     shown = next(text for text in page.texts if "_target_" in text)
     assert yaml.safe_load(shown) == config
@@ -99,7 +99,7 @@ def test_tensors_numbers_that_are_not_finite_and_unknown_keys_are_fine(write, ro
     assert "confusion" in text and "5,493" not in text
 
 
-def test_a_run_without_epochs_layers_or_figures_has_a_page(write):
+def test_a_run_without_epochs_layers_or_metrics_has_a_page(write):
     page = Page(write(summary={}, rows=[], layers=[], config={}))
     assert "A run of pquant" in page.texts
     assert not [tag for tag, _ in page.tags if tag == "svg"]
@@ -109,8 +109,8 @@ def test_the_report_shows_weights_confusion_and_what_was_exported(write, summary
     details = Details([Weights("<conv>", 0.5, [0, 3, 0], [1, 1, 1])], [[7, 2], [0, 9]])
     summary |= {"rtl/luts_estimated": 1234, "rtl/bit_exact": True, "rtl/simulator": "verilator", "onnx/bit_exact": False}
     page = Page(write(details=details))
-    said = {text.strip() for text in page.texts}
-    assert {"<conv>", "RTL", "LUTs (estimated)", "1,234", "verilator", "yes", "ONNX", "no", "7", "9"} <= said
+    shown = {text.strip() for text in page.texts}
+    assert {"<conv>", "RTL", "LUTs (estimated)", "1,234", "verilator", "yes", "ONNX", "no", "7", "9"} <= shown
     assert [attributes["style"] for tag, attributes in page.tags if tag == "td" and "style" in attributes] == [
         "--share: 77.8%",
         "--share: 22.2%",

@@ -15,7 +15,7 @@ PLACES = st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(
 
 
 def point(number: int, accuracy: float, ebops: float, **more: Any) -> dict[str, Any]:
-    figures = {"val/accuracy": accuracy, "ebops": ebops, "sparsity": 0.5}
+    metrics = {"val/accuracy": accuracy, "ebops": ebops, "sparsity": 0.5}
     command = f"python run.py 'pruning.note=<b>{number}'"
     return {
         "number": number,
@@ -23,7 +23,7 @@ def point(number: int, accuracy: float, ebops: float, **more: Any) -> dict[str, 
         "command": command,
         "feasible": True,
         "best": number == 0,
-        "figures": figures,
+        "metrics": metrics,
     } | more
 
 
@@ -54,7 +54,7 @@ def test_the_page_has_every_point_with_its_command_and_needs_nothing_else(tmp_pa
     assert not re.search(r"""(src|href)=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", page)
 
 
-@pytest.mark.parametrize("points", [[], [{**point(0, 0.9, 1.0), "figures": {}}]])
+@pytest.mark.parametrize("points", [[], [{**point(0, 0.9, 1.0), "metrics": {}}]])
 def test_a_study_without_figures_says_so(points: list[dict[str, Any]], tmp_path: Path) -> None:
     write_pareto(tmp_path / "pareto.html", "empty", points)
     assert "No trial is complete yet" in (tmp_path / "pareto.html").read_text()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pquant.tracking import MetricsCsv, write_atomic, write_json
-from pquant.tracking.files import SyncBehind, plain
+from pquant.tracking.files import BackgroundSync, plain
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -42,9 +42,9 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_what_is_written_arrives_behind_in_order_before_what_comes_after(tmp_path, monkeypatch):
+def test_what_is_written_is_synced_in_the_background_in_order_before_what_comes_after(tmp_path, monkeypatch):
     path, events, gates = tmp_path / "a", [], [threading.Event(), threading.Event()]
-    behind = SyncBehind(path)
+    background = BackgroundSync(path)
 
     def slow(number):
         turn = len(events)
@@ -52,15 +52,15 @@ def test_what_is_written_arrives_behind_in_order_before_what_comes_after(tmp_pat
         events.append(os.fstat(number).st_size)
 
     monkeypatch.setattr(os, "fsync", slow)
-    write_atomic(path, "first", tmp_path / "before", behind)
+    write_atomic(path, "first", tmp_path / "before", background)
     assert path.read_text() == "first" and events == []
     gates[0].set()
-    write_atomic(path, "second", tmp_path / "before", behind)
+    write_atomic(path, "second", tmp_path / "before", background)
     assert events == [5] and (tmp_path / "before").read_text() == "first"
     gates[1].set()
-    behind.wait()
+    background.wait()
     assert events == [5, 6]
-    behind.wait()
+    background.wait()
 
 
 def test_what_did_not_arrive_is_an_error_of_the_next_write_and_of_the_wait_and_names_the_file(tmp_path, monkeypatch):
@@ -68,15 +68,15 @@ def test_what_did_not_arrive_is_an_error_of_the_next_write_and_of_the_wait_and_n
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "a"
-    behind = SyncBehind(path)
+    background = BackgroundSync(path)
     monkeypatch.setattr(os, "fsync", fail)
-    write_atomic(path, "first", sync=behind)
+    write_atomic(path, "first", sync=background)
     with pytest.raises(OSError, match="No space left") as caught:
-        write_atomic(path, "second", sync=behind)
+        write_atomic(path, "second", sync=background)
     assert caught.value.filename == str(path) and path.read_text() == "first" and os.listdir(tmp_path) == ["a"]
-    write_atomic(path, "third", sync=behind)
+    write_atomic(path, "third", sync=background)
     with pytest.raises(OSError, match="No space left") as caught:
-        behind.wait()
+        background.wait()
     assert caught.value.filename == str(path)
 
 
@@ -175,10 +175,10 @@ def test_the_last_files_stay_open_so_that_giving_up_replaced_ones_takes_no_time_
     path, closed = tmp_path / "a", []
     close = os.close
     monkeypatch.setattr(os, "close", lambda number: (closed.append((os.fstat(number).st_size, threading.current_thread())), close(number)))
-    with SyncBehind(path) as behind:
+    with BackgroundSync(path) as background:
         for size in range(1, 5):
-            write_atomic(path, size * "x", tmp_path / "before", behind)
-        behind.wait()
+            write_atomic(path, size * "x", tmp_path / "before", background)
+        background.wait()
         assert [size for size, _ in closed] == [1, 2]
         assert threading.main_thread() not in [thread for _, thread in closed]
     assert [size for size, _ in closed] == [1, 2, 3, 4]
@@ -189,8 +189,8 @@ def test_the_end_of_the_context_tells_what_did_not_arrive_but_hides_no_other_err
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"), SyncBehind(tmp_path / "a") as behind:
-        write_atomic(tmp_path / "a", "first", sync=behind)
-    with pytest.raises(KeyboardInterrupt), SyncBehind(tmp_path / "a") as behind:
-        write_atomic(tmp_path / "a", "second", sync=behind)
+    with pytest.raises(OSError, match="No space left"), BackgroundSync(tmp_path / "a") as background:
+        write_atomic(tmp_path / "a", "first", sync=background)
+    with pytest.raises(KeyboardInterrupt), BackgroundSync(tmp_path / "a") as background:
+        write_atomic(tmp_path / "a", "second", sync=background)
         raise KeyboardInterrupt

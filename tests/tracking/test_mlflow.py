@@ -71,7 +71,7 @@ def test_a_store_that_fails_costs_one_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="pquant"):
         whole_run(MlflowTracker(uri="nonsense://store"), tmp_path)
     ours = [record.message for record in caplog.records if record.name.startswith("pquant")]
-    assert len(ours) == 1 and ours[0].startswith("MLflow failed, the run goes on without it")
+    assert len(ours) == 1 and ours[0].startswith("MLflow failed, the run continues without it")
 
 
 def test_a_missing_mlflow_is_a_configuration_error_that_names_the_extra(monkeypatch, tmp_path):

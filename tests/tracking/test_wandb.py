@@ -129,7 +129,7 @@ def test_an_init_that_fails_costs_one_warning(fake, tmp_path, caplog):
         tracker.log({"epoch": 1})
         tracker.summary({"a": 1})
         tracker.finish("failed")
-    assert [record.message for record in caplog.records] == ["Weights & Biases failed, the run goes on without it: RuntimeError: no service"]
+    assert [record.message for record in caplog.records] == ["Weights & Biases failed, the run continues without it: RuntimeError: no service"]
 
 
 def test_a_service_that_dies_costs_one_warning(fake, tmp_path, caplog):
