@@ -138,4 +138,5 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
-    return _FixedPoint.apply(x, Format(k, i, f, round_mode, overflow_mode).to(x.dtype))
+    format = Format(k, i, f, round_mode, overflow_mode).to(x.dtype)
+    return _FixedPoint.apply(x, format) if x.requires_grad and torch.is_grad_enabled() else quantized(x, format)
