@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.quantization.hgq import HGQQuantizer
-from pquant.quantization.quantizer import Quantizer
 
 
 class Penalty:
@@ -19,22 +18,24 @@ class Penalty:
     def __init__(self, model: nn.Module) -> None:
         self.pruned = list(pruned_layers(model).values())
         regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
-        self.counted = [layer for layer in regularized if isinstance(layer, CompressedLayer) and layer.quantization.regularizes_ebops]
-        owners: dict[Quantizer, QuantizedLayer] = {}
+        self.counted = [layer for layer in regularized if isinstance(layer, CompressedLayer) and layer.regularizes_ebops()]
+        self.owners: dict[HGQQuantizer, QuantizedLayer] = {}
         for layer in regularized:
             if layer.quantization.hgq_gamma:
-                owners |= {quantizer: layer for quantizer in layer.quantizers() if isinstance(quantizer, HGQQuantizer) and quantizer not in owners}
-        self.widths = list(owners.items())
+                for quantizer in layer.quantizers():
+                    if isinstance(quantizer, HGQQuantizer):
+                        self.owners.setdefault(quantizer, layer)
+        met = [quantizer for layer in self.counted for quantizer in (layer.weight_quantizer, layer.bias_quantizer, layer.operand())]
+        self.trained = dict.fromkeys(quantizer for quantizer in (*self.owners, *met) if isinstance(quantizer, HGQQuantizer))
         self.zero = torch.zeros(())
 
     def __call__(self) -> Tensor:
         """Return the methods' losses + beta * EBOPs + gamma * (sum of all trained bit widths), 0 where there are none."""
         terms = [layer.pruner.penalty(layer.weight) for layer in self.pruned]
+        widths = {quantizer: quantizer.bits() for quantizer in self.trained}
         for layer in self.counted:
-            ebops = layer.trained_ebops()
-            if ebops is not None:
-                terms.append(layer.regularization.beta * ebops)  # type: ignore[union-attr]
-        terms += [layer.regularization.gamma * quantizer.bits().sum() for quantizer, layer in self.widths]  # type: ignore[union-attr]
+            terms.append(layer.regularization.beta * layer.trained_ebops(widths))  # type: ignore[union-attr]
+        terms += [layer.regularization.gamma * widths[quantizer].sum() for quantizer, layer in self.owners.items()]  # type: ignore[union-attr]
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
 

@@ -1,6 +1,7 @@
 """What layers share: quantizers around every layer, and the effective weight of those that have one."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -235,15 +236,21 @@ class CompressedLayer(QuantizedLayer):
                     self.pruner.observe(values.detach())
         return y
 
-    def trained_ebops(self) -> Tensor | None:
-        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; None where no bits are trained."""
-        quantizers = (self.weight_quantizer, self.bias_quantizer, self.operand())
-        if not any(isinstance(quantizer, HGQQuantizer) for quantizer in quantizers):
-            return None
-        mask = self.pruner.hard_mask(self.weight).detach()
-        weight = self.weight_quantizer.bits().to(self.weight).expand_as(self.weight) * mask
-        bias = None if self.bias is None else self.bias_quantizer.bits().to(self.bias).expand_as(self.bias)
-        return self.operations(weight, bias, self.operand().bits())
+    def regularizes_ebops(self) -> bool:
+        """Return whether the loss has a regularization of EBOPs, and bits that the layer meets are trained."""
+        met = (self.weight_quantizer, self.bias_quantizer, self.operand())
+        return self.quantization.regularizes_ebops and any(isinstance(quantizer, HGQQuantizer) for quantizer in met)
+
+    def trained_ebops(self, widths: Mapping[Any, Tensor]) -> Tensor:
+        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; ``widths`` has the bits of trained quantizers."""
+        weight, bias, data = (
+            quantizer.bits() if (width := widths.get(quantizer)) is None else width
+            for quantizer in (self.weight_quantizer, self.bias_quantizer, self.operand())
+        )
+        weight = weight.to(self.weight).expand_as(self.weight)
+        if not isinstance(self.pruner, NoPruner):
+            weight = weight * self.pruner.hard_mask(self.weight).detach()
+        return self.operations(weight, None if self.bias is None else bias.to(self.bias).expand_as(self.bias), data)
 
     @torch.no_grad()
     def start_pruner(self, stage: Stage, horizon: Horizon | None) -> None:

@@ -32,24 +32,18 @@ ROUND: dict[str, Callable[[Tensor], Tensor]] = {
 DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 
 
-class Format(NamedTuple):
-    """The bits and modes of fixed-point values; bits are numbers, or tensors that broadcast with the values."""
+class Grid(NamedTuple):
+    """The values of a format, multiples of ``step`` from ``low`` to ``high``; numbers, or tensors that broadcast with the values.
 
-    k: Bits
-    i: Bits
-    f: Bits
-    round_mode: str = "RND"
-    overflow_mode: str = "SAT"
+    ``scale`` takes a value to what the rounding mode is given. A format without bits has only the value 0: ``low``, ``high`` and ``step`` are 0.
+    """
 
-    def to(self, dtype: torch.dtype) -> "Format":
-        """Return the format with bits that are tensors in ``dtype``, in which its bounds are exact."""
-        k, i, f = (bits.to(dtype) if isinstance(bits, Tensor) else bits for bits in self[:3])
-        return Format(k, i, f, *self[3:])
-
-    @property
-    def width(self) -> Any:
-        """Total bits; below 1 every value is 0."""
-        return self.k + self.i + self.f
+    low: Any
+    high: Any
+    scale: Any
+    step: Any
+    round_mode: str
+    overflow_mode: str
 
 
 def pow2(exponent: Any) -> Any:
@@ -57,16 +51,23 @@ def pow2(exponent: Any) -> Any:
     return torch.exp2(exponent) if isinstance(exponent, Tensor) else 2.0**exponent
 
 
-def bounds(format: Format) -> tuple[Any, Any]:
-    """Return the lowest and highest value of a format, numbers or tensors; both are 0 where it has no bits."""
-    k, i, f, _, overflow_mode = format
-    top, width = pow2(i), format.width
-    high = top - pow2(-f)
+def grid(k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Grid:
+    """Return the grid of a format; its tensors have the dtype of the bits.
+
+    Raises:
+        ValueError: an unknown ``overflow_mode``.
+    """
+    if overflow_mode not in SATURATING + WRAPPING:
+        raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))
+    top, step, scale = pow2(i), pow2(-f), pow2(f + (round_mode in DOUBLED))
+    high = top - step
     low = -k * (high if overflow_mode == "SAT_SYM" else top)
-    if isinstance(width, Tensor):
-        zero = torch.zeros_like(width)
-        return torch.where(width > 0, low, zero), torch.where(width > 0, high, zero)
-    return (float(low), float(high)) if width > 0 else (0.0, 0.0)
+    without_bits = k + i + f <= 0
+    if isinstance(without_bits, Tensor):
+        low, high, step = (torch.where(without_bits, 0, value) for value in (low, high, step))
+    elif without_bits:
+        low = high = step = 0.0
+    return Grid(low, high, scale, step, round_mode, overflow_mode)
 
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
@@ -74,27 +75,25 @@ def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     return ROUND[round_mode](x.detach() * pow2(f + (round_mode in DOUBLED))).mul_(pow2(-f))
 
 
-def quantized(x: Tensor, format: Format) -> Tensor:
-    """Return the values of ``x`` in the format, without a gradient; see :func:`fixed_point`."""
-    if format.overflow_mode not in SATURATING:
-        return _wrapped(x.detach(), format)
-    return rounded(torch.clamp(x.detach(), *bounds(format)), format.f, format.round_mode)
+def quantized(x: Tensor, to: Grid) -> Tensor:
+    """Return the values of ``x`` on a grid, without a gradient; see :func:`fixed_point`."""
+    x = x.detach()
+    if to.overflow_mode in WRAPPING:
+        return _wrapped(x, to)
+    return ROUND[to.round_mode](torch.clamp(x, to.low, to.high).mul_(to.scale)).mul_(to.step)
 
 
-def _wrapped(x: Tensor, format: Format) -> Tensor:
-    k, i, f, round_mode, overflow_mode = format
-    if overflow_mode not in WRAPPING:
-        raise ValueError(unknown("overflow mode", overflow_mode, SATURATING + WRAPPING))
-    n = ROUND[round_mode](x.double() * pow2(f + (round_mode in DOUBLED)))
-    count = pow2(k + i + f)
-    low = -k * pow2(i + f)
-    period = count if overflow_mode == "WRAP" else 2 * count
+def _wrapped(x: Tensor, to: Grid) -> Tensor:
+    low, high, scale, step = (value.double() if isinstance(value, Tensor) else value for value in to[:4])
+    n, scale = ROUND[to.round_mode](x.double() * scale), scale / 2 if to.round_mode in DOUBLED else scale
+    low, count = low * scale, (high - low) * scale + 1
+    period = count if to.overflow_mode == "WRAP" else 2 * count
     n = torch.fmod(n, period)
     n = n + period * (n < low) - period * (n >= low + period)
-    if overflow_mode == "WRAP_SM":
+    if to.overflow_mode == "WRAP_SM":
         top = low + count
         n = torch.where(n >= top, (top - 1) - (n - top), n)
-    return n.mul_(pow2(-f)).mul_(format.width > 0).to(x.dtype)
+    return n.mul_(step).to(x.dtype)
 
 
 class _FixedPoint(torch.autograd.Function):
@@ -103,21 +102,26 @@ class _FixedPoint(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, format: Format) -> Tensor:
-        return quantized(x, format)
+    def forward(x: Tensor, to: Grid) -> Tensor:
+        return quantized(x, to)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Format], output: Tensor) -> None:
-        x, ctx.format = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Grid], output: Tensor) -> None:
+        x, ctx.grid = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        if ctx.format.overflow_mode in SATURATING:
-            grad = grad * torch.clamp(x, *bounds(ctx.format)).eq_(x)
-        has_bits = ctx.format.width > 0
+        (x,), to = ctx.saved_tensors, ctx.grid
+        if to.overflow_mode in SATURATING:
+            grad = grad * torch.clamp(x, to.low, to.high).eq_(x)
+        has_bits = to.step > 0
         return grad if has_bits is True else grad * has_bits, None
+
+
+def straight_through(x: Tensor, to: Grid) -> Tensor:
+    """Return the values of ``x`` on a grid; see :func:`fixed_point`."""
+    return _FixedPoint.apply(x, to) if x.requires_grad and torch.is_grad_enabled() else quantized(x, to)
 
 
 def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "RND", overflow_mode: OverflowMode = "SAT") -> Tensor:
@@ -138,5 +142,5 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
-    format = Format(k, i, f, round_mode, overflow_mode).to(x.dtype)
-    return _FixedPoint.apply(x, format) if x.requires_grad and torch.is_grad_enabled() else quantized(x, format)
+    k, i, f = (bits.to(x.dtype) if isinstance(bits, Tensor) else bits for bits in (k, i, f))
+    return straight_through(x, grid(k, i, f, round_mode, overflow_mode))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Format, bounds, pow2, quantized
+from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, grid, quantized
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, value_range
 from pquant.training import distributed
 
@@ -19,8 +19,8 @@ MOST_BITS = 32.0
 """Largest magnitude of a trained ``i`` or ``f``, that of any format in the settings."""
 
 
-class _TrainedFormat(torch.autograd.Function):
-    """q(x; k, i, f) with ``i`` and ``f`` rounded, straight through, under SAT or SAT_SYM.
+class _TrainedBits(torch.autograd.Function):
+    """q(x; i, f) on the grid of rounded bits, straight through, under SAT or SAT_SYM.
 
     Inside the range dq/dx = 1 and dq/df = ln 2 (x - q). At the upper bound dq/di = ln 2 * 2^i and dq/df = ln 2 * 2^-f; at the lower one
     dq/di = -ln 2 * k * 2^i (under SAT_SYM minus the upper bound's derivatives). A format without bits gives 0, with dq/dx = 1 and
@@ -30,31 +30,29 @@ class _TrainedFormat(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, i: Tensor, f: Tensor, format: Format) -> Tensor:
-        return quantized(x, format._replace(i=torch.round(i), f=torch.round(f)).to(x.dtype))
+    def forward(x: Tensor, i: Tensor, f: Tensor, to: Grid, k: int) -> Tensor:
+        return quantized(x, to)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Format], output: Tensor) -> None:
-        *tensors, ctx.format = inputs
-        ctx.save_for_backward(*tensors, output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Grid, int], output: Tensor) -> None:
+        x, _, _, to, ctx.k = inputs
+        ctx.symmetric = to.overflow_mode == "SAT_SYM"
+        ctx.save_for_backward(x, output, to.low, to.high, to.step)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, i, f, q = ctx.saved_tensors
-        format = ctx.format._replace(i=torch.round(i), f=torch.round(f)).to(x.dtype)
-        low, high = bounds(format)
-        without_bits = format.width <= 0
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, q, low, high, step = ctx.saved_tensors
+        without_bits = step == 0
         clipped = torch.clamp(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
-        by_f = ((clipped - q) * grad).sum_to_size(f.shape)
+        by_f = ((clipped - q) * grad).sum_to_size(step.shape)
         dx = grad * clipped.eq_(x)
         outside = grad - dx
-        by_bound = (outside * x.sign()).sum_to_size(f.shape)
-        above = (by_bound + outside.sum_to_size(f.shape)) / 2
-        if not format.k:
-            by_bound = above
-        di = by_bound * pow2(format.i)
-        df = by_f + (by_bound if format.overflow_mode == "SAT_SYM" else above) * pow2(-format.f)
-        return dx, di * LN2, df * LN2, None
+        signed, both = (outside * x.sign()).sum_to_size(step.shape), outside.sum_to_size(step.shape)
+        above = (signed + both) / 2
+        by_bound = signed if ctx.k else above
+        di = by_bound * (high + step)
+        df = by_f + (by_bound if ctx.symmetric else above) * step
+        return dx, di * LN2, df * LN2, None, None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -106,9 +104,14 @@ class HGQQuantizer(Quantizer):
         if self.tracks and (self.training or math.isinf(self.forget)):
             self.track(x)
         if self.tracks and not self.training:
-            return quantized(x, Format(*self.format(), self.round_mode, self.overflow_mode).to(x.dtype))
-        i, overflow_mode = (self.i.clone(), "SAT") if self.tracks else (self.i, self.overflow_mode)
-        return _TrainedFormat.apply(x, i, self.f, Format(int(self.keeps_negatives), 0, 0, self.round_mode, overflow_mode))
+            return quantized(x, self._grid(x.dtype, self.overflow_mode))
+        to = self._grid(x.dtype, "SAT" if self.tracks else self.overflow_mode)
+        return _TrainedBits.apply(x, self.i, self.f, to, int(self.keeps_negatives))
+
+    @torch.no_grad()
+    def _grid(self, dtype: torch.dtype, overflow_mode: OverflowMode) -> Grid:
+        i, f = torch.round(self.i), torch.round(self.f)
+        return grid(int(self.keeps_negatives), i.to(dtype), f.to(dtype), self.round_mode, overflow_mode)
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
@@ -136,7 +139,7 @@ class HGQQuantizer(Quantizer):
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rounded bits in force."""
-        i, f = torch.round(self.i.detach()).ceil(), torch.round(self.f.detach())
+        i, f = torch.round(self.i.detach()), torch.round(self.f.detach())
         return torch.full_like(f, self.keeps_negatives), i, f
 
     def finalized(self) -> Quantizer:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, OverflowMode, RoundMode, fixed_point, pow2, rounded
+from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, RoundMode, fixed_point, grid, pow2, rounded, straight_through
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -199,9 +199,16 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        """Read one format for all values into Python, so that no step waits for the device to tell it."""
+        """Take the grid of the bits in force: one for all values is read into Python, so that no step waits for the device."""
         self.calibrated = not bool(self.i.isnan().any())
         self.numbers = (int(self.k), int(self.i), int(self.f)) if self.calibrated and self.i.ndim == 0 else None
+        modes = self.round_mode, self.overflow_mode
+        self.one_grid = grid(*self.numbers, *modes) if self.numbers else None
+        if self.numbers is None:
+            k, i, f = (bits.double() for bits in self.format())
+            for name, values in grid(k, i, f, *modes)._asdict().items():
+                if isinstance(values, Tensor):
+                    self.register_buffer(f"grid_{name}", values, persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -215,8 +222,14 @@ class FixedPointQuantizer(Quantizer):
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
             raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
-        k, i, f = self.numbers or self.format()
-        return fixed_point(x, k, i, f, self.round_mode, self.overflow_mode)
+        return straight_through(x, self._grid(x.dtype))
+
+    def _grid(self, dtype: torch.dtype) -> Grid:
+        """Return the grid of the bits in force, for values of a dtype."""
+        if self.one_grid is not None:
+            return self.one_grid
+        names = ("grid_low", "grid_high", "grid_scale", "grid_step")
+        return Grid(*(getattr(self, name).to(dtype) for name in names), self.round_mode, self.overflow_mode)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
