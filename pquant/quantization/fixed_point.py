@@ -35,7 +35,7 @@ DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 class Grid(NamedTuple):
     """The values of a format, multiples of ``step`` from ``low`` to ``high``; numbers, or tensors that broadcast with the values.
 
-    ``scale`` takes a value to what the rounding mode is given. A format without bits has only the value 0: ``low``, ``high`` and ``step`` are 0.
+    ``scale`` takes a value to what the rounding mode is given. A format without bits has only the value 0: its ``step`` is 0.
     """
 
     low: Any
@@ -62,12 +62,8 @@ def grid(k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Grid
     top, step, scale = pow2(i), pow2(-f), pow2(f + (round_mode in DOUBLED))
     high = top - step
     low = -k * (high if overflow_mode == "SAT_SYM" else top)
-    without_bits = k + i + f <= 0
-    if isinstance(without_bits, Tensor):
-        low, high, step = (torch.where(without_bits, 0, value) for value in (low, high, step))
-    elif without_bits:
-        low = high = step = 0.0
-    return Grid(low, high, scale, step, round_mode, overflow_mode)
+    has_bits = (1 + k) * top > step
+    return Grid(low, high, scale, step * has_bits, round_mode, overflow_mode)
 
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
@@ -142,5 +138,6 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         KeyError: an unknown ``round_mode``.
         ValueError: an unknown ``overflow_mode``.
     """
-    k, i, f = (bits.to(x.dtype) if isinstance(bits, Tensor) else bits for bits in (k, i, f))
+    if any(isinstance(bits, Tensor) for bits in (k, i, f)):
+        k, i, f = (torch.as_tensor(bits, dtype=x.dtype, device=x.device) for bits in (k, i, f))
     return straight_through(x, grid(k, i, f, round_mode, overflow_mode))

@@ -47,11 +47,10 @@ class _TrainedBits(torch.autograd.Function):
         by_f = ((clipped - q) * grad).sum_to_size(step.shape)
         dx = grad * clipped.eq_(x)
         outside = grad - dx
-        signed, both = (outside * x.sign()).sum_to_size(step.shape), outside.sum_to_size(step.shape)
-        above = (signed + both) / 2
-        by_bound = signed if ctx.k else above
+        above = torch.ops.aten.threshold_backward(outside, x, 0).sum_to_size(step.shape)
+        by_bound = 2 * above - outside.sum_to_size(step.shape) if ctx.k else above
         di = by_bound * (high + step)
-        df = by_f + (by_bound if ctx.symmetric else above) * step
+        df = torch.addcmul(by_f, by_bound if ctx.symmetric else above, step)
         return dx, di * LN2, df * LN2, None, None
 
 
