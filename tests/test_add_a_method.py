@@ -65,5 +65,16 @@ def test_the_method_keeps_the_promises_of_the_page(folder: Path, monkeypatch: py
 def test_every_question_in_the_table_is_one_of_a_pruner() -> None:
     from pquant.pruning.method import Pruner
 
-    for name in ("soft_weight", "soft", "select", "loss", "bake", "needs", "observe", "on_batch_end", "on_epoch_end", "on_round_end"):
+    for name in (
+        "train_weight",
+        "train_mask",
+        "train_penalty",
+        "fold",
+        "prune_bias",
+        "needs",
+        "observe",
+        "on_batch_end",
+        "on_epoch_end",
+        "on_round_end",
+    ):
         assert name in PAGE and hasattr(Pruner, name)

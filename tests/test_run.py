@@ -30,7 +30,7 @@ git_commit version/torch""".split()
 
 
 LIGHT = """import runpy, sys; runpy.run_path('run.py', run_name='__main__')
-heavy = {'wandb', 'mlflow', 'sklearn', 'ray', 'optuna', 'torch._dynamo'} & sys.modules.keys()
+heavy = {'wandb', 'mlflow', 'sklearn', 'ray', 'optuna'} & sys.modules.keys()
 assert not heavy, heavy"""
 
 

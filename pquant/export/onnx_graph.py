@@ -118,7 +118,7 @@ class PlainGraph:
         if isinstance(layer, CONVOLUTIONS):
             return self._convolution(layer, x)
         if isinstance(layer, ChannelAffine):
-            factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(layer.calls[0][0]) - 1)) for part in ("weight", "bias"))
+            factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(layer.calls[0].input) - 2)) for part in ("weight", "bias"))
             return self.op("Add", self.op("Mul", x, self.constant(factors)), self.constant(terms))
         if isinstance(layer, POOLS):
             kernel, stride, pads = pool_geometry(layer)

@@ -44,14 +44,12 @@ class _TrainedBits(torch.autograd.Function):
         x, q, low, high, step = ctx.saved_tensors
         without_bits = step == 0
         clipped = torch.clamp(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
-        by_f = ((clipped - q) * grad).sum_to_size(step.shape)
-        dx = grad * clipped.eq_(x)
-        outside = grad - dx
-        above = torch.ops.aten.threshold_backward(outside, x, 0).sum_to_size(step.shape)
-        by_bound = 2 * above - outside.sum_to_size(step.shape) if ctx.k else above
-        di = by_bound * (high + step)
-        df = torch.addcmul(by_f, by_bound if ctx.symmetric else above, step)
-        return dx, di * LN2, df * LN2, None, None
+        side = torch.sub(x, clipped).sign_()
+        above = side.clamp(min=0)
+        bound = side if ctx.k else above
+        di = (bound * grad).sum_to_size(step.shape) * (high + step)
+        df = (torch.addcmul(clipped.sub_(q), bound if ctx.symmetric else above, step) * grad).sum_to_size(step.shape)
+        return grad - side.abs() * grad, di * LN2, df * LN2, None, None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -82,6 +80,7 @@ class HGQQuantizer(Quantizer):
         self.keeps_negatives = settings.k
         self.auto = settings.i == "auto"
         self.observing = False
+        self.steps_taken = 0
         start = 0.0 if settings.i == "auto" else float(settings.i)
         self.f = nn.Parameter(torch.full(shape, float(settings.f)))
         if settings.overflow_mode in SATURATING:

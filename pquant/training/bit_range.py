@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class BitRange:
     """Clamps the trained bits of a model to [-32, 32] after each step, and warns once of each quantizer whose bits went beyond.
 
-    The first quantizer holds what is to be remembered between calls, as a buffer that no checkpoint has: the step in which each one left the range
-    (0: none, negative: warned of), and last the number of steps. Nothing waits for the device before :meth:`warn`.
+    The first quantizer holds what is to be remembered between calls: the number of steps, and in a buffer that no checkpoint has the step in which
+    each one left the range (0: none, negative: warned of). Nothing waits for the device before :meth:`warn`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,12 +32,12 @@ class BitRange:
         """Clamp, and note which quantizers were beyond."""
         if not self.bits:
             return
-        tensors, steps = [tensor for _, tensor in self.bits], self._steps()
+        tensors, steps, first = [tensor for _, tensor in self.bits], self._steps(), next(iter(self.places))
+        first.steps_taken += 1
         beyond = torch.stack(torch._foreach_norm(tensors, math.inf)) > MOST_BITS
         torch._foreach_clamp_min_(tensors, -MOST_BITS)
         torch._foreach_clamp_max_(tensors, MOST_BITS)
-        steps[-1] += 1
-        steps[:-1] = torch.where((steps[:-1] == 0) & beyond, steps[-1], steps[:-1])
+        steps.masked_fill_(beyond & (steps == 0), first.steps_taken)
 
     def warn(self) -> None:
         """Log each quantizer that left the range and was not warned of yet; waits for the device."""
@@ -54,5 +54,5 @@ class BitRange:
     def _steps(self) -> Tensor:
         first = next(iter(self.places))
         if not isinstance(getattr(first, "range_steps", None), Tensor):
-            first.register_buffer("range_steps", torch.zeros(len(self.bits) + 1, dtype=torch.int64, device=first.f.device), persistent=False)
+            first.register_buffer("range_steps", torch.zeros(len(self.bits), dtype=torch.int64, device=first.f.device), persistent=False)
         return first.range_steps  # type: ignore[return-value]

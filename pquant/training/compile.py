@@ -57,11 +57,10 @@ class StepCompiler:
         graphs_and_steps: Callable[[], tuple[int, int]],
     ) -> None:
         self.losses, self.model, self.mode, self.device, self.graphs_and_steps = losses, model, mode, device, graphs_and_steps
-        missing = missing_to_compile(device) if mode else None
-        if missing and mode is True:
+        missing = missing_to_compile(device) if mode is True else None
+        if missing:
             raise ConfigError(f"Training.compile must be false where there is no {missing}, got True")
-        self.missing = missing
-        self.compiled: bool | None = None if mode == "auto" and not missing else mode is True
+        self.compiled: bool | None = None if mode == "auto" else mode
         self._graph: Losses | None = None
         self._full, self._timed = 0, list[float]()
 
@@ -103,18 +102,21 @@ class StepCompiler:
         layers = sum(isinstance(module, QuantizedLayer) for module in self.model.modules())
         seconds = float(distributed.highest(torch.tensor(seconds_per_step, device=self.device)))
         saved, cost = SAVED * steps * seconds, graphs * (SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers)
-        self.compiled = saved > cost
+        missing = missing_to_compile(self.device) if saved > cost else None
+        self.compiled = saved > cost and not missing
         log.info(
-            "steps %s: the %d left take %.2g ms each eagerly, so compiling would save about %.0f s and take about %.0f s",
+            "steps %s: the %d left take %.2g ms each eagerly, so compiling would save about %.0f s and take about %.0f s%s",
             "are compiled" if self.compiled else "stay eager", steps, 1e3 * seconds, saved, cost,
+            f", but there is no {missing}" if missing else "",
         )  # fmt: skip
 
     def resume(self, compiled: bool | None) -> None:
         """Take on the decision of the run that is resumed, so that it ends bit for bit as that one would."""
-        if compiled and self.missing:
-            log.warning("the run was compiled, and there is no %s here: its last bits may differ", self.missing)
-        elif self.mode == "auto":
-            self.compiled = compiled
+        missing = missing_to_compile(self.device) if compiled and self.mode else None
+        if missing:
+            log.warning("the run was compiled, and there is no %s here: its last bits may differ", missing)
+        if self.mode == "auto":
+            self.compiled = compiled and not missing
 
     def _observing(self) -> bool:
         return any(getattr(getattr(module, "pruner", None), "needs", None) for module in self.model.modules())

@@ -30,7 +30,7 @@ def test_the_compiled_project_equals_the_model(tmp_path: Path, rounding: str, ov
 
 def test_precisions_are_those_of_the_model() -> None:
     layers, precisions = describe(checked(net(mlp(nn.ReLU()), (6,)), (6,)))
-    assert [layer["name"] for layer in layers] == ["model_inp", *(f"layer_{name}" for name in ("0_input", "0", "1_input", "2_input", "2"))]
+    assert [layer["name"] for layer in layers] == ["model_inp", *(f"layer_{name}" for name in ("0_input", "0", "1_input", "2"))]
     assert precisions["layer_1_input"] == {"result": "ufixed<5,2,RND,SAT>"} and precisions["model_inp"] == {"result": "fixed<6,3,RND,SAT>"}
     assert precisions["layer_0"]["weight"] == "fixed<5,1>" and precisions["layer_0"]["accum"] == precisions["layer_0"]["result"]
 

@@ -149,8 +149,13 @@ def test_what_triton_takes_is_asked_for(
     assert found is None if missing is None else found is not None and found.startswith(missing)
 
 
-def test_without_a_compiler_auto_stays_eager_and_asking_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_auto_stays_eager_and_asking_is_an_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
-    assert compiler().compiled is False
+    one = compiler(steps=10**6)
+    with caplog.at_level(logging.INFO):
+        one.decide(1.0)
+    assert one.compiled is False and caplog.messages[0].endswith("but there is no C++ compiler such as g++")
+    one.resume(True)
+    assert one.compiled is False and "its last bits may differ" in caplog.messages[1]
     with pytest.raises(ConfigError, match="Training.compile must be false where there is no C\\+\\+ compiler"):
         compiler(mode=True)
