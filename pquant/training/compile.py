@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from shutil import which
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.layers.base import QuantizedLayer
+from pquant.pruning.method import Pruner
 from pquant.training import distributed
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class StepCompiler:
         if missing:
             raise ConfigError(f"Training.compile must be false where there is no {missing}, got True")
         self.compiled: bool | None = None if mode == "auto" else mode
+        self.pruners = [module for module in model.modules() if isinstance(module, Pruner)]
         self._graph: Losses | None = None
         self._full, self._timed = 0, list[float]()
 
@@ -110,16 +112,20 @@ class StepCompiler:
             f", but there is no {missing}" if missing else "",
         )  # fmt: skip
 
-    def resume(self, compiled: bool | None) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the decision, None while it is open, and the seconds of the steps timed so far."""
+        return {"compiled": self.compiled, "timed": list(self._timed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take on the decision of the run that is resumed, so that it ends bit for bit as that one would."""
-        missing = missing_to_compile(self.device) if compiled and self.mode else None
+        missing = missing_to_compile(self.device) if state["compiled"] and self.mode else None
         if missing:
             log.warning("the run was compiled, and there is no %s here: its last bits may differ", missing)
         if self.mode == "auto":
-            self.compiled = compiled and not missing
+            self.compiled, self._timed = state["compiled"] and not missing, list(state["timed"])
 
     def _observing(self) -> bool:
-        return any(getattr(getattr(module, "pruner", None), "needs", None) for module in self.model.modules())
+        return any(pruner.needs for pruner in self.pruners)
 
     def _uses_cuda_graphs(self) -> bool:
         return self.device.type == "cuda" and sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_MODEL

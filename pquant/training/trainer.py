@@ -269,7 +269,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "snapshot": self.snapshot,
-            "compiled": self.losses.compiled,
+            "losses": self.losses.state_dict(),
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -285,7 +285,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.losses.resume(state["compiled"])
+        self.losses.load_state_dict(state["losses"])
         self.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and state["device_rng"] is not None:

@@ -1,6 +1,7 @@
 """When steps are compiled, and what that decision rests on."""
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -119,13 +120,26 @@ def test_auto_falls_back_where_compiling_fails(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_resumed_run_keeps_the_decision() -> None:
-    for decision in (True, False, None):
-        one = compiler()
-        one.resume(decision)
-        assert one.compiled is decision
+    for decision in (True, False):
+        one, other = compiler(), compiler()
+        one.compiled = decision
+        other.load_state_dict(one.state_dict())
+        assert other.compiled is decision
     asked = compiler(mode=False)
-    asked.resume(True)
+    asked.load_state_dict({"compiled": True, "timed": []})
     assert asked.compiled is False
+
+
+def test_a_resumed_run_decides_in_the_same_step() -> None:
+    whole, first, second = compiler(steps=10**6), compiler(steps=10**6), compiler(steps=10**6)
+    for number in range(WARM_UP + TIMED):
+        if number == 7:
+            second.load_state_dict(first.state_dict())
+        for one in (whole, first if number < 7 else second):
+            assert one.compiled is None
+            with one.timed():
+                time.sleep(1e-4)
+    assert whole.compiled is second.compiled is True
 
 
 @pytest.mark.parametrize(
@@ -155,7 +169,7 @@ def test_without_a_compiler_auto_stays_eager_and_asking_is_an_error(monkeypatch:
     with caplog.at_level(logging.INFO):
         one.decide(1.0)
     assert one.compiled is False and caplog.messages[0].endswith("but there is no C++ compiler such as g++")
-    one.resume(True)
+    one.load_state_dict({"compiled": True, "timed": []})
     assert one.compiled is False and "its last bits may differ" in caplog.messages[1]
     with pytest.raises(ConfigError, match="Training.compile must be false where there is no C\\+\\+ compiler"):
         compiler(mode=True)
