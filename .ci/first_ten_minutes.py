@@ -24,13 +24,13 @@ EXPECTED = {
     "uv run pytest": r"\d+ passed",
     ". .venv/bin/activate": "",
     "python run.py --help": r"== Sections.*\n(.*\n)*pruning .*wanda",
-    "python run.py dry_run=true": r"Layers as deployed(.*\n)*.*layers\.0 .*PQDense.*64 x 64.*DST",
+    "python run.py dry_run=true": r"Layers as finalized(.*\n)*.*layers\.0 .*PQDense.*64 x 64.*DST",
     "python run.py pruning=wanda pruning.sparsity=0.8": r"Sparsity +(79\.9|80\.0)\d %",
     "python run.py quantization=hgq quantization.hgq_beta=1e-5": RUN,
     "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# share of zeros",
     f"python run.py resume={AN_EARLIER_RUN}": r"resuming after epoch 64(.*\n)*Accuracy",
     f"python run.py from_run={AN_EARLIER_RUN}": RUN,
-    "the block in Python": r"Layers as deployed(.*\n)*.*PQDense",
+    "the block in Python": r"Layers as finalized(.*\n)*.*PQDense",
 }
 """The pattern that each line's output must match."""
 MINUTES = {

@@ -150,7 +150,7 @@ def test_the_report_of_an_earlier_model_has_its_baseline_and_the_command_as_give
     assert ended["float/accuracy"] == whole["float/accuracy"]
     page = html.unescape((tmp_path / "a b" / "report.html").read_text())
     assert f"python run.py from_run={folder} tracker=none 'hydra.run.dir={tmp_path}/a b'" in page
-    assert all(part in page for part in ("float baseline", "Predictions on the test set", "as deployed, pruned and quantized"))
+    assert all(part in page for part in ("float baseline", "Predictions on the test set", "as finalized, pruned and quantized"))
 
 
 def test_dry_run_lists_the_layers_and_trains_nothing(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantiz
 
 
 def finalize(model: nn.Module) -> nn.Module:
-    """Return the model as deployed, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
+    """Return the model as finalized, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
 
     Its output is, bit for bit, that of ``model`` in evaluation mode.
     """

@@ -17,7 +17,7 @@ WIDTH = 120
 
 
 def summarize(model: nn.Module, example_input: Example | None = None) -> None:
-    """Print one row per layer of a compressed or finalized model, as it would be deployed now, and the calls that stay float.
+    """Print one row per layer of a compressed or finalized model, as it would be finalized now, and the calls that stay float.
 
     A row has the layer's name, class and weight shape, the pruning method, the sparsity, the mean total bits of input, weight and output, and the
     EBOPs of one inference ("-" if the input's shape is not known). The last row has the shares and sums of the whole model.
@@ -29,7 +29,7 @@ def summarize(model: nn.Module, example_input: Example | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Layers as deployed", show_footer=True)
+    table = Table(title="Layers as finalized", show_footer=True)
     rows = layer_table(model)
     for name, footer in (("layer", "all"), ("type", ""), ("shape", f"{sum(row.get('params', 0) for row in rows):,}"), ("pruned by", "")):
         table.add_column(name, footer, no_wrap=name != "pruned by")

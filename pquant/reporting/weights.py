@@ -1,4 +1,4 @@
-"""The weights of each layer, as trained and as deployed, as histograms."""
+"""The weights of each layer, as trained and as finalized, as histograms."""
 
 import math
 from typing import NamedTuple
@@ -14,12 +14,12 @@ WIDTH, HEIGHT, LABELS = 220, 80, 16
 
 
 class Weights(NamedTuple):
-    """How often the weights of a layer fall into ``BINS`` equal bins from -limit to limit, as trained and as deployed."""
+    """How often the weights of a layer fall into ``BINS`` equal bins from -limit to limit, as trained and as finalized."""
 
     name: str
     limit: float
     trained: list[int]
-    deployed: list[int]
+    finalized: list[int]
 
 
 @torch.no_grad()
@@ -29,20 +29,20 @@ def weight_histograms(model: nn.Module) -> list[Weights]:
 
 
 def histogram_plots(layers: list[Weights]) -> list[Plot]:
-    """Return one plot per layer: bars for the weights as deployed, a line for those as trained; logarithmic counts."""
+    """Return one plot per layer: bars for the weights as finalized, a line for those as trained; logarithmic counts."""
     return [Plot(layer.name, _plot(layer)) for layer in layers]
 
 
-def _histogram(name: str, trained: Tensor, deployed: Tensor) -> Weights:
-    both = torch.stack([trained.flatten(), deployed.flatten()]).float().cpu()
+def _histogram(name: str, trained: Tensor, finalized: Tensor) -> Weights:
+    both = torch.stack([trained.flatten(), finalized.flatten()]).float().cpu()
     limit = float(both[both.isfinite()].abs().max()) or 1.0
     counts = [torch.histc(values[values.isfinite()], BINS, -limit, limit).int().tolist() for values in both]
     return Weights(name, limit, *counts)
 
 
 def _plot(layer: Weights) -> str:
-    bar, highest = WIDTH / BINS, max(map(_height, layer.trained + layer.deployed), default=0) or 1
-    top = [[HEIGHT * (1 - _height(count) / highest) for count in counts] for counts in (layer.trained, layer.deployed)]
+    bar, highest = WIDTH / BINS, max(map(_height, layer.trained + layer.finalized), default=0) or 1
+    top = [[HEIGHT * (1 - _height(count) / highest) for count in counts] for counts in (layer.trained, layer.finalized)]
     line = " ".join(f"{bar * index:.1f},{y:.1f} {bar * (index + 1):.1f},{y:.1f}" for index, y in enumerate(top[0]))
     bars = "".join(f"M{bar * index:.1f} {HEIGHT}V{y:.1f}h{bar:.1f}V{HEIGHT}" for index, y in enumerate(top[1]) if y < HEIGHT)
     ends = ((0, "start", -layer.limit), (WIDTH / 2, "middle", 0), (WIDTH, "end", layer.limit))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pquant.errors import ConfigError
 from pquant.tracking.files import write_atomic
@@ -23,6 +24,15 @@ def previous(path: Path) -> Path:
 def has_checkpoint(path: Path) -> bool:
     """Return whether there is a checkpoint to go on from, the last or the one before."""
     return path.is_file() or previous(path).is_file()
+
+
+def cloned(state: Any) -> Any:
+    """Return a copy of a state: tensors and plain values in nested dictionaries, lists and tuples."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: cloned(value) for key, value in state.items()}
+    return type(state)(map(cloned, state)) if type(state) in (list, tuple) else state
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], sync: Callable[[int], None] | None = None) -> None:
@@ -51,7 +61,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             problems.append(f"{file}: {error}")
             continue
         if problems:
-            log.warning("going on from the checkpoint before the last: %s", problems[0])
+            log.warning("resuming from the checkpoint before the last: %s", problems[0])
         return state
     raise ConfigError(f"no readable checkpoint: {'; '.join(problems)}")
 

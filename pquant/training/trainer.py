@@ -1,6 +1,5 @@
 """The training loop."""
 
-import copy
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization
 from pquant.quantization.quantizer import Quantizer
 from pquant.training import distributed
+from pquant.training.checkpoint import cloned
 from pquant.training.compile import StepCompiler
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
@@ -109,7 +109,7 @@ class Trainer:
             if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                 before_train()
             if self._enter(epoch) or self.safe is None:
-                self.safe = copy.deepcopy(self._state())
+                self.safe = cloned(self._state())
             losses = self._train_epoch(epoch, after_step)
             self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -125,7 +125,7 @@ class Trainer:
             if not math.isfinite(row["val/loss"]):
                 raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
             self.rows.append(row)
-            self.safe = copy.deepcopy(self._state())
+            self.safe = cloned(self._state())
             on_epoch(row)
 
     def _graphs_and_steps(self) -> tuple[int, int]:
@@ -260,7 +260,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last complete epoch, its tensors in a copy."""
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or copy.deepcopy(self._state())}
+        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or cloned(self._state())}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""

@@ -7,15 +7,15 @@ from pquant.quantization import Quantization
 from pquant.reporting.weights import BINS, histogram_plots, weight_histograms
 
 
-def test_histograms_count_every_weight_as_trained_and_as_deployed():
+def test_histograms_count_every_weight_as_trained_and_as_finalized():
     eighths = Quantization(default_weight_keep_negatives=True, default_weight_integer_bits=0, default_weight_fractional_bits=3)
     model = pquant.compress(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), Magnitude(sparsity=0.5), eighths)
     with torch.no_grad():
         model[0].weight.copy_(torch.linspace(-0.5, 0.5, 64).view(8, 8))
     first, last = weight_histograms(model)
     assert (first.name, first.limit, last.name) == ("0", 0.5, "2")
-    assert sum(first.trained) == sum(first.deployed) == 64
-    assert max(first.trained) == 2 and sum(count > 0 for count in first.deployed) == 9
+    assert sum(first.trained) == sum(first.finalized) == 64
+    assert max(first.trained) == 2 and sum(count > 0 for count in first.finalized) == 9
     assert first.trained == [int(count) for count in torch.histc(model[0].weight, BINS, -0.5, 0.5)]
 
 

@@ -43,7 +43,7 @@ def test_whatever_happened_to_it_the_one_before_serves(where: float, kind: str, 
 def test_a_damaged_one_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     load_checkpoint(path)
-    assert "going on from the checkpoint before the last" in caplog.text and "checksum" in caplog.text
+    assert "resuming from the checkpoint before the last" in caplog.text and "checksum" in caplog.text
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
