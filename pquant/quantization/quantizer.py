@@ -228,8 +228,8 @@ class FixedPointQuantizer(Quantizer):
         """Return the grid of the bits in force, for values of a dtype."""
         if self.one_grid is not None:
             return self.one_grid
-        names = ("grid_low", "grid_high", "grid_scale", "grid_step")
-        return Grid(*(getattr(self, name).to(dtype) for name in names), self.round_mode, self.overflow_mode)
+        low, high, scale, step = (getattr(self, f"grid_{name}").to(dtype) for name in ("low", "high", "scale", "step"))
+        return Grid(low, high, scale, step, self.round_mode, self.overflow_mode)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 Row = dict[str, Any]
-Watch = Callable[[Tensor, Tensor], None]
+OnBatch = Callable[[Tensor, Tensor], None]
 
 
-def _unwatched(output: Tensor, target: Tensor) -> None:
+def _ignore(output: Tensor, target: Tensor) -> None:
     pass
 
 
@@ -241,10 +241,10 @@ class Trainer:
         return self.task.loss(output.float(), y), self.penalty().to(self.device)
 
     @torch.no_grad()
-    def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, watch: Watch = _unwatched) -> Row:
+    def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, on_batch: OnBatch = _ignore) -> Row:
         """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``.
 
-        ``watch`` sees the (output, target) of every batch.
+        ``on_batch`` gets the (output, target) of every batch.
         """
         model = (model or self.model).eval()
         loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
@@ -253,7 +253,7 @@ class Trainer:
             output = model(x)
             loss += self.task.loss(output, y) * len(x)
             score += self.task.score(output, y)
-            watch(output, y)
+            on_batch(output, y)
             count += len(x)
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 
