@@ -78,9 +78,9 @@ def fresh_copy(folder: Path) -> None:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / "pquant" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / "pquant" / name)
+            shutil.copy2(ROOT / name, folder / "pquant" / name, follow_symlinks=False)
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
 
 
