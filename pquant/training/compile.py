@@ -26,7 +26,7 @@ WARM_UP, TIMED = 5, 20
 """Eager steps that are not timed, and those that are."""
 SAVED = 0.35
 """Share of an eager step's time that compiling saves, at least, in most rows of ``benchmarks/step_time.py``."""
-SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 1.0
+SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 4.0
 """What compiling one graph takes on two cores from a cold cache: a constant, and a share for each layer."""
 SMALL_MODEL = 5_000_000
 """Parameters up to which steps on a GPU are short enough for CUDA graphs to pay."""

@@ -33,7 +33,7 @@ class Training(Settings):
         threads: torch's CPU threads; 0 leaves them as they are.
         pareto: whether the model is kept after every epoch that is Pareto-optimal in validation metric and EBOPs; "auto" does where ``hgq_beta`` has
             a schedule.
-        compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to a minute or two each; "auto" times
+        compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes each; "auto" times
             the first eager steps, and compiles where a compiler is present and the steps left are worth it.
         precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
         on_nan: what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it began, or take back

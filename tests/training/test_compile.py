@@ -63,7 +63,7 @@ def test_it_compiles_where_the_steps_left_save_more_than_it_costs(
 
 
 def test_more_stages_and_more_layers_cost_more() -> None:
-    steps, seconds = 10_000, 2 * 11 / (10_000 * compiling.SAVED) * 1.01
+    steps, seconds = 10_000, 2 * (compiling.SECONDS_PER_GRAPH + compiling.SECONDS_PER_LAYER) / (10_000 * compiling.SAVED) * 1.01
     decisions = []
     for one in (compiler(steps=steps), compiler(steps=steps, graphs=3)):
         one.decide(seconds)
