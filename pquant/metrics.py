@@ -1,5 +1,6 @@
 """Metrics of a compressed model: auxiliary losses, sparsity, EBOPs, sizes, a table by layer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.quantization.hgq import HGQQuantizer
+
+Parameters = Mapping[QuantizedLayer, tuple[Tensor, Tensor | None]]
+"""The finalized (weight, bias) of layers."""
 
 
 class Penalty:
@@ -44,24 +48,34 @@ def penalty(model: nn.Module) -> Tensor:
     return Penalty(model)()
 
 
+def finalized_parameters(model: nn.Module) -> Parameters:
+    """Return the (weight, bias) of each layer that has them, as they would be finalized now."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return {layer: parameters for layer in layers if (parameters := layer.finalized_parameters()) is not None}
+
+
 @torch.no_grad()
-def ebops(model: nn.Module) -> float:
+def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
     """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be finalized now.
+
+    ``parameters`` are :func:`finalized_parameters`, where they are known already.
 
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
-    return sum((module.ebops() for module in model.modules() if isinstance(module, QuantizedLayer)), start=0.0)
+    parameters = finalized_parameters(model) if parameters is None else parameters
+    return sum((layer.ebops(own) for layer, own in parameters.items()), start=0.0)
 
 
-def sparsity(model: nn.Module) -> float:
+def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:
     """Return the share of zeros among the prunable weights, pruned and quantized as they would be finalized now.
 
-    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does.
+    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does. ``parameters`` are
+    :func:`finalized_parameters`, where they are known already.
     """
     layers = list(weight_layers(model).values())
     layers = [layer for layer in layers if layer.prunable] or layers
-    weights = [layer.finalized_parameters()[0] for layer in layers]
+    weights = [(parameters[layer] if parameters else layer.finalized_parameters())[0] for layer in layers]
     total = sum(weight.numel() for weight in weights)
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / total if total else 0.0
 
@@ -94,8 +108,9 @@ def model_metrics(model: nn.Module) -> dict[str, Any]:
     """
     params = nonzero = kept = prunable = 0
     bits = weight_bits = weights_left = 0.0
+    parameters = finalized_parameters(model)
     for layer in weight_layers(model).values():
-        weight, bias = layer.finalized_parameters()
+        weight, bias = parameters[layer]
         width = layer.weight_quantizer.width().to(weight.device).expand_as(weight)
         weight_bits += float(width[weight != 0].sum())
         weights_left += int(weight.count_nonzero())
@@ -107,11 +122,11 @@ def model_metrics(model: nn.Module) -> dict[str, Any]:
             prunable += weight.numel()
             kept += int(layer.pruner.hard_mask(layer.weight).expand_as(weight).count_nonzero())
     return {
-        "sparsity": sparsity(model),
+        "sparsity": sparsity(model, parameters),
         "mask_sparsity": 1 - kept / prunable if prunable else 0.0,
         "params": params,
         "nonzero_params": nonzero,
         "weight_bits": weight_bits / weights_left if weights_left else 0.0,
         "size_bytes": (weight_bits + bits) / 8,
-        "ebops": ebops(model),
+        "ebops": ebops(model, parameters),
     }

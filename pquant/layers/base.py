@@ -151,9 +151,12 @@ class QuantizedLayer(nn.Module):
         raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
 
     @torch.no_grad()
-    def ebops(self) -> float:
-        """Return the exact EBOPs of the layer if it were finalized now: a constant counts the bits from its highest to its lowest set bit."""
-        parameters = self.finalized_parameters()
+    def ebops(self, parameters: tuple[Tensor, Tensor | None] | None = None) -> float:
+        """Return the exact EBOPs of the layer if it were finalized now: a constant counts the bits from its highest to its lowest set bit.
+
+        ``parameters`` are :meth:`finalized_parameters`, where they are known already.
+        """
+        parameters = self.finalized_parameters() if parameters is None else parameters
         if parameters is None:
             return 0.0
         weight, bias = parameters

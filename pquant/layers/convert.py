@@ -72,11 +72,13 @@ def compress(
     pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
+    explained: list[str] = []
     for name, layer in convertible.items():
         original = model.get_submodule(name)
         reason = _why_float(original, trace)
         if reason:
-            log.warning("%s '%s' stays float: %s", type(layer).__name__, name, reason)
+            explained.append(_described(name, original))
+            log.warning("%s stays float: %s", explained[-1], reason)
             continue
         if isinstance(layer, nn.ReLU):
             layer.inplace = layer.inplace and (trace is None or original in trace.overwriting)
@@ -92,8 +94,13 @@ def compress(
         _connect(trace, replaced)
         calibrate(model, [_cloned(example_input)])  # type: ignore[arg-type]
     for left in unconverted(model) + (trace.functions if trace else []):
-        log.warning("not converted, stays float: %s", left)
+        if left not in explained:
+            log.warning("not converted, stays float: %s", left)
     return model
+
+
+def _described(name: str, module: nn.Module) -> str:
+    return f"{type(module).__name__} '{name}'"
 
 
 def _cloned(example: Example) -> Example:
@@ -191,7 +198,7 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
     """Return what stays float in a compressed model: modules by name and class, and functional calls when an example input is given."""
     inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
     left = [
-        f"{type(module).__name__} '{name}'"
+        _described(name, module)
         for name, module in model.named_modules()
         if not isinstance(module, QuantizedLayer)
         and type(module) not in PASSING

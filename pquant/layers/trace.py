@@ -1,7 +1,7 @@
 """What one forward of a model does: the calls of each layer, and what no layer stands for."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -153,24 +153,29 @@ def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, C
     """
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         Trace(model, example)  # lazy modules take their shapes from the example
-    pairs = [pair for axis in (0, 1) for pair in _pairs(model, example, axis)]
-    fitting = [pair for pair in pairs if _independent(*pair)] or pairs
-    if not fitting:
+    chosen = None
+    for axis in (0, 1):
+        pair = _pair(model, example, axis)
+        chosen = chosen or pair
+        if pair and _independent(*pair):
+            chosen = pair
+            break
+    if chosen is None:
         alone = Trace(model, example)
         return alone, {module: tuple(_as_it_is(*call) for call in calls) for module, calls in alone.shapes.items()}
-    two, three = fitting[0]
+    two, three = chosen
     return two, {module: _for_one_example(calls, three.shapes.get(module, [])) for module, calls in two.shapes.items()}
 
 
-def _pairs(model: nn.Module, example: Example, axis: int) -> Iterator[tuple[Trace, Trace]]:
-    """Yield the traces of two and of three examples, with ``axis`` for the batch; nothing where the model does not take them."""
+def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace] | None:
+    """Return the traces of two and of three examples, with ``axis`` for the batch; None where the model does not take them."""
     first = example[0] if isinstance(example, tuple) else example
     if first.ndim < axis + 2:
-        return
+        return None
     try:
-        yield Trace(model, _resized(example, axis, 2)), Trace(model, _resized(example, axis, 3))
+        return Trace(model, _resized(example, axis, 2)), Trace(model, _resized(example, axis, 3))
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-        return
+        return None
 
 
 def _resized(example: Example, axis: int, count: int) -> Example:

@@ -23,11 +23,6 @@ AUTOTUNE_STEP = 0.05
 """By how much an epoch of autotuning moves alpha0."""
 
 
-def shrunk(weight: Tensor, threshold: Tensor) -> Tensor:
-    """Return sign(W) relu(|W| - t) for t >= 0."""
-    return weight - torch.clamp(weight, -threshold, threshold)
-
-
 class AutoSparsePruner(ScheduledPruner):
     """Trainable threshold logits s of one weight, one a channel, a layer or a weight, and the gradient's scale ``alpha`` in this epoch.
 
@@ -62,7 +57,7 @@ class AutoSparsePruner(ScheduledPruner):
 
     def fold(self, weight: Tensor) -> Tensor:
         """Return sign(W) relu(|W| - sigmoid(s)): the survivors stay as small as they were trained."""
-        return shrunk(weight, self.threshold.sigmoid())
+        return self.train_weight(weight)
 
     def follow(self, epoch: int, horizon: Horizon) -> None:
         """Set alpha = alpha0 * max((1 + cos(pi x)) / 2, sigmoid(6 - 12 x)) at x = e / T; 0 from ``alpha_reset_epoch`` on."""

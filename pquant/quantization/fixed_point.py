@@ -68,7 +68,11 @@ def grid(k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Grid
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     """Return ``x`` rounded to ``f`` fractional bits, however large, without a gradient."""
-    return ROUND[round_mode](x.detach() * pow2(f + (round_mode in DOUBLED))).mul_(pow2(-f))
+    return _snapped(x.detach() * pow2(f + (round_mode in DOUBLED)), pow2(-f), round_mode)
+
+
+def _snapped(scaled: Tensor, step: Any, round_mode: str) -> Tensor:
+    return ROUND[round_mode](scaled).mul_(step)
 
 
 def quantized(x: Tensor, to: Grid) -> Tensor:
@@ -76,7 +80,7 @@ def quantized(x: Tensor, to: Grid) -> Tensor:
     x = x.detach()
     if to.overflow_mode in WRAPPING:
         return _wrapped(x, to)
-    return ROUND[to.round_mode](torch.clamp(x, to.low, to.high).mul_(to.scale)).mul_(to.step)
+    return _snapped(torch.clamp(x, to.low, to.high).mul_(to.scale), to.step, to.round_mode)
 
 
 def _wrapped(x: Tensor, to: Grid) -> Tensor:

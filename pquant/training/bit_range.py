@@ -25,31 +25,33 @@ class BitRange:
             for place, child in layer.named_children() if isinstance(layer, QuantizedLayer) else ():
                 if isinstance(child, HGQQuantizer):
                     self.places.setdefault(child, f"layer '{layer.name}', {place.replace('_', ' ')}")
-        self.bits = [(place, parameter.detach()) for place, child in enumerate(self.places) for parameter in child.parameters()]
+        self.bits = [parameter.detach() for quantizer in self.places for parameter in quantizer.parameters()]
 
     @torch.no_grad()
     def on_batch_end(self) -> None:
         """Clamp, and note which quantizers were beyond."""
         if not self.bits:
             return
-        tensors, steps, first = [tensor for _, tensor in self.bits], self._steps(), next(iter(self.places))
+        steps, first = self._steps(), next(iter(self.places))
         first.steps_taken += 1
-        beyond = torch.stack(torch._foreach_norm(tensors, math.inf)) > MOST_BITS
-        torch._foreach_clamp_min_(tensors, -MOST_BITS)
-        torch._foreach_clamp_max_(tensors, MOST_BITS)
+        beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)) > MOST_BITS
+        torch._foreach_clamp_min_(self.bits, -MOST_BITS)
+        torch._foreach_clamp_max_(self.bits, MOST_BITS)
         steps.masked_fill_(beyond & (steps == 0), first.steps_taken)
 
     def warn(self) -> None:
         """Log each quantizer that left the range and was not warned of yet; waits for the device."""
         if not self.bits:
             return
-        steps, warned, names = self._steps(), set(), list(self.places.values())
-        for number, (step, (place, _)) in enumerate(zip(steps.tolist(), self.bits, strict=False)):
+        steps = self._steps()
+        places = [place for quantizer, place in self.places.items() for _ in quantizer.parameters()]
+        left: dict[str, int] = {}
+        for place, step in zip(places, steps.tolist(), strict=True):
             if step > 0:
-                steps[number] = -step
-                if place not in warned:
-                    log.warning("%s: trained bits left [-32, 32] in step %d and were clamped; lower optimizer.lr or hgq_lr", names[place], step)
-                warned.add(place)
+                left.setdefault(place, step)
+        for place, step in left.items():
+            log.warning("%s: trained bits left [-32, 32] in step %d and were clamped; lower optimizer.lr or hgq_lr", place, step)
+        steps.abs_().neg_()
 
     def _steps(self) -> Tensor:
         first = next(iter(self.places))

@@ -22,7 +22,7 @@ def previous(path: Path) -> Path:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Return whether there is a checkpoint to go on from, the last or the one before."""
+    """Return whether there is a checkpoint to resume from, the last or the one before."""
     return path.is_file() or previous(path).is_file()
 
 

@@ -75,11 +75,11 @@ class StepCompiler:
             self._graph = torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        if self.mode is True:
-            return self._graph(x, y)
         try:
             return self._graph(x, y)
         except Exception as error:
+            if self.mode is True:
+                raise
             log.warning("steps stay eager: compiling failed with %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
             self.compiled = False
             return self.losses(x, y)

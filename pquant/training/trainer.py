@@ -20,7 +20,7 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
-from pquant.metrics import Penalty, ebops, sparsity
+from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization
 from pquant.quantization.quantizer import Quantizer
@@ -116,9 +116,10 @@ class Trainer:
             self.scheduler.step()
             self.position += 1
             row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
+            parameters = finalized_parameters(self.model)
             row |= {
-                "sparsity": sparsity(self.model),
-                "ebops": ebops(self.model),
+                "sparsity": sparsity(self.model, parameters),
+                "ebops": ebops(self.model, parameters),
                 "lr": learning_rate,
                 "seconds": time.perf_counter() - start,
             }
@@ -197,7 +198,6 @@ class Trainer:
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
         total, extra, count, good = torch.zeros(4, device=self.device).unbind()
-
         for x, y in self.loader:
             with self.losses.timed():
                 loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))

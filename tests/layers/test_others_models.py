@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
-from torch.utils.data import TensorDataset
 
 import pquant
-from pquant.data import Splits
 from pquant.errors import ConfigError
 from pquant.layers import PQActivation, PQAvgPool2d, PQBatchNorm2d, PQConv2d, PQDense, QuantizedLayer
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
 from pquant.quantization import Quantization, fixed_point
-from pquant.training import Training
-from pquant.training.trainer import Trainer
 
 
 def bits(data: int, weight: int, **others: Any) -> Quantization:
@@ -659,38 +655,3 @@ def test_a_transformer_with_a_padding_mask_is_quantized_in_evaluation_too(kind: 
     assert (quick - plain)[~mask].abs().max() > 1e-3, "nothing passed the layers by"
     with torch.no_grad():
         torch.testing.assert_close(pquant.finalize(compressed)(x, src_key_padding_mask=mask)[~mask], quick[~mask], rtol=0, atol=0)
-
-
-def fitted(rewind: str) -> list[dict[str, Any]]:
-    """Return the rows of a run of two rounds of two epochs whose bits do not move: their learning rate is next to nothing."""
-    section = Quantization(
-        default_weight_keep_negatives=True,
-        default_weight_fractional_bits=7,
-        default_data_keep_negatives=True,
-        default_data_integer_bits=3,
-        default_data_fractional_bits=4,
-        quantize_output=False,
-        use_hgq=True,
-        hgq_lr=1e-12,
-        hgq_beta_schedule=[[0, 1e-6], [3, 1e-3]],
-    )
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randint(0, 3, (96,), generator=generator)
-    x = torch.randn(96, 6, generator=generator) + 2 * torch.eye(3, 6)[y]
-    splits = Splits(*(TensorDataset(x[part], y[part]) for part in (slice(0, 64), slice(64, 80), slice(80, 96))), num_classes=3)
-    training = Training(pretraining_epochs=0, epochs=2, rounds=2, fine_tuning_epochs=1, batch_size=32, rewind=rewind, save_weights_epoch=0)
-    torch.manual_seed(0)
-    model = pquant.compress(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), None, section, torch.zeros(2, 6))
-    constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
-    run = Trainer(model, splits, training, partial(torch.optim.Adam, lr=1e-2), constant, torch.device("cpu"), seed=0)
-    run.fit(lambda row: None)
-    return run.rows
-
-
-@pytest.mark.parametrize("rewind", ["never", "every-round", "post-training-stage"])
-def test_rewinding_does_not_put_the_regularization_weight_back_to_its_start(rewind: str) -> None:
-    # Relies on train/penalty being beta times the EBOPs of the bit widths, which stand still here, nothing being pruned: rows differ by beta alone.
-    rows = fitted(rewind)
-    assert [row["stage"] for row in rows] == ["train"] * 4 + ["finetune"]
-    paid = [row["train/penalty"] for row in rows]
-    assert [value / paid[0] for value in paid] == pytest.approx([1, 10, 100, 1000, 1000], rel=1e-3)

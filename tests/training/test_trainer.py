@@ -189,3 +189,15 @@ def test_a_method_s_border_is_that_of_the_weights_put_back(monkeypatch: pytest.M
     monkeypatch.setattr(run, "step", watched)
     run.fit(lambda row: None)
     assert len(borders) == 2 * 3 * 4 and all(torch.equal(kept, measured) for kept, measured in borders)
+
+
+@pytest.mark.parametrize("rewind", ["never", "every-round", "post-training-stage"])
+def test_rewinding_does_not_put_the_regularization_weight_back_to_its_start(rewind: str) -> None:
+    # Relies on train/penalty being beta times the EBOPs of the bit widths, which stand still here, nothing being pruned: rows differ by beta alone.
+    standing = replace(FIXED, use_hgq=True, hgq_lr=1e-12, hgq_beta_schedule=[[0, 1e-6], [3, 1e-3]])
+    lengths = Training(pretraining_epochs=0, epochs=2, rounds=2, fine_tuning_epochs=1, batch_size=32, rewind=rewind, save_weights_epoch=0)
+    run = trainer(NoPruning(), standing, lengths)
+    run.fit(lambda row: None)
+    assert [row["stage"] for row in run.rows] == ["train"] * 4 + ["finetune"]
+    paid = [row["train/penalty"] for row in run.rows]
+    assert [value / paid[0] for value in paid] == pytest.approx([1, 10, 100, 1000, 1000], rel=1e-3)
