@@ -120,15 +120,7 @@ def test_finalizing_a_model_that_rectifies_in_place_moves_no_bit(kind: str, exam
 @pytest.mark.parametrize("multiplier", [True, False])
 def test_with_fine_bits_a_model_that_rectifies_in_place_is_close_to_the_float_one(kind: str, example: bool, multiplier: bool) -> None:
     model, x = in_place_model(kind)
-    fine = Quantization(
-        default_data_keep_negatives=True,
-        default_data_integer_bits=4,
-        default_data_fractional_bits=14,
-        default_weight_keep_negatives=True,
-        default_weight_integer_bits=2,
-        default_weight_fractional_bits=14,
-        use_relu_multiplier=multiplier,
-    )
+    fine = replace(bits(14, 14, default_weight_integer_bits=2, use_relu_multiplier=multiplier), default_data_integer_bits=4)
     compressed = pquant.compress(model, None, fine, x.clone() if example else None)
     torch.testing.assert_close(compressed(x.clone()), model(x.clone()), rtol=0, atol=2e-3)
 
@@ -502,16 +494,7 @@ def test_a_model_in_doubles_stays_in_doubles(method: PruningMethod, section: Qua
 
 @pytest.mark.parametrize("use_hgq", [False, True])
 def test_doubles_are_never_narrowed_on_the_way(use_hgq: bool) -> None:
-    fine = Quantization(
-        default_data_keep_negatives=True,
-        default_data_integer_bits=3,
-        default_data_fractional_bits=32,
-        default_weight_keep_negatives=True,
-        default_weight_integer_bits=1,
-        default_weight_fractional_bits=32,
-        use_hgq=use_hgq,
-        use_real_tanh=True,
-    )
+    fine = replace(bits(32, 32, default_weight_integer_bits=1, use_hgq=use_hgq, use_real_tanh=True), default_data_integer_bits=3)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 10), nn.Tanh(), nn.Linear(10, 5)).double()
     x = torch.randn(16, 20, dtype=torch.float64).clamp(-7, 7)
