@@ -3,11 +3,14 @@
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while importing: end at once, without a traceback
 if __name__ == "__main__":
     gc.disable()  # while importing: imports create many objects and no garbage
 if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserver" in multiprocessing.get_all_start_methods():
@@ -23,19 +26,21 @@ if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserve
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from pquant.config import CLEAR_ERRORS, allowed_targets, build_experiment, command, explain, run_folder
+from pquant.config import CLEAR_ERRORS, build_experiment, check_overrides, explain
 from pquant.config_help import explaining
-from pquant.experiment import Run
 from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
 from pquant.finetuning.sweeper import StudySweeper
+from pquant.resume import composed_run
 from pquant.signals import Interrupted, requeue
+from pquant.targets import allowed_packages
 
 
-@hydra.main(config_path="conf", config_name="config", execution_whitelist=allowed_targets())
+@hydra.main(config_path="conf", config_name="config", execution_whitelist=[f"{package}.*" for package in allowed_packages()])
 def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
     try:
@@ -48,10 +53,8 @@ def job(config: DictConfig) -> float | list[float] | None:
 
 def run(config: DictConfig, callback: Callable[[Row], None], resume: bool) -> dict[str, Any]:
     """Run the experiment that ``config`` describes; return the metrics of its summary."""
-    folder, composed, resumes = run_folder(config)
-    experiment = build_experiment(composed)
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return experiment.run(Run(folder, plain, command(config, folder), resume or resumes), callback)
+    origin, composed = composed_run(config, resume)
+    return build_experiment(composed).run(origin, callback)
 
 
 def refuse(error: BaseException) -> None:
@@ -64,18 +67,26 @@ def main() -> None:
     """Run; exit with one line for an error that the user can fix, and with 128 + the signal's number if a signal ended the run."""
     gc.freeze()
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     Plugins.instance().register(StudySweeper)
     try:
+        check_overrides(sys.argv[1:])
         with explaining(sys.argv):
             job()
     except CLEAR_ERRORS as error:
         refuse(error)
         raise
-    except Interrupted as signal:
-        if signal.requeues:
+    except HydraException as error:
+        refuse(error)
+        raise
+    except Interrupted as interrupt:
+        if interrupt.requeues:
             requeue()
-        sys.exit(signal.exit_code)
+        sys.exit(interrupt.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

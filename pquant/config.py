@@ -1,23 +1,18 @@
 """Build an experiment from a composed configuration, and explain a configuration error in one line."""
 
-import os
-import shlex
-import sys
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
-from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-from yaml import YAMLError
 
 import pquant.export  # noqa: F401  (each import registers schemas)
 import pquant.models  # noqa: F401
@@ -27,13 +22,9 @@ from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
-from pquant.resume import CHECKPOINT
-from pquant.tracking.environment import saved_command
-from pquant.training.checkpoint import has_checkpoint
+from pquant.targets import build, check_targets
+from pquant.training.seed import seed_everything
 from pquant.training.training import total_epochs
-
-ALLOW = "PQUANT_ALLOW"
-TARGETS = ("pquant.*", "torch.nn.*", "torch.optim.*", "torch.utils.data.*", "torchvision.*", "sklearn.*", "optuna.*")
 
 for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
@@ -41,10 +32,36 @@ OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 OmegaConf.register_resolver("study_directions", directions, replace=True)
 
 
-def allowed_targets() -> tuple[str, ...]:
-    """Return the targets that a configuration may build: this package, its libraries, and the packages that $PQUANT_ALLOW lists."""
-    own = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
-    return TARGETS + tuple(name if name.endswith(".*") else f"{name}.*" for name in own)
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Check the overrides of a command line before Hydra composes a configuration from them.
+
+    Raises:
+        ConfigError: one that is no ``key=value``, an empty folder, or a section that is given something else than the name of a choice.
+    """
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        try:
+            (override,) = parser.parse_overrides([argument])
+        except OverrideParseException as error:
+            raise ConfigError(
+                f"'{argument}' cannot be read: give key=value, as in training.epochs=3, with quotes for the shell around both"
+            ) from error
+        key, value = str(override.key_or_group), override.value()
+        if not key:
+            raise ConfigError(f"'{argument}' has no key: give key=value, as in training.epochs=3")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value == "":
+            raise ConfigError(f"{key} must be a folder, got an empty name")
+        if (
+            key in SECTIONS
+            and not override.is_delete()
+            and not override.is_sweep_override()
+            and not isinstance(value, (str, dict, list, QuotedString))
+        ):
+            raise ConfigError(
+                f"{key} takes the name of a choice, got {'null' if value is None else value}; a field of it is given as {key}.<name>=..."
+            )
 
 
 def build_experiment(config: DictConfig) -> Experiment:
@@ -61,6 +78,9 @@ def build_experiment(config: DictConfig) -> Experiment:
         for field in fields(Experiment):
             if field.name not in config and field.default is MISSING:
                 raise ConfigError(f"section '{field.name}' is missing")
+        check_targets(config)
+        if isinstance(seed := config.get("seed", 0), int) and 0 <= seed < 2**32:
+            seed_everything(seed)  # a model may be built, and so drawn, here; an invalid seed is refused below
         values = {str(key): _built(str(key), config[key]) for key in config}
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
@@ -71,20 +91,35 @@ def _built(section: str, node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return node
     with blaming(section):
-        built = instantiate(node, _convert_="all", _execution_whitelist_=allowed_targets())
+        built = build(section, node)
     if isinstance(built, partial):
-        _check_booleans(section, built)
+        _check_kinds(section, built)
     return built
 
 
-def _check_booleans(section: str, built: "partial[Any]") -> None:
-    """Reject a string for a boolean parameter of a library's or user's callable; Python would take any string for true."""
+def _check_kinds(section: str, built: "partial[Any]") -> None:
+    """Reject what a library's or user's callable would take for a boolean (any string is true), or find to be no number only later."""
     for name, parameter in signature(built.func).parameters.items():
-        kinds = get_args(parameter.annotation) or (parameter.annotation,)
-        boolean = isinstance(parameter.default, bool) or any(kind in (bool, "bool", "bool | None") for kind in kinds)
-        value = built.keywords.get(name)
-        if boolean and isinstance(value, str) and str not in kinds:
+        if name not in built.keywords:
+            continue
+        value, words = built.keywords[name], set(re.findall(r"\w+", str(parameter.annotation)))
+        default = type(parameter.default).__name__
+        if (default == "bool" or "bool" in words) and not words & {"str", "int", "float", "Any"} and value is not None and not _is_boolean(value):
             raise ConfigError(f"{section}.{name} must be true or false, got {value!r}")
+        number = words & {"int", "float"} or ("empty" in words and default in ("int", "float"))
+        if number and not words & {"str", "Any", "Literal"} and _has_text(value):
+            raise ConfigError(f"{section}.{name} must be {'a number' if isinstance(value, str) else 'numbers'}, got {value!r}")
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, (bool, int)) and value in (0, 1)
+
+
+def _has_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and any(map(_has_text, value)))
+
+
+SECTIONS = tuple(field.name for field in fields(Experiment) if field.default is MISSING)
 
 
 def explain(error: BaseException) -> str:
@@ -104,9 +139,6 @@ def explain(error: BaseException) -> str:
             return unknown(f"choice for {group}", name, cause.options)
         if isinstance(cause, AttributeError) and isinstance(cause.obj, ModuleType):
             return unknown(f"name in {cause.obj.__name__}", str(cause.name), getattr(cause.obj, "__all__", dir(cause.obj)))
-    refused = next((line for cause in causes for line in [_one_line(cause)] if "whitelist" in line), None)
-    if refused:
-        return f"{refused} (to allow a package of your own, list it in ${ALLOW}: {ALLOW}=my_package)"
     return _one_line(causes[-1])
 
 
@@ -131,51 +163,3 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
 CLEAR_ERRORS = (*CONFIGURATION_ERRORS, DivergedError, OSError)
 """Errors that one line explains better than a traceback."""
-
-
-NOT_FROM_EARLIER_RUN = ("export", "tracker", "progress", "from_run", "from_epoch")
-"""Keys that a command with ``from_run`` sets itself; all others come from the earlier run's configuration."""
-
-
-AUTO = "auto"
-
-
-def run_folder(config: DictConfig) -> tuple[Path, DictConfig, bool]:
-    """Return the folder of a job, its configuration, and whether it resumes from the checkpoint there.
-
-    The folder and the configuration are Hydra's; with ``resume``, those of that run; with ``from_run``, a new folder and that run's configuration.
-    ``resume`` "auto" resumes if Hydra's folder (``hydra.run.dir``) has a checkpoint, and starts a new run if not.
-
-    Raises:
-        ConfigError: ``resume`` or ``from_run`` names no run's folder, or both are given.
-    """
-    if config.resume is not None and config.from_run is not None:
-        raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
-    if config.resume not in (None, AUTO):
-        folder = Path(config.resume)
-        return folder, _saved_config("resume", folder), has_checkpoint(folder / CHECKPOINT)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.from_run is None:
-        if config.from_epoch is not None:
-            raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
-        return folder, config, config.resume == AUTO and has_checkpoint(folder / CHECKPOINT)
-    saved = _saved_config("from_run", Path(config.from_run))
-    for key in NOT_FROM_EARLIER_RUN:
-        saved[key] = config[key]
-    return folder, saved, False
-
-
-def command(config: DictConfig, folder: Path) -> str:
-    """Return the command line of a job, quoted for a shell; for a trial and with ``resume=<folder>``, the command that repeats that job."""
-    own = HydraConfig.get().mode is not RunMode.RUN or config.resume not in (None, AUTO)
-    return (saved_command(folder) if own else None) or shlex.join(["python", *sys.argv])
-
-
-def _saved_config(key: str, folder: Path) -> DictConfig:
-    saved = folder / ".hydra" / "config.yaml"
-    if not saved.is_file():
-        raise ConfigError(f"{key} must be the folder of an earlier run, with .hydra/config.yaml in it, got '{folder}'")
-    try:
-        return DictConfig(OmegaConf.load(saved))
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{saved} is not a complete configuration: {_one_line(error)}") from error

@@ -18,6 +18,7 @@ from hydra.utils import get_object
 
 from pquant.experiment import Experiment
 from pquant.settings import Settings, describe, interval
+from pquant.targets import named
 
 ENTRY = re.compile(r"^(\w+)(?: \(.*?\))?: (.*)$")
 KEY = re.compile(r"^( *)'?([^\s:#'\"-][^\s:']*)'?:(?= |$)")
@@ -36,8 +37,11 @@ class Field:
 
 
 def class_of(target: str) -> Any:
-    """Return the class that a ``_target_`` builds."""
-    found = get_object(target)
+    """Return the class that a ``_target_`` of this package or its libraries builds."""
+    return _owner(get_object(target))
+
+
+def _owner(found: Any) -> Any:
     return getattr(found, "__self__", found)
 
 
@@ -125,13 +129,17 @@ def explained(text: str) -> str:
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, str]:
-    cls = class_of(config["_target_"]) if "_target_" in config else Experiment
-    known = {field.name: _comment(field) for field in fields(cls)}
+    known = _comments(Experiment)
     for name, section in config.items():
-        if isinstance(section, Mapping) and "_target_" in section:
-            known[name] = first_line(class_of(section["_target_"]))
-            known |= {f"{name}.{key}": text for key, text in _known(section).items()}
+        found = named(name, str(section["_target_"])) if isinstance(section, Mapping) and "_target_" in section else None
+        if found is not None:
+            known[name] = first_line(_owner(found))
+            known |= {f"{name}.{key}": text for key, text in _comments(_owner(found)).items()}
     return known
+
+
+def _comments(cls: Any) -> dict[str, str]:
+    return {field.name: _comment(field) for field in fields(cls)}
 
 
 def _comment(field: Field) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -35,7 +36,7 @@ from pquant.reporting.console import Console
 from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
-from pquant.resume import CHECKPOINT, check_same_settings, fixed_settings
+from pquant.resume import CHECKPOINT, Run
 from pquant.settings import check_fields, setting
 from pquant.signals import graceful, prompt
 from pquant.tracking.environment import config_hash, environment
@@ -45,22 +46,14 @@ from pquant.tracking.tracker import Tracker
 from pquant.training import distributed
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.optimizer import check_steps
+from pquant.training.seed import seed_everything
 from pquant.training.trainer import Row, Trainer
 from pquant.training.training import Training
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 32
-
-
-@dataclass(frozen=True)
-class Run:
-    """The folder, composed configuration and command of one run; with ``resume`` it resumes from the folder's checkpoint."""
-
-    folder: Path
-    config: dict[str, Any]
-    command: str
-    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,46 +120,69 @@ class Experiment:
 
     def _run(self, run: Run, callback: Callable[[Row], None]) -> dict[str, Any]:
         start, console = time.perf_counter(), Console(self.progress)
-        self.fitcompress.check(self.pruning, self.quantization, self.training)
-        if self.training.threads:
-            torch.set_num_threads(self.training.threads)
-        splits = self.data.load(self.seed)
-        check_data(splits, train_finite=self.training.on_nan == "stop")
-        torch.manual_seed(self.seed)
-        float_model = self.build_model(splits)
-        model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
-        self.export.check(model, tuple(splits.input_shape))
-        trainer = self.trainer(model, splits)
-        for warning in self.pruning.warnings(trainer.horizon) if self.training.epochs else []:
-            log.warning(warning)
-        if self.dry_run:
-            return self._preview(model, splits)
-        for warning in self.fitcompress.prepare(model):
-            log.warning(warning)
-
-        if not distributed.leads():
-            return self._assist(trainer, float_model, splits, run)
-        with only_run_in(run.folder), prompt(), recorded_status(run.folder, run.config, self.tracker):
-            if self.from_run:
-                baseline = self._restore_earlier_run(trainer, Path(self.from_run))
-            else:
-                baseline = self._baseline(float_model, splits, console)
-                self._fit(trainer, run, console, callback)
-            trainer.trace_ranges()
-            measured = model_metrics(trainer.model)
-            final = finalize(trainer.model)
-            confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
-            tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
-            summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
-            summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
-            summary |= {"config_hash": config_hash(run.config), **environment()}
-            final = final.cpu()
-            save_model(final, run.folder)
-            summary |= self.export.export(final, splits, run.folder)
-            archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
-            details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
-            self._report(run, summary, trainer.rows, final, details)
+        leads = distributed.leads() and not self.dry_run
+        with ExitStack() as held:
+            held.enter_context(prompt())
+            if leads and run.goes_on_here:
+                held.enter_context(only_run_in(run.folder))
+            state = run.checkpoint()
+            check_steps(self.optimizer, self.scheduler)
+            self.fitcompress.check(self.pruning, self.quantization, self.training)
+            if self.training.threads:
+                torch.set_num_threads(self.training.threads)
+            splits = self.data.load(self.seed)
+            check_data(splits, train_finite=self.training.on_nan == "stop")
+            seed_everything(self.seed)
+            float_model = self.build_model(splits)
+            model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
+            self.export.check(model, tuple(splits.input_shape))
+            trainer = self.trainer(model, splits)
+            pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
+            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings()]:
+                log.warning(warning)
+            if self.dry_run:
+                return self._preview(model, splits)
+            for warning in self.fitcompress.prepare(model):
+                log.warning(warning)
+            if not leads:
+                return self._assist(trainer, float_model, splits, state)
+            if not run.goes_on_here:
+                held.enter_context(only_run_in(run.folder))
+            run.write_files()
+            if state and run.source:
+                save_checkpoint(run.folder / CHECKPOINT, state | run.identity())
+            with recorded_status(run.folder, run.config, self.tracker):
+                if self.from_run:
+                    baseline = self._load_earlier_run(trainer, Path(self.from_run))
+                else:
+                    baseline = self._baseline(float_model, splits, console)
+                    self._fit(trainer, run, state, console, callback)
+                summary = self._finish(trainer, splits, run, baseline, start)
         console.summary(summary, run.folder)
+        return summary
+
+    def _finish(self, trainer: Trainer, splits: Splits, run: Run, baseline: dict[str, Any], start: float) -> dict[str, Any]:
+        """Finalize the trained model, evaluate, save, export and report it; return the metrics of ``summary.json``."""
+        trainer.trace_ranges()
+        measured = model_metrics(trainer.model)
+        final = finalize(trainer.model)
+        constant = trainer.gives_one_output(final)
+        if constant:
+            log.warning(
+                "the finalized model gives the same output for every input: nothing is left of it; lower hgq_beta or hgq_gamma, or prune less"
+            )
+        confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
+        tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
+        summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
+        summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
+        summary |= {"constant_output": constant}
+        summary |= {"config_hash": config_hash(run.config), **environment()}
+        final = final.cpu()
+        save_model(final, run.folder)
+        summary |= self.export.export(final, splits, run.folder)
+        archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
+        details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+        self._report(run, summary, trainer.rows, final, details)
         return summary
 
     def _export_archive(self, run: Run) -> dict[str, Any]:
@@ -197,8 +213,8 @@ class Experiment:
             return self.model(**{name: value for name, value in offered.items() if name in taken})
 
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
-        """Seed torch and return a trainer for ``model``."""
-        torch.manual_seed(self.seed)
+        """Seed all generators and return a trainer for ``model``."""
+        seed_everything(self.seed)
         return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed)
 
     def _baseline(self, float_model: nn.Module, splits: Splits, console: Console) -> dict[str, Any]:
@@ -210,15 +226,15 @@ class Experiment:
         experiment = dataclasses.replace(self, training=dataclasses.replace(training, save_weights_epoch=-1))
         trainer = experiment.trainer(copy.deepcopy(float_model), splits)
         trainer.fit(lambda row: None)
-        torch.manual_seed(self.seed)
+        seed_everything(self.seed)
         return trainer.evaluate("test", "float")
 
-    def _fit(self, trainer: Trainer, run: Run, console: Console, callback: Callable[[Row], None]) -> None:
+    def _fit(self, trainer: Trainer, run: Run, state: dict[str, Any] | None, console: Console, callback: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
-        settings = fixed_settings(run.config)
-        if run.resume:
-            check_same_settings(run.folder, json.loads(self._restore(trainer, run.folder)["config"]), settings)
+        identity = run.identity()
+        if state:
+            self._load(trainer, state)
             console.note(f"resuming after epoch {trainer.position}")
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -227,7 +243,7 @@ class Experiment:
             self.tracker.log(row)
 
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | {"config": json.dumps(settings)}, sync)
+            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | identity, sync)
             metrics.append(row)
             if archive:
                 archive.update(trainer.rows, trainer.model)
@@ -242,29 +258,27 @@ class Experiment:
         finally:
             console.finish()
 
-    def _assist(self, trainer: Trainer, float_model: nn.Module, splits: Splits, run: Run) -> dict[str, Any]:
+    def _assist(self, trainer: Trainer, float_model: nn.Module, splits: Splits, state: dict[str, Any] | None) -> dict[str, Any]:
         """Train in a process of rank 1 or higher, which writes no files; return no metrics."""
         if not self.from_run:
             self._baseline(float_model, splits, Console("quiet"))
-            if run.resume:
-                self._restore(trainer, run.folder)
+            if state:
+                self._load(trainer, state)
             trainer.fit(lambda row: None, lambda: self._search(trainer, None))
         return {}
 
     def _keeps_front(self) -> bool:
         return bool(self.quantization.hgq_beta_schedule) if self.training.pareto == "auto" else self.training.pareto
 
-    def _restore(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
-        """Load the checkpoint of a run into a trainer, and return the checkpoint."""
-        state = load_checkpoint(folder / CHECKPOINT)
+    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Load the state of a checkpoint into a trainer."""
         if state["position"] > self.training.pretraining_epochs:
             release(trainer.model)
         trainer.load_state_dict(state)
-        return state
 
-    def _restore_earlier_run(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    def _load_earlier_run(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
         """Load the model and the epochs of an earlier run into a trainer; return the metrics of that run's float baseline."""
-        self._restore(trainer, folder)
+        self._load(trainer, load_checkpoint(folder / CHECKPOINT))
         if isinstance(self.from_epoch, int):
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]

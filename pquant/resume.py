@@ -1,15 +1,102 @@
-"""What a resumed run must find: a checkpoint, and the settings that the run was started with."""
+"""Where a job starts: anew, at a checkpoint of its own, or from the folder of an earlier run."""
 
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from yaml import YAMLError
+
 from pquant.errors import ConfigError
-from pquant.tracking.environment import difference
-from pquant.tracking.files import plain
+from pquant.targets import ALLOW, allowed_packages
+from pquant.tracking.environment import difference, saved_command, versions
+from pquant.tracking.files import plain, without_passwords, write_atomic
+from pquant.training.checkpoint import has_checkpoint, load_checkpoint
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+CONFIG, HYDRA, OVERRIDES = ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"
+AUTO = "auto"
+ENVIRONMENT = "oc.env"
+"""The resolver of OmegaConf that reads an environment variable."""
 SECTIONS_THAT_MAY_DIFFER = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
 TRAINING_FIELDS_THAT_MAY_DIFFER = ("threads", "device")
+LENGTHS = ("training.epochs", "training.fine_tuning_epochs")
+"""Fields that ``resume=<folder>`` may raise, to go on longer."""
+TAKEN_BY_RESUME = ("resume", "progress", "tracker", "export", "dry_run", *(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER), *LENGTHS)
+TAKEN_BY_FROM_RUN = ("from_run", "from_epoch", "progress", "tracker", "export", *(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder and the origin of one run.
+
+    Args:
+        folder: where its files go.
+        config: its configuration, resolved.
+        command: the command line that repeats it.
+        resume: whether it goes on from a checkpoint.
+        files: text files that describe it, by name in the folder; the run writes them once it is sure to start.
+        source: the folder of that checkpoint, if it is not its own: that run is gone on with here, longer, and stays as it is.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    command: str
+    resume: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    source: Path | None = None
+
+    @property
+    def goes_on_here(self) -> bool:
+        """Whether the folder holds the run already, with its files and the checkpoint to go on from."""
+        return self.resume and self.source is None
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return the state to go on from, None for a new run.
+
+        Raises:
+            ConfigError: the checkpoint is that of other settings, or there is none that can be read.
+        """
+        if not self.resume:
+            return None
+        state = _checkpoint(self.source or self.folder)
+        earlier, now = json.loads(state["settings"]), fixed_settings(self.config)
+        if self.source is not None:
+            for settings in (earlier, now):
+                for name in LENGTHS:
+                    settings.get("training", {}).pop(name.partition(".")[2], None)
+                settings.pop("scheduler", None)
+        check_same_settings(self.source or self.folder, earlier, now)
+        for name, here in versions().items():
+            if here != state["versions"].get(name):
+                log.warning("the run began with %s %s and goes on with %s: it may end differently", name, state["versions"].get(name), here)
+        return state
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the state of training: the configuration, the settings that must not change, and versions."""
+        settings = json.dumps(fixed_settings(self.config))
+        return {"config": self.files.get(CONFIG, ""), "settings": settings, "versions": versions()}
+
+    def write_files(self) -> None:
+        """Write the files that describe the run, unless it goes on in a folder that has them."""
+        for name, text in self.files.items():
+            path = self.folder / name
+            if not (self.goes_on_here and path.is_file()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, text)
 
 
 def fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -27,8 +114,160 @@ def check_same_settings(folder: Path, earlier: dict[str, Any], now: dict[str, An
         ConfigError: they differ; the message names the first field that does.
     """
     if earlier != now:
-        key, before, after = difference(earlier, now)
+        lengths, others = ({name: settings.get("training", {}).get(name.partition(".")[2]) for name in LENGTHS} for settings in (earlier, now))
+        key, before, after = difference(lengths, others) if lengths != others else difference(earlier, now)
+        longer = f"to go on longer: resume={folder} {key}={after}" if key in LENGTHS else "give the same with resume=auto, or another hydra.run.dir"
+        raise ConfigError(f"the run in {folder} was started with other settings, {key} = {before!r} instead of {after!r}; {longer}")
+
+
+def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictConfig]:
+    """Return the run of the job that Hydra runs, and its configuration.
+
+    Folder and configuration are Hydra's; with ``config.resume`` those of that run; with ``config.from_run`` a new folder and that run's
+    configuration. ``config.resume`` "auto", or ``resume``, resumes if Hydra's folder (``hydra.run.dir``) has a checkpoint, and starts anew if not.
+
+    Raises:
+        ConfigError: ``resume`` or ``from_run`` names no run's folder, both are given, or an override is given that they do not take.
+    """
+    hydra = HydraConfig.get()
+    own, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    command = shlex.join(["python", *(sys.argv if hydra.mode is RunMode.RUN else ["run.py", *overrides])])
+    for key in ("resume", "from_run"):
+        if config[key] is not None and not (isinstance(config[key], str) and config[key]):
+            raise ConfigError(f"{key} must be the folder of an earlier run, got {config[key]!r}")
+    if config.resume is not None and config.from_run is not None:
+        raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
+    if config.from_run is None and config.from_epoch is not None:
+        raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
+    if config.from_run is not None:
+        composed = saved_config("from_run", Path(config.from_run))
+        given = _checked("from_run", overrides, TAKEN_BY_FROM_RUN)
+        _take(composed, config, dict.fromkeys(["export", "tracker", "progress", "from_run", "from_epoch", *given]))
+        resolved = _resolved(composed)
+        return _run(own, composed, resolved, command, overrides), resolved
+    if config.resume in (None, AUTO):
+        resumes = (resume or config.resume == AUTO) and has_checkpoint(own / CHECKPOINT)
+        return _run(own, config, config, command, overrides, resumes), config
+    folder = Path(config.resume)
+    composed = saved_config("resume", folder)
+    _take(composed, config, _checked("resume", overrides, TAKEN_BY_RESUME))
+    resolved = _resolved(composed)
+    if _is_longer(folder, composed):
+        if own.resolve() == folder.resolve():
+            raise ConfigError(f"{folder} keeps the run as it ended: choose another hydra.run.dir for the longer one")
+        return _run(own, composed, resolved, command, overrides, True, folder), resolved
+    return _run(folder, composed, resolved, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), resolved
+
+
+def _run(
+    folder: Path, composed: DictConfig, resolved: DictConfig, command: str, overrides: list[str], resumes: bool = False, source: Path | None = None
+) -> Run:
+    hydra = OmegaConf.create({"hydra": HydraConfig.get()})
+    texts = {CONFIG: OmegaConf.to_yaml(composed), HYDRA: OmegaConf.to_yaml(hydra), OVERRIDES: OmegaConf.to_yaml(overrides)}
+    settings: Any = OmegaConf.to_container(resolved, resolve=True)
+    files = {name: without_passwords(text) for name, text in texts.items()}
+    return Run(folder, without_passwords(plain(settings)), without_passwords(command), resumes, files, source)
+
+
+def _checked(key: str, overrides: list[str], taken: Sequence[str]) -> list[str]:
+    """Return the names of the fields and sections that ``overrides`` set.
+
+    Raises:
+        ConfigError: one that is not ``taken``.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    for one in parsed:
+        name = str(one.key_or_group)
+        if one.is_delete() or (name not in taken and name.partition(".")[0] not in taken):
+            others = ", ".join(field for field in taken if field != key)
+            raise ConfigError(f"{name} cannot be given with {key}, which takes the settings of the earlier run, all but {others}")
+    return [str(one.key_or_group) for one in parsed]
+
+
+def _take(composed: DictConfig, config: DictConfig, names: Iterable[str]) -> None:
+    """Copy values of this command's configuration into an earlier run's, whole sections before single fields.
+
+    Raises:
+        ConfigError: a field that the earlier run's section does not have.
+    """
+    for name in sorted(names, key=lambda one: one.count(".")):
+        section, _, field = name.rpartition(".")
+        if section and field not in (OmegaConf.select(composed, section) or {}):
+            raise ConfigError(f"{name} cannot be given: '{section}' of the earlier run has no such field")
+        OmegaConf.update(composed, name, OmegaConf.select(config, name), merge=False, force_add=True)
+
+
+def _is_longer(folder: Path, composed: DictConfig) -> bool:
+    """Return whether a configuration has more epochs than the checkpoint in ``folder`` was made for.
+
+    Raises:
+        ConfigError: fewer epochs, or more of a stage that is over.
+    """
+    if not has_checkpoint(folder / CHECKPOINT):
+        return False
+    state = _checkpoint(folder)
+    made, now = json.loads(state["settings"])["training"], composed.training
+    for name in LENGTHS:
+        field = name.partition(".")[2]
+        if now[field] < made[field]:
+            raise ConfigError(f"{name} = {now[field]}: the run in {folder} was made for {made[field]} epochs and can only become longer")
+    trained = made["pretraining_epochs"] + made["epochs"] * made["rounds"]
+    if now.epochs > made["epochs"]:
+        if made["rounds"] > 1:
+            raise ConfigError(
+                f"training.epochs is the length of each of {made['rounds']} rounds, which cannot change: raise training.fine_tuning_epochs"
+            )
+        if state["position"] > trained:
+            raise ConfigError(f"the train stage of the run in {folder} is over and its masks are frozen: raise training.fine_tuning_epochs instead")
+    return any(now[name.partition(".")[2]] > made[name.partition(".")[2]] for name in LENGTHS)
+
+
+@contextmanager
+def _environment_refused() -> Iterator[None]:
+    """Let ``${oc.env:...}`` raise a ConfigError, as a configuration from somebody else could send what a variable holds anywhere."""
+    if ENVIRONMENT in allowed_packages():
+        yield
+        return
+
+    def refuse(*names: str) -> None:
         raise ConfigError(
-            f"the run in {folder} was started with other settings, {key} = {before!r} instead of {after!r}; "
-            "give the same with resume=auto, or another hydra.run.dir"
+            f"the configuration of the earlier run reads the environment variable '{names[0]}'; if it is yours, allow that: {ALLOW}={ENVIRONMENT}"
         )
+
+    OmegaConf.register_resolver(ENVIRONMENT, refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_resolver(ENVIRONMENT, oc.env, replace=True)
+
+
+def _resolved(composed: DictConfig) -> DictConfig:
+    """Return an earlier run's configuration with its interpolations resolved."""
+    resolved = composed.copy()
+    with _environment_refused():
+        OmegaConf.resolve(resolved)
+    return resolved
+
+
+def saved_config(key: str, folder: Path) -> DictConfig:
+    """Return the configuration of the run in ``folder``: that of its checkpoint, or of its files if it has none.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
+    file = folder / CONFIG
+    if has_checkpoint(folder / CHECKPOINT):
+        return DictConfig(OmegaConf.create(_checkpoint(folder)["config"]))
+    if not file.is_file():
+        raise ConfigError(f"{key} must be the folder of an earlier run, with {CONFIG} in it, got '{folder}'")
+    try:
+        return DictConfig(OmegaConf.load(file))
+    except (YAMLError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file} is not a complete configuration: {' '.join(str(error).split())}") from error
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    state = load_checkpoint(folder / CHECKPOINT)
+    if not {"config", "settings", "versions"} <= state.keys():
+        raise ConfigError(f"the checkpoint in {folder} was made by another version of pquant, which this one does not read")
+    return state

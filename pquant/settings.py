@@ -16,6 +16,7 @@ from omegaconf import BooleanNode, DictConfig, OmegaConf, ValidationError
 from pquant.errors import ConfigError, did_you_mean
 
 T = TypeVar("T", bound=type)
+LARGEST = 2**63 - 1
 
 
 def setting(default: Any = dataclasses.MISSING, **bounds: float) -> Any:
@@ -75,6 +76,8 @@ def _typed(label: str, value: Any, hint: Any) -> Any:
 def _in_range(label: str, value: float, bounds: dict[str, float]) -> None:
     low, high = _ends(bounds)
     inside = low <= value <= high and value != bounds.get("gt") and value != bounds.get("lt")
+    if inside and isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{label} must be in [-2^63, 2^63), got a number of {len(str(abs(value)))} digits")
     if inside and math.isfinite(value):
         return
     expected = f"in {interval(bounds)}" if bounds else "finite"

@@ -39,7 +39,8 @@ def prompt() -> Iterator[None]:
 def graceful() -> Iterator[Callable[[], None]]:
     """Delay these signals, and yield a check that raises :class:`Interrupted` once one has arrived; a second signal is not delayed.
 
-    Python delivers signals to the main thread only; in other threads the check does nothing.
+    A signal after the last check is raised at the end of the context. Python delivers signals to the main thread only; in other threads the check
+    does nothing.
     """
     received: list[int] = []
 
@@ -53,6 +54,7 @@ def graceful() -> Iterator[Callable[[], None]]:
 
     with _handling(remember) as before:
         yield check
+    check()
 
 
 def requeue() -> None:

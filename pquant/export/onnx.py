@@ -35,7 +35,7 @@ class ONNX(Settings):
     """
 
     vectors: int = setting(1000, ge=64)
-    qonnx_vectors: int = setting(100, ge=1)
+    qonnx_vectors: int = setting(100, ge=1, le=1_000_000)
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a package is missing."""

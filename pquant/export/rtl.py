@@ -54,7 +54,7 @@ class RTL(Settings):
     latency_cutoff: float | None = setting(None, gt=0)
     vectors: int = setting(10_000, ge=64)
     simulator: Literal["auto", "icarus", "verilator", "emulator"] = "auto"
-    simulated_vectors: int = setting(200, ge=1)
+    simulated_vectors: int = setting(200, ge=1, le=1_000_000)
     synthesize: Literal["auto", "yes", "no"] = "auto"
     synthesis_limit: int = setting(5_000, ge=0)
     family: Literal["xc7", "xcu", "xcup"] = "xcup"

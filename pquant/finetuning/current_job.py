@@ -18,10 +18,10 @@ def current_job(config: DictConfig) -> Job:
         ConfigError: ``finetuning`` describes a study, but this is a single run.
     """
     hydra = HydraConfig.get()
-    if "objectives" in hydra.sweeper and hydra.mode is RunMode.MULTIRUN:
+    if "objectives" in (hydra.sweeper or {}) and hydra.mode is RunMode.MULTIRUN:
         from pquant.finetuning.trial import StudyTrial  # imports Optuna, which a single run does not need
 
         return StudyTrial(hydra.sweeper, Path(hydra.runtime.output_dir), total_epochs(config.training))
-    if config.finetuning.num_trials and config.resume is None:
+    if config.finetuning.num_trials > 0 and config.resume is None:
         raise ConfigError(f"finetuning.num_trials = {config.finetuning.num_trials} is a study: choose a sampler and use -m, as in -m finetuning=tpe")
     return SingleRun()

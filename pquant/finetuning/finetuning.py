@@ -102,7 +102,7 @@ class FineTuning(Settings):
     experiment_name: str = "experiment_1"
     model_name: str = "resnet18"
     sampler: Sampler = Sampler(type="GridSampler")
-    num_trials: int = setting(0, ge=0)
+    num_trials: int = setting(0, ge=0, le=1_000_000)
     hyperparameter_search: HyperparameterSearch = HyperparameterSearch()
     objectives: list[str] = setting(["val/accuracy"])
     directions: list[str] = setting([])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
@@ -16,6 +15,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pquant.errors import ConfigError
+from pquant.targets import build
 from pquant.tracking.environment import difference
 from pquant.tracking.files import plain
 
@@ -86,8 +86,18 @@ def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None
 
 
 def pruner(node: DictConfig | None) -> BasePruner:
-    """Return the pruner that a node with ``_partial_`` describes; for None, a pruner that never stops a trial."""
-    return instantiate(node, _execution_whitelist_=("optuna.pruners.*",))() if node else NopPruner()
+    """Return the pruner that a node with ``_partial_`` describes; for None, a pruner that never stops a trial.
+
+    Raises:
+        ConfigError: the pruner does not accept its params.
+    """
+    if not node:
+        return NopPruner()
+    kind = build("early_stopping", node)
+    try:
+        return kind()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"EarlyStopping.params do not suit {kind.func.__name__}: {error}") from error
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:

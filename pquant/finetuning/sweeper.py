@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig
+
+from pquant.targets import build
 
 
 class StudySweeper(OptunaSweeper):
@@ -18,4 +19,4 @@ class StudySweeper(OptunaSweeper):
     def __init__(self, sampler: DictConfig, **settings: Any) -> None:
         from pquant.finetuning.sweep import StudySweep
 
-        self.sweeper = StudySweep(sampler=instantiate(sampler, _execution_whitelist_=("optuna.samplers.*",)), **settings)
+        self.sweeper = StudySweep(sampler=build("sampler", sampler), **settings)

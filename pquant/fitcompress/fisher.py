@@ -35,7 +35,7 @@ class StoppingRule(Settings):
     tolerance: float = setting(0.1, ge=0)
     min_iterations: int = setting(8, ge=2)
     max_iterations: int = setting(32, ge=2)
-    batch_size: int = setting(32, ge=1)
+    batch_size: int = setting(32, ge=1, le=2**31 - 1)
 
     def __post_init__(self) -> None:
         """Check the fields and their order."""

@@ -69,6 +69,7 @@ def compress(
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
     convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
     quantization.check_names(list(convertible))
+    quantization.check_tensors({name: _tensors(layer) for name, layer in convertible.items()})
     pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
@@ -90,6 +91,7 @@ def compress(
     _use_layers_of_transformers(model)
     _share_weights(model)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
+    _warn_of_no_bits(replaced.values())
     if trace:
         _connect(trace, replaced)
         calibrate(model, [_cloned(example_input)])  # type: ignore[arg-type]
@@ -97,6 +99,24 @@ def compress(
         if left not in explained:
             log.warning("not converted, stays float: %s", left)
     return model
+
+
+def _tensors(layer: nn.Module) -> list[str]:
+    """Return the tensors of a layer that a format can be given for."""
+    own = [name for name in ("weight", "bias") if getattr(layer, name, None) is not None or isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [*own, "input", "output"]
+
+
+def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
+    """Warn of fixed formats without bits, whose values are all 0."""
+    names: dict[str, list[str]] = {}
+    for layer in layers:
+        for place, quantizer in layer.named_children():
+            if isinstance(quantizer, FixedPointQuantizer) and quantizer.numbers and sum(quantizer.numbers) <= 0:
+                k, i, f = quantizer.numbers
+                names.setdefault(f"k={k} i={i} f={f}", []).append(f"{layer.name} {place.removesuffix('_quantizer')}")
+    for bits, places in names.items():
+        log.warning("the format %s has no bits, so that all values are 0: %s", bits, ", ".join(places))
 
 
 def _described(name: str, module: nn.Module) -> str:

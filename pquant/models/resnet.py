@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pquant.errors import ConfigError
 from pquant.models.cnn import image_shape
 
 
@@ -35,11 +36,13 @@ class ResNet20(nn.Module):
         blocks: basic blocks per stage, n in the paper; the depth is 6n + 2: 3 for ResNet-20 (0.27 million parameters), 9 for ResNet-56.
 
     Raises:
-        ConfigError: inputs are not images.
+        ConfigError: inputs are not images, or no blocks.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, blocks: int = 3) -> None:
         super().__init__()
+        if blocks < 1:
+            raise ConfigError(f"ResNet20.blocks must be at least 1, got {blocks}")
         channels, _, _ = image_shape("ResNet20", input_shape)
         self.conv, self.norm, self.relu = _conv(channels, 16, 3, 1), nn.BatchNorm2d(16), nn.ReLU()
         self.stages = nn.Sequential(_stage(16, 16, 1, blocks), _stage(16, 32, 2, blocks), _stage(32, 64, 2, blocks))

@@ -1,7 +1,7 @@
 """The quantization section: which format each tensor of each layer has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -100,8 +100,8 @@ class Quantization(Settings):
         """Check the fields and every rule of ``layer_specific``."""
         super().__post_init__()
         epochs = [point[0] for point in self.hgq_beta_schedule if len(point) == 2 and all(0 <= value < math.inf for value in point)]
-        if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted(epochs):
-            raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs in the order of epochs, none negative")
+        if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted({int(epoch) for epoch in epochs}):
+            raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative, with whole epochs that rise from pair to pair")
         for pattern in self.layer_specific:
             self._overridden(pattern)
 
@@ -117,6 +117,32 @@ class Quantization(Settings):
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
         check_patterns("Quantization.layer_specific", self.layer_specific, names)
+
+    def warnings(self) -> list[str]:
+        """Return which settings have no effect and why; empty when all have one."""
+        trained = {name: getattr(self, name) for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr") if getattr(self, name)}
+        needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
+        found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
+        if self.use_hgq and not self.enable_quantization and not self.layer_specific:
+            found.append("quantization.use_hgq has no effect, as quantization.enable_quantization is false")
+        if self.hgq_beta and self.hgq_beta_schedule:
+            found.append(f"quantization.hgq_beta = {self.hgq_beta} has no effect beside hgq_beta_schedule, which replaces it")
+        return found
+
+    def check_tensors(self, tensors: Mapping[str, Sequence[str]]) -> None:
+        """Check that each rule of ``layer_specific`` names tensors that a layer has; ``tensors`` are those of each layer, by dotted name.
+
+        Raises:
+            ConfigError: none of the layers that follow a rule has one of its tensors.
+        """
+        for pattern, rule in self.layer_specific.items():
+            following = {name: own for name, own in tensors.items() if self.rule(name) is rule}
+            for tensor in rule:
+                if tensor != "enable_quantization" and following and not any(tensor in own for own in following.values()):
+                    name, own = next(iter(following.items()))
+                    raise ConfigError(
+                        f"Quantization.layer_specific['{pattern}'].{tensor} has no effect: layer '{name}' has only {', '.join(own)} to quantize"
+                    )
 
     def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""

@@ -30,6 +30,11 @@ def environment() -> dict[str, str | int | None]:
     return {"git_commit": _git_commit(), **machine, "version/python": platform.python_version(), **versions}
 
 
+def versions() -> dict[str, str | None]:
+    """Return the versions on which the numbers of a run depend: those of torch and of this package."""
+    return {name: _version(name) for name in ("torch", "pquant")}
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys."""
     canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pquant.tracking.background import BackgroundWorker
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""
+PASSWORD = re.compile(r"(?<=://)([^\s/:@]*:)[^\s/@]+(?=@)|([?&](?:password|passwd|token|secret|api_key)=)[^\s&'\"]+", re.IGNORECASE)
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
@@ -114,6 +116,15 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def write_json(path: Path, obj: Any) -> None:
     """Write ``obj`` as strict JSON, keys in their order, atomically; see :func:`plain` for tensors and NaN."""
     write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def without_passwords(value: Any) -> Any:
+    """Return text, or the texts in nested plain values, with the passwords of URLs replaced by ``***``."""
+    if isinstance(value, dict):
+        return {key: without_passwords(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_passwords(item) for item in value]
+    return PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", value) if isinstance(value, str) else value
 
 
 def plain(value: Any) -> Any:

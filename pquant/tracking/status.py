@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pquant.errors import StoppedEarly
+from pquant.signals import graceful
 from pquant.tracking.files import write_json
 from pquant.tracking.tracker import Tracker
 
@@ -18,10 +19,10 @@ STATUS = "status.json"
 @contextmanager
 def recorded_status(folder: Path, config: dict[str, Any], tracker: Tracker) -> Iterator[None]:
     """Record inside the context that the run is "running", and at its end whether it "finished", "failed" or was "interrupted"."""
-    tracker.start(folder, config)
-    write_json(folder / STATUS, {"status": "running"})
     end = "failed"
     try:
+        write_json(folder / STATUS, {"status": "running"})
+        tracker.start(folder, config)
         yield
         end = "finished"
     except StoppedEarly:
@@ -32,6 +33,7 @@ def recorded_status(folder: Path, config: dict[str, Any], tracker: Tracker) -> I
         log.warning("interrupted; python run.py resume=%s resumes after the last complete epoch", folder)
         raise
     finally:
-        tracker.finish(end)
-        with suppress(OSError):
-            write_json(folder / STATUS, {"status": end})
+        with graceful():
+            with suppress(OSError):
+                write_json(folder / STATUS, {"status": end})
+            tracker.finish(end)

@@ -1,14 +1,61 @@
 """What the optimizer is given: parameters in groups, each with the options it needs."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pquant.errors import ConfigError
 from pquant.layers.activation import PQActivation
 from pquant.pruning.method import Pruner
 from pquant.quantization.quantizer import Quantizer
 
 Groups = list[dict[str, Any]]
+DRY_STEPS = 2
+
+
+def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[Optimizer], LRScheduler]) -> None:
+    """Make an optimizer for a small parameter and its schedule, and let both take two steps, as libraries check some arguments only then.
+
+    Raises:
+        ConfigError: one of them cannot be made or fails in a step; the message has the arguments that it was given.
+    """
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    with _blaming("optimizer", optimizer):
+        steps = optimizer([{"params": [parameter]}])
+    with _blaming("scheduler", scheduler):
+        schedule = scheduler(steps)
+    for _ in range(DRY_STEPS):
+        with _blaming("optimizer", optimizer):
+            steps.step()
+        with _blaming("scheduler", scheduler):
+            follow_schedule(schedule, 1.0)
+            if not all(math.isfinite(group["lr"]) for group in steps.param_groups):
+                raise ValueError("the learning rate is not finite")
+
+
+def follow_schedule(scheduler: LRScheduler, loss: float) -> None:
+    """Make a scheduler's step of one epoch; ``ReduceLROnPlateau`` watches the validation ``loss``."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(loss)
+    else:
+        scheduler.step()
+
+
+@contextmanager
+def _blaming(section: str, made: Callable[..., Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        name = getattr(getattr(made, "func", made), "__name__", "it")
+        given = ", ".join(f"{key}={value!r}" for key, value in getattr(made, "keywords", {}).items())
+        raise ConfigError(f"{section}: {name}({given}) fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def parameter_groups(model: nn.Module) -> Groups:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -29,7 +30,7 @@ from pquant.training.checkpoint import cloned
 from pquant.training.compile import StepCompiler
 from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, set_stage
 from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
-from pquant.training.optimizer import parameter_groups
+from pquant.training.optimizer import follow_schedule, parameter_groups
 from pquant.training.plan import Epoch, plan
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
@@ -113,9 +114,9 @@ class Trainer:
             losses = self._train_epoch(epoch, after_step)
             self._leave(epoch, losses["train/loss"])
             learning_rate = self.optimizer.param_groups[0]["lr"]
-            self.scheduler.step()
-            self.position += 1
             row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
+            follow_schedule(self.scheduler, row["val/loss"])
+            self.position += 1
             parameters = finalized_parameters(self.model)
             row |= {
                 "sparsity": sparsity(self.model, parameters),
@@ -156,11 +157,13 @@ class Trainer:
 
     def _enter(self, epoch: Epoch) -> bool:
         """Prepare for an epoch; return whether that changed the state."""
-        begins = epoch.index == 0 and epoch.round == 0 and not (epoch.stage is Stage.FINETUNE and self.snapshot)
+        begins = epoch.index == 0 and epoch.round == 0
         if begins:
             if epoch.stage is Stage.TRAIN:
                 calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
             set_stage(self.model, epoch.stage, self.horizon)
+            if epoch.stage is Stage.FINETUNE and self.training.rewind != "never":
+                self._rewind()
         saves = epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch
         if saves:
             self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
@@ -175,9 +178,6 @@ class Trainer:
             if self.training.rewind == "every-round":
                 self._rewind()
             on_round_end(self.model)
-        elif self.training.rewind != "never" and self.training.fine_tuning_epochs:
-            set_stage(self.model, Stage.FINETUNE)
-            self._rewind()
 
     def _rewindable(self) -> dict[str, Tensor]:
         """Return the model's own parameters and buffers: all but what pruners, quantizers and schedules hold."""
@@ -257,10 +257,17 @@ class Trainer:
             count += len(x)
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 
+    @torch.no_grad()
+    def gives_one_output(self, model: nn.Module) -> bool:
+        """Return whether a model gives the same output for all examples of the validation set, so that nothing is left of it."""
+        outputs = [model.eval()(x.to(self.device)) for x, _ in batches(self.splits.validation, 4 * self.training.batch_size)]
+        return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last complete epoch, its tensors in a copy."""
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        return {"position": self.position, "rows": f"[{','.join(self.lines)}]", "state": self.safe or cloned(self._state())}
+        rows = f"[{','.join(self.lines)}]"
+        return {"position": self.position, "epochs": len(self.plan), "rows": rows, "state": self.safe or cloned(self._state())}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
@@ -276,9 +283,38 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to the state that :meth:`state_dict` gave."""
+        """Go back to the state that :meth:`state_dict` gave.
+
+        If that is of a shorter run, the learning rate follows the schedule of this one from here on, and so do the pruners.
+        """
         self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
+        schedule = self._schedule_at(self.position) if len(self.plan) != state["epochs"] else None
         self._load(state["state"])
+        if schedule is None:
+            return
+        before = [group["lr"] for group in self.optimizer.param_groups]
+        self.scheduler.load_state_dict(schedule[0])
+        for group, rate in zip(self.optimizer.param_groups, schedule[1], strict=True):
+            group["lr"] = rate
+        for layer in self.pruned:
+            layer.pruner.horizon = layer.pruner.horizon and self.horizon
+        log.info(
+            "going on from epoch %d to %d instead of %d: from now on the learning rate (%.3g instead of %.3g) and the pruning method follow the "
+            "schedules of the longer run",
+            self.position,
+            len(self.plan),
+            state["epochs"],
+            schedule[1][0],
+            before[0],
+        )
+
+    def _schedule_at(self, position: int) -> tuple[dict[str, Any], list[float]]:
+        """Return the scheduler's state and the learning rates of all groups after ``position`` epochs of this run; this trainer has made no step."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a schedule that steps without its optimizer
+            for row in self.rows[:position]:
+                follow_schedule(self.scheduler, row["val/loss"])
+        return self.scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
 
     def _load(self, state: dict[str, Any]) -> None:
         self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}

@@ -6,10 +6,12 @@ from typing import Any, Literal, Self
 
 import torch
 
+from pquant.errors import ConfigError, did_you_mean
 from pquant.settings import Settings, schema, setting
 from pquant.training import distributed
 from pquant.training.stage import Horizon
 
+MOST_EPOCHS = 1_000_000
 Rewind = Literal["never", "every-round", "post-training-stage"]
 
 
@@ -41,16 +43,16 @@ class Training(Settings):
         extra: all other keys of the section, for the user's own code.
     """
 
-    epochs: int = setting(200, ge=0)
-    fine_tuning_epochs: int = setting(0, ge=0)
-    pretraining_epochs: int = setting(50, ge=0)
+    epochs: int = setting(200, ge=0, le=MOST_EPOCHS)
+    fine_tuning_epochs: int = setting(0, ge=0, le=MOST_EPOCHS)
+    pretraining_epochs: int = setting(50, ge=0, le=MOST_EPOCHS)
     rewind: Rewind = "never"
-    rounds: int = setting(1, ge=1)
+    rounds: int = setting(1, ge=1, le=MOST_EPOCHS)
     save_weights_epoch: int = setting(-1, ge=-1)
-    batch_size: int = setting(128, ge=1)
+    batch_size: int = setting(128, ge=1, le=2**31 - 1)
     baseline: bool = False
     device: str = "auto"
-    threads: int = setting(0, ge=0)
+    threads: int = setting(0, ge=0, le=1024)
     pareto: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -66,6 +68,14 @@ class Training(Settings):
             raise self.error("rewind", "'never' or 'every-round' without fine-tuning epochs, which are what follows 'post-training-stage'")
         if self.save_weights_epoch >= max(self.epochs, 1):
             raise self.error("save_weights_epoch", f"below epochs = {self.epochs}")
+        if self.total_epochs > MOST_EPOCHS:
+            raise ConfigError(f"Training has {self.total_epochs} epochs in all its stages and rounds, at most {MOST_EPOCHS} can be planned")
+
+    def warnings(self) -> list[str]:
+        """Return which keys that are no field look like one that is misspelt."""
+        names = [field.name for field in fields(self)]
+        hints = {key: did_you_mean(key, names) for key in self.extra}
+        return [f"training.{key} is no setting of this package and has no effect{hint}" for key, hint in hints.items() if hint]
 
     @classmethod
     def from_config(cls, **settings: Any) -> Self:
@@ -82,11 +92,15 @@ class Training(Settings):
         """
         if self.device == "auto":
             return torch.device(f"cuda:{distributed.local_index() or 0}" if torch.cuda.is_available() else "cpu")
+        wrong = self.error("device", "'auto' or a device that torch has here and that computes, such as 'cpu' or 'cuda:0'")
         try:
             torch.empty(0, device=self.device)
-            return torch.device(self.device)
+            device = torch.device(self.device)
         except (RuntimeError, AssertionError) as error:
-            raise self.error("device", "'auto' or a device that torch has here, such as 'cpu' or 'cuda:0'") from error
+            raise wrong from error
+        if device.type == "meta":
+            raise wrong
+        return device
 
     @property
     def total_epochs(self) -> int:

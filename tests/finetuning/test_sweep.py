@@ -170,7 +170,7 @@ def test_an_interrupted_study_goes_on_to_the_same_end(study: Study, jobs: FakeJo
 
     settings = ["finetuning=tpe", "finetuning.num_trials=5", "finetuning.early_stopping.type=null"]
     jobs.before = interrupt
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         study.start(*settings)
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "COMPLETE", "RUNNING"]
     jobs.before = lambda number: None

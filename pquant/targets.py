@@ -1,0 +1,167 @@
+"""What a configuration may build: an allow-list by section, checked by class before anything is built.
+
+A configuration may come from somebody else, so what it names by ``_target_`` must be a class of the kind that its section takes, in the library
+that has this kind, and no other callable. The user of a machine allows packages of their own in $PQUANT_ALLOW.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import ListConfig
+
+from pquant.errors import ConfigError, unknown
+
+ALLOW = "PQUANT_ALLOW"
+
+
+class Kind(NamedTuple):
+    """The public subclasses of ``base`` that the package ``module`` defines, and its functions that ``constructs`` knows by name."""
+
+    module: str
+    base: str
+    constructs: Callable[[str], bool] | None = None
+
+    def has(self, target: str, found: Any) -> bool:
+        """Return whether ``found``, which ``target`` names, is of this kind."""
+        if not f"{target}.".startswith(f"{self.module}.") or not f"{getattr(found, '__module__', '')}.".startswith(f"{self.module}."):
+            return False
+        if self.constructs is not None and not isinstance(found, type):
+            return self.constructs(found.__name__)
+        owner = found.__self__ if getattr(found, "__name__", "") == "from_config" else found
+        return isinstance(owner, type) and issubclass(owner, self._base())
+
+    def _base(self) -> Any:
+        module, _, name = self.base.rpartition(".")
+        return getattr(import_module(module), name)
+
+    def __str__(self) -> str:
+        """Return what the kind holds, for a message."""
+        return f"a {self.base.rpartition('.')[2]} of {self.module}"
+
+
+def _torchvision(name: str) -> bool:
+    return name in import_module("torchvision.models").list_models()
+
+
+def _timm(name: str) -> bool:
+    return bool(import_module("timm.models").is_model(name))
+
+
+SETTINGS = "pquant.settings.Settings"
+MODULE = "torch.nn.Module"
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "data": (Kind("pquant.data", SETTINGS),),
+    "model": (
+        Kind("torch.nn", MODULE),
+        Kind("pquant.models", MODULE),
+        Kind("torchvision.models", MODULE, _torchvision),
+        Kind("timm.models", MODULE, _timm),
+    ),
+    "optimizer": (Kind("torch.optim", "torch.optim.Optimizer"),),
+    "scheduler": (Kind("torch.optim", "torch.optim.lr_scheduler.LRScheduler"),),
+    "training": (Kind("pquant.training", SETTINGS),),
+    "pruning": (Kind("pquant.pruning", "pquant.pruning.method.PruningMethod"),),
+    "quantization": (Kind("pquant.quantization", SETTINGS),),
+    "fitcompress": (Kind("pquant.fitcompress", SETTINGS),),
+    "finetuning": (Kind("pquant.finetuning", SETTINGS),),
+    "tracker": (Kind("pquant.tracking", SETTINGS),),
+    "export": (Kind("pquant.export", SETTINGS),),
+    "sampler": (Kind("optuna.samplers", "optuna.samplers.BaseSampler"),),
+    "early_stopping": (Kind("optuna.pruners", "optuna.pruners.BasePruner"),),
+}
+"""What each section may build, at any depth."""
+
+
+def allowed_packages() -> tuple[str, ...]:
+    """Return the packages (or single dotted names) that $PQUANT_ALLOW lists, without a trailing ``.*``."""
+    return tuple(name.strip().removesuffix(".*") for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+
+
+def is_allowed(section: str, target: str) -> bool:
+    """Return whether ``section`` may build ``target``: of one of its kinds, or in a package that $PQUANT_ALLOW lists.
+
+    Raises:
+        ConfigError: the package is that of a kind, but has nothing of this name.
+    """
+    if any(f"{target}.".startswith(f"{package}.") for package in allowed_packages()):
+        return True
+    kinds = [kind for kind in KINDS.get(section, ()) if target.startswith(f"{kind.module}.")]
+    if not kinds or any(part.startswith("_") for part in target.split(".")):
+        return False
+    found = _find(target)
+    return any(kind.has(target, found) for kind in kinds)
+
+
+def check_targets(config: Mapping[Any, Any]) -> None:
+    """Check everything that a configuration names by ``_target_``, by section.
+
+    Raises:
+        ConfigError: names that are not allowed (the message has all of them), or that do not exist.
+    """
+    sections = {str(key): config[key] for key in config if isinstance(config[key], Mapping)}
+    refused = [(section, name) for section, node in sections.items() for name in _refused(section, node)]
+    if refused:
+        names = ", ".join(f"'{name}' ({section})" for section, name in refused)
+        kinds = " or ".join(map(str, KINDS.get(refused[0][0], ()))) or "nothing"
+        raise ConfigError(
+            f"a configuration may not build {names}: {refused[0][0]} takes {kinds}; "
+            f"to allow a package of your own, list it in ${ALLOW}: {ALLOW}=my_package"
+        )
+
+
+def build(section: str, node: Any) -> Any:
+    """Return what a node of the configuration describes, built with all that is inside it; other values as they are.
+
+    Raises:
+        ConfigError: a name that the section may not build, or that does not exist.
+        InstantiationException: a constructor failed.
+    """
+    if not isinstance(node, Mapping):
+        return node
+    check_targets({section: node})
+    packages = (*(kind.module for kind in KINDS.get(section, ())), *allowed_packages())
+    return instantiate(node, _convert_="all", _execution_whitelist_=[*_targets(node), *(f"{package}.*" for package in packages)])
+
+
+def named(section: str, target: str) -> Any:
+    """Return what ``target`` names, or None if the section may not build it or there is nothing of this name."""
+    try:
+        return _find(target) if is_allowed(section, target) else None
+    except (ConfigError, ImportError):
+        return None
+
+
+def _find(target: str) -> Any:
+    parent, _, name = target.rpartition(".")
+    if not parent:
+        return import_module(name)
+    owner = _find(parent)
+    if isinstance(owner, ModuleType) and not hasattr(owner, name):
+        try:
+            return import_module(target)
+        except ModuleNotFoundError:
+            pass
+    if not hasattr(owner, name):
+        raise ConfigError(unknown(f"name in {parent}", name, getattr(owner, "__all__", [one for one in dir(owner) if not one.startswith("_")])))
+    return getattr(owner, name)
+
+
+def _refused(section: str, node: Any) -> list[str]:
+    return [target for target in dict.fromkeys(_targets(node)) if not is_allowed(section, target)]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield each ``_target_`` inside a node, as it will be built, interpolations resolved."""
+    if isinstance(node, Mapping):
+        for key in node:
+            if key == "_target_":
+                yield str(node[key])
+            else:
+                yield from _targets(node[key])
+    elif isinstance(node, (ListConfig, Sequence)) and not isinstance(node, str):
+        for item in node:
+            yield from _targets(item)

@@ -1,0 +1,188 @@
+"""What goes on from an earlier run takes that run's settings, says what it does not take, and changes nothing if it is refused."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from pquant.resume import Run
+from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+
+from .test_run import run
+
+LENGTHS = ["training.pretraining_epochs=1", "training.epochs=3", "training.fine_tuning_epochs=0"]
+SHORT = [*LENGTHS, "tracker=none", "progress=plain", "pruning=pdp", "quantization=fixed", "model.sizes=[null,8,null]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of 1 + 3 epochs."""
+    path = tmp_path_factory.mktemp("earlier") / "run"
+    run(*SHORT, f"hydra.run.dir={path}")
+    return path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
+
+
+def summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["resume=auto", *SHORT, "pruning=wanda"], ["pruning."]),
+        (["resume=auto", *SHORT, "model.sizes=[null,9,null]"], ["model.sizes", "[None, 8, None]", "[None, 9, None]"]),
+        (["resume=auto", *SHORT, "optimizer=sgd"], ["optimizer.", "started with other settings"]),
+        (["resume=auto", *SHORT, "data=table", "data.path=x.csv"], ["data."]),
+        (["resume=auto", *SHORT, "training.epochs=5"], ["training.epochs = 3 instead of 5", "to go on longer: resume={folder} training.epochs=5"]),
+        (["resume=auto", *SHORT, "scheduler=constant"], ["scheduler."]),
+    ],
+)
+def test_other_settings_are_refused_and_change_nothing(overrides: list[str], parts: list[str], folder: Path) -> None:
+    before = contents(folder)
+    done = run(*overrides, f"hydra.run.dir={folder}", check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(part.format(folder=folder) in done.stderr for part in parts)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["resume={folder}", "pruning=wanda", "optimizer.lr=0.5"], "pruning cannot be given with resume"),
+        (["resume={folder}", "optimizer.lr=0.5"], "optimizer.lr cannot be given with resume"),
+        (["resume={folder}", "experiment=jets/dst_8bit"], "experiment cannot be given with resume"),
+        (["resume={folder}", "seed=1"], "seed cannot be given with resume"),
+        (["resume={folder}", "~tracker"], "tracker cannot be given with resume"),
+        (["from_run={folder}", "training.epochs=2"], "training.epochs cannot be given with from_run"),
+        (["from_run={folder}", "+data.other=2"], "data.other cannot be given with from_run"),
+        (["resume={folder}", "training.epochs=2"], "training.epochs = 2: the run in {folder} was made for 3 epochs and can only become longer"),
+        (["resume={folder}", "tracker.project=x"], "tracker.project cannot be given: 'tracker' of the earlier run has no such field"),
+    ],
+)
+def test_an_override_that_is_not_taken_is_named(overrides: list[str], name: str, folder: Path, tmp_path: Path) -> None:
+    before = contents(folder)
+    done = run(*(one.format(folder=folder) for one in overrides), f"hydra.run.dir={tmp_path / 'new'}", check=False)
+    assert done.returncode == 1 and name.format(folder=folder) in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert contents(folder) == before
+
+
+def test_a_finished_run_goes_on_longer_in_another_folder(folder: Path, tmp_path: Path) -> None:
+    before, new = contents(folder), tmp_path / "longer"
+    printed = run(f"resume={folder}", "training.epochs=5", f"hydra.run.dir={new}").stdout
+    assert "going on from epoch 4 to 6 instead of 4" in printed and "learning rate" in printed
+    assert contents(folder) == before
+    rows, earlier = (list(csv.DictReader((path / "metrics.csv").open())) for path in (new, folder))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"] and rows[:4] == earlier
+    whole = tmp_path / "whole"
+    run(*SHORT, "training.epochs=5", f"hydra.run.dir={whole}")
+    rates = [[float(row["lr"]) for row in csv.DictReader((path / "metrics.csv").open())] for path in (new, whole)]
+    assert rates[0][4:] == pytest.approx(rates[1][4:], rel=1e-6) and rates[0][4] > 0
+    assert summary(new)["epochs"] == 6 and OmegaConf.load(new / ".hydra" / "config.yaml").training.epochs == 5
+    again = run(f"resume={new}", f"hydra.run.dir={tmp_path / 'log'}").stdout
+    assert "resuming after epoch 6" in again
+
+
+def test_a_longer_run_that_is_killed_at_once_resumes_as_one(folder: Path, tmp_path: Path) -> None:
+    new, other = tmp_path / "longer", tmp_path / "uninterrupted"
+    run(f"resume={folder}", "training.fine_tuning_epochs=2", f"hydra.run.dir={other}")
+    (tmp_path / "tests_starter.py").write_text("import os\nclass Starter:\n    def start(self, folder, config): os._exit(9)\n")
+    environment = {"PQUANT_ALLOW": "tests_starter", "PYTHONPATH": str(tmp_path)}
+    given = ["training.fine_tuning_epochs=2", "tracker=none", "tracker._target_=tests_starter.Starter"]
+    assert run(f"resume={folder}", *given, f"hydra.run.dir={new}", check=False, **environment).returncode == 9
+    run(f"resume={new}", "tracker=none", f"hydra.run.dir={tmp_path / 'log'}")
+    for name in ("epochs", "test/loss", "sparsity", "ebops"):
+        assert summary(new)[name] == summary(other)[name], name
+    assert [row["stage"] for row in csv.DictReader((new / "metrics.csv").open())][-3:] == ["train", "finetune", "finetune"]
+
+
+def test_a_stage_that_is_over_does_not_become_longer(tmp_path: Path, folder: Path) -> None:
+    tuned = tmp_path / "tuned"
+    run(f"resume={folder}", "training.fine_tuning_epochs=1", f"hydra.run.dir={tuned}")
+    done = run(f"resume={tuned}", "training.epochs=9", f"hydra.run.dir={tmp_path / 'new'}", check=False)
+    assert done.returncode == 1 and "masks are frozen: raise training.fine_tuning_epochs" in done.stderr
+    done = run(f"resume={folder}", "training.epochs=9", f"hydra.run.dir={folder}", check=False)
+    assert done.returncode == 1 and "choose another hydra.run.dir" in done.stderr
+
+
+def test_the_checkpoint_says_with_which_settings_a_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    config = OmegaConf.load(damaged / ".hydra" / "config.yaml")
+    config.model.sizes = [None, 99, None]
+    OmegaConf.save(config, damaged / ".hydra" / "config.yaml")
+    run(f"from_run={damaged}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert summary(tmp_path / "again")["test/loss"] == summary(folder)["test/loss"]
+
+
+def test_another_version_is_told_when_resuming(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = load_checkpoint(folder / "checkpoint.pt")
+    older = folder.parent / "older"
+    older.mkdir()
+    save_checkpoint(older / "checkpoint.pt", state | {"versions": {**state["versions"], "torch": "1.0"}})
+    config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+    assert Run(older, config, "", resume=True).checkpoint() is not None
+    assert "the run began with torch 1.0 and goes on with" in caplog.text and "pquant" not in caplog.text.replace("pquant.resume", "")
+
+
+@pytest.mark.parametrize("key", ["resume", "from_run"])
+def test_the_environment_is_not_read_for_somebody_elses_configuration(key: str, folder: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    (foreign / ".hydra").mkdir(parents=True)
+    for name, text in (("plain", "${oc.env:SECRET}"), ("hidden", "${oc.${training.extra.word}:SECRET}")):
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        config.training.extra = {"word": "env", "note": text}
+        OmegaConf.save(config, foreign / ".hydra" / "config.yaml")
+        done = run(f"{key}={foreign}", f"hydra.run.dir={tmp_path / name}", check=False, SECRET="s3cret")
+        assert done.returncode == 1 and "reads the environment variable 'SECRET'" in done.stderr and "s3cret" not in done.stderr + done.stdout
+    if key == "resume":
+        run(f"{key}={foreign}", f"hydra.run.dir={tmp_path / 'log'}", SECRET="s3cret", PQUANT_ALLOW="oc.env")
+
+
+@pytest.mark.parametrize("given", ["postgresql://me:s3cret@host/db", "mysql://host/db?user=me&password=s3cret"])
+def test_a_password_is_in_no_file_of_a_run(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run(*SHORT, "training.epochs=1", f"finetuning.storage='{given}'", f"hydra.run.dir={path}")
+    assert (path / "report.html").is_file() and (path / ".hydra" / "overrides.yaml").is_file()
+    assert not [name for name in contents(path) if b"s3cret" in (path / name).read_bytes()]
+
+
+SENDER = """
+import os, signal
+class Sender:
+    def start(self, folder, config): {start}
+    def log(self, row): {log}
+    def summary(self, figures): {summary}
+    def finish(self, status): {finish}
+"""
+
+
+@pytest.mark.parametrize("moment", ["start", "log", "summary", "finish"])
+def test_a_signal_at_any_moment_ends_the_run_and_its_status_says_so(moment: str, tmp_path: Path) -> None:
+    send = "os.kill(os.getpid(), signal.SIGTERM)"
+    calls = dict.fromkeys(("start", "log", "summary", "finish"), "pass") | {moment: f"row['epoch'] == 4 and {send}" if moment == "log" else send}
+    (tmp_path / "tests_sender.py").write_text(SENDER.format(**calls))
+    environment = {"PQUANT_ALLOW": "tests_sender", "PYTHONPATH": str(tmp_path)}
+    path = tmp_path / "run"
+    done = run(*SHORT, "tracker._target_=tests_sender.Sender", f"hydra.run.dir={path}", check=False, **environment)
+    assert done.returncode == 128 + signal.SIGTERM and "Traceback" not in done.stderr, done.stderr
+    status = "finished" if moment == "finish" else "interrupted"
+    assert json.loads((path / "status.json").read_text()) == {"status": status}
+
+
+def test_ctrl_c_before_training_prints_no_traceback(tmp_path: Path) -> None:
+    lines = ["import os, signal", "class Source:", "    def load(self, seed): os.kill(os.getpid(), signal.SIGINT)"]
+    (tmp_path / "tests_source.py").write_text("\n".join(lines))
+    environment = {"PQUANT_ALLOW": "tests_source", "PYTHONPATH": str(tmp_path)}
+    done = run("~data", "+data._target_=tests_source.Source", f"hydra.run.dir={tmp_path / 'run'}", check=False, **environment)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "status.json").exists() and os.listdir(tmp_path / "run") is not None
