@@ -116,7 +116,7 @@ class FineTuning(Settings):
         super().__post_init__()
         for field in ("experiment_name", "storage"):
             path = PurePath(getattr(self, field))
-            if ".." in path.parts or (field == "experiment_name" and path.is_absolute()):
+            if ".." in path.parts or path.is_absolute():
                 raise self.error(
                     field, "a name within the folder of all sweeps" if field == "experiment_name" else "a file in the study's folder or a URL"
                 )

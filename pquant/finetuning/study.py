@@ -13,13 +13,17 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from sqlalchemy import URL
 
 from pquant.errors import ConfigError
-from pquant.targets import build
+from pquant.targets import ALLOW, allowed_packages, build
 from pquant.tracking.environment import difference
 from pquant.tracking.files import plain
 
 SETTINGS = "settings"
+RETRIES = "retries"
+CMA_ES, CMA_ES_STATES = "optuna.samplers.CmaEsSampler", ("cma", "sepcma", "cmawm")
 SECONDS_TO_WAIT = 60
 MOST_TRIALS = 1000
 
@@ -38,7 +42,8 @@ def storage(name: str, folder: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(folder / name)))
     try:
         if name.endswith(".db") and "://" not in name:
-            return RDBStorage(f"sqlite:///{folder / name}", engine_kwargs={"connect_args": {"timeout": SECONDS_TO_WAIT}})
+            url = URL.create("sqlite", database=str(folder / name)).render_as_string()  # of any characters, ? and % too
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SECONDS_TO_WAIT}})
         if "://" in name:
             return RDBStorage(name)
     except Exception as error:
@@ -63,6 +68,32 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
             f"the study '{name}' exists already, with {key} = {before!r} instead of {after!r}: give this one another finetuning.experiment_name"
         )
     return study
+
+
+def check_state(study: optuna.Study) -> None:
+    """Refuse the state that CMA-ES keeps in a study's storage: Optuna reads it by ``pickle``, which runs what somebody else may have put there.
+
+    Raises:
+        ConfigError: there is such a state, and $PQUANT_ALLOW does not list the sampler.
+    """
+    kept = any(name.partition(":")[0] in CMA_ES_STATES for trial in study.get_trials(deepcopy=False) for name in trial.system_attrs)
+    if kept and CMA_ES not in allowed_packages():
+        raise ConfigError(
+            f"the study '{study.study_name}' holds the pickled state of CMA-ES, which can run code; if it is yours, allow that: {ALLOW}={CMA_ES}"
+        )
+
+
+def retry_failed(study: optuna.Study) -> None:
+    """Queue each failed trial that was not yet tried again once more, with its parameters."""
+    tried = retried(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if trial.number not in tried:
+            study.enqueue_trial(trial.params, user_attrs={RETRIES: trial.number})
+
+
+def retried(study: optuna.Study) -> set[int]:
+    """Return the numbers of the failed trials that others try, or tried, again."""
+    return {trial.user_attrs[RETRIES] for trial in study.get_trials(deepcopy=False) if RETRIES in trial.user_attrs}
 
 
 def sampler(kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, number: int) -> BaseSampler:

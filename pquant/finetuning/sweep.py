@@ -23,7 +23,7 @@ from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
-from pquant.finetuning.study import is_grid, open_study, sampler, storage
+from pquant.finetuning.study import check_state, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.study import pruner as build_pruner
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
 
@@ -72,6 +72,10 @@ class StudySweep(OptunaSweeperImpl):
         with study_lock(folder):
             store = storage(self.storage, folder)
             study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
+            check_state(study)
+            if grid is not None:
+                retry_failed(study)
+                total += len(retried(study))
         claims = Claims(study, store, folder)
         log.info("study %s in %s: %d of %d trials left", self.study_name, folder, max(0, total - len(_ended(study))), total)
         with claims.alive():
@@ -120,7 +124,8 @@ class StudySweep(OptunaSweeperImpl):
         return {str(name): section for name, section in job.items() if name not in MAY_DIFFER and name not in search} | {"search": search} | optimized
 
     def _stop_when_failing(self, study: optuna.Study, folder: Path) -> None:
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        again = retried(study)
+        failed = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if trial.number not in again]
         if len(failed) > self.max_failure_rate * self.n_trials:
             raise ConfigError(
                 f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; "

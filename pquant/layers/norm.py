@@ -86,12 +86,13 @@ class _BatchNorm(_ChannelwiseLayer):
 
         They are taken from a copy of the statistics, as the forward that asks for them changes these before its backward. The copy is made by
         ``cat``: torch.compile keeps its result for backward, while it repeats a ``clone`` there, of what the statistics are by then
-        (pytorch/pytorch#197039).
+        (pytorch/pytorch#197039). So is the result, which it would otherwise compute again for each value of the batch.
         """
         mean, variance = torch.cat((self.running_mean, self.running_var)).chunk(2)
         sigma = torch.sqrt(variance + self.eps)
         scale, shift = self._scale_and_shift(mean, sigma)
-        return scale * sigma, shift + mean * scale
+        gamma, beta = torch.cat((scale * sigma, shift + mean * scale)).chunk(2)
+        return gamma, beta
 
     def finalized_parameters(self) -> tuple[Tensor, Tensor]:
         """Return the scale and shift of the running statistics."""

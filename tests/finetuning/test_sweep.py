@@ -153,6 +153,43 @@ def test_too_many_failures_stop_the_study(study: Study, jobs: FakeJobs) -> None:
     assert "3 of 8 trials failed" in line and "broken 2" in line
 
 
+def test_failed_points_of_a_grid_run_again_with_the_same_command(study: Study, jobs: FakeJobs) -> None:
+    def fail(number: int) -> None:
+        if number in (1, 2):
+            raise RuntimeError("no space left")
+
+    grid = ["finetuning=grid", "finetuning.early_stopping.type=null", "finetuning.max_failure_rate=0.5"]
+    grid.append("finetuning.sampler.params.search_space={optimizer.lr: [1e-3, 4e-3], pruning: [dst, wanda]}")
+    grid.append("finetuning.hyperparameter_search.numerical={optimizer.lr: null, quantization.default_weight_fractional_bits: null}")
+    jobs.before = fail
+    study.start(*grid)
+    assert jobs.numbers == [0, 1, 2, 3]
+    jobs.before = lambda number: None
+    study.start(*grid)
+    assert jobs.numbers == [0, 1, 2, 3, 4, 5]
+    points = [tuple(trial.params.values()) for trial in study.trials()]
+    assert points[4:] == points[1:3] and len(set(points)) == 4
+    study.start(*grid)
+    assert len(jobs.runs) == 6
+
+
+def test_a_state_that_optuna_would_unpickle_is_read_only_if_the_user_allows_it(study: Study, jobs: FakeJobs) -> None:
+    cmaes = ["finetuning=cmaes", "finetuning.early_stopping.type=null"]
+    study.start(*cmaes, "finetuning.num_trials=3")
+    assert "PQUANT_ALLOW=optuna.samplers.CmaEsSampler" in refusal(study, *cmaes, "finetuning.num_trials=4")
+    study.monkeypatch.setenv("PQUANT_ALLOW", "optuna.samplers.CmaEsSampler")
+    study.start(*cmaes, "finetuning.num_trials=4")
+    assert jobs.numbers == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a%41b.db", "a b#c.db", "{x}.db"])
+def test_a_storage_of_any_name_is_in_the_folder(name: str, study: Study, jobs: FakeJobs) -> None:
+    study.folder = study.folder.with_name("odd? %41 folder")
+    study.start("finetuning=random", "finetuning.num_trials=1", f"finetuning.storage='{name}'")
+    assert (study.folder / name).is_file()
+    assert not [path for path in study.folder.parent.iterdir() if path != study.folder]
+
+
 def test_hopeless_trials_are_stopped_and_the_time_saved_is_said(study: Study, jobs: FakeJobs) -> None:
     study.start("finetuning=random", "finetuning.num_trials=8", "finetuning.early_stopping.params={n_startup_trials: 2, n_warmup_steps: 1}")
     rows = study.rows()
