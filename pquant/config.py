@@ -107,6 +107,8 @@ def _check_kinds(section: str, built: "partial[Any]") -> None:
         if (default == "bool" or "bool" in words) and not words & {"str", "int", "float", "Any"} and value is not None and not _is_boolean(value):
             raise ConfigError(f"{section}.{name} must be true or false, got {value!r}")
         number = words & {"int", "float"} or ("empty" in words and default in ("int", "float"))
+        if number and value is None and parameter.default is not None and not words & {"None", "Optional"}:
+            raise ConfigError(f"{section}.{name} must be a number, got null")
         if number and not words & {"str", "Any", "Literal"} and _has_text(value):
             raise ConfigError(f"{section}.{name} must be {'a number' if isinstance(value, str) else 'numbers'}, got {value!r}")
 
@@ -133,7 +135,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, Container):
             return _unknown_key(cause)
         if isinstance(cause, ValidationError):
-            return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+            key = cause.full_key if cause.parent_node is None else cause.parent_node._get_full_key(cause.key)
+            return f"{key or cause.full_key}: {str(cause).splitlines()[0]}"
         if isinstance(cause, MissingConfigException) and cause.options:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return unknown(f"choice for {group}", name, cause.options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -129,6 +130,29 @@ def pruner(node: DictConfig | None) -> BasePruner:
         return kind()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"EarlyStopping.params do not suit {kind.func.__name__}: {error}") from error
+
+
+def check_trial(
+    kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, space: Mapping[str, BaseDistribution], node: DictConfig
+) -> None:
+    """Draw and report two trials of a study that is kept nowhere, as Optuna checks some params only then.
+
+    Raises:
+        ConfigError: the sampler or the pruner fails.
+    """
+    study = optuna.create_study()
+    study.pruner = pruner(node)
+    for number in range(2):
+        study.sampler = sampler(kind, grid, number)
+        try:
+            trial = study.ask(dict(space))
+        except Exception as error:
+            raise ConfigError(f"Sampler.params do not suit {kind.func.__name__}: {error}") from error
+        try:
+            trial.report(0.5, 0)
+            trial.should_prune()
+        except Exception as error:
+            raise ConfigError(f"EarlyStopping.params do not suit {type(study.pruner).__name__}: {error}") from error
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:

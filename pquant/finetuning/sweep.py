@@ -23,8 +23,7 @@ from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
-from pquant.finetuning.study import check_state, is_grid, open_study, retried, retry_failed, sampler, storage
-from pquant.finetuning.study import pruner as build_pruner
+from pquant.finetuning.study import check_state, check_trial, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class StudySweep(OptunaSweeperImpl):
 
     def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: DictConfig | None, **optuna_sweeper: Any) -> None:
         FineTuning(num_trials=optuna_sweeper["n_trials"], max_failure_rate=optuna_sweeper["max_failure_rate"])
-        build_pruner(pruner)
+        self.pruner = pruner
         super().__init__(**optuna_sweeper)
         self.objectives, self.constraints = list(objectives), dict(constraints)
 
@@ -68,6 +67,7 @@ class StudySweep(OptunaSweeperImpl):
         grid = self._grid(space) if is_grid(self.sampler) else None
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
         self._check(space, fixed)
+        check_trial(self.sampler, grid, space, self.pruner)
         folder = Path(self.sweep_dir).absolute()
         with study_lock(folder):
             store = storage(self.storage, folder)

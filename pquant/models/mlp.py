@@ -49,6 +49,8 @@ class MLP(nn.Module):
 
 def _widths(sizes: Sequence[int | None], inputs: int, outputs: int) -> list[int]:
     """Return ``sizes`` with both ends from the data."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise ConfigError(f"MLP.sizes must be a list of widths, got {sizes!r}")
     hidden = [size for size in sizes[1:-1] if size is not None and size > 0]
     if len(sizes) < 2 or len(hidden) != len(sizes) - 2:
         raise ConfigError(f"MLP.sizes must be at least two positive widths, null only at the ends, got {list(sizes)}")
