@@ -121,6 +121,8 @@ def _has_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and any(map(_has_text, value)))
 
 
+MERGED = re.compile(r"Error merging override '?([^=\s]+)=")
+"""What Hydra says when OmegaConf refuses a value, whose own message may name only the place in a list."""
 SECTIONS = tuple(field.name for field in fields(Experiment) if field.default is MISSING)
 
 
@@ -135,8 +137,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, Container):
             return _unknown_key(cause)
         if isinstance(cause, ValidationError):
-            key = cause.full_key if cause.parent_node is None else cause.parent_node._get_full_key(cause.key)
-            return f"{key or cause.full_key}: {str(cause).splitlines()[0]}"
+            merged = [found[1] for one in causes for found in [MERGED.search(str(one))] if found]
+            return f"{merged[0] if merged else cause.full_key}: {str(cause).splitlines()[0]}"
         if isinstance(cause, MissingConfigException) and cause.options:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return unknown(f"choice for {group}", name, cause.options)

@@ -133,7 +133,7 @@ def pruner(node: DictConfig | None) -> BasePruner:
 
 
 def check_trial(
-    kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, space: Mapping[str, BaseDistribution], node: DictConfig
+    kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, space: Mapping[str, BaseDistribution], node: DictConfig | None
 ) -> None:
     """Draw and report two trials of a study that is kept nowhere, as Optuna checks some params only then.
 
@@ -147,7 +147,7 @@ def check_trial(
         try:
             trial = study.ask(dict(space))
         except Exception as error:
-            raise ConfigError(f"Sampler.params do not suit {kind.func.__name__}: {error}") from error
+            raise ConfigError(f"Sampler.params {kind.keywords} do not suit {kind.func.__name__}: {error}") from error
         try:
             trial.report(0.5, 0)
             trial.should_prune()
