@@ -35,7 +35,7 @@ class Penalty:
 
     def __call__(self) -> Tensor:
         """Return the methods' losses + beta * EBOPs + gamma * (sum of all trained bit widths), 0 where there are none."""
-        terms = [layer.pruner.penalty(layer.weight) for layer in self.pruned]
+        terms = [layer.pruner.penalty(layer.seen()) for layer in self.pruned]
         widths = {quantizer: quantizer.bits() for quantizer in self.trained}
         for layer in self.counted:
             terms.append(layer.regularization.beta * layer.trained_ebops(widths))  # type: ignore[union-attr]
@@ -109,18 +109,21 @@ def model_metrics(model: nn.Module) -> dict[str, Any]:
     params = nonzero = kept = prunable = 0
     bits = weight_bits = weights_left = 0.0
     parameters = finalized_parameters(model)
+    biased = {id(layer.bias): layer for layer in parameters if isinstance(layer, CompressedLayer) and layer.bias is not None}
+    for layer in biased.values():
+        bias = parameters[layer][1]
+        assert bias is not None
+        bits += float(layer.bias_quantizer.width().to(bias.device).expand_as(bias)[bias != 0].sum())
+        params, nonzero = params + bias.numel(), nonzero + int(bias.count_nonzero())
     for layer in weight_layers(model).values():
-        weight, bias = parameters[layer]
+        weight, _ = parameters[layer]
         width = layer.weight_quantizer.width().to(weight.device).expand_as(weight)
         weight_bits += float(width[weight != 0].sum())
         weights_left += int(weight.count_nonzero())
         params, nonzero = params + weight.numel(), nonzero + int(weight.count_nonzero())
-        if bias is not None:
-            bits += float(layer.bias_quantizer.width().to(bias.device).expand_as(bias)[bias != 0].sum())
-            params, nonzero = params + bias.numel(), nonzero + int(bias.count_nonzero())
         if layer.prunable:
             prunable += weight.numel()
-            kept += int(layer.pruner.hard_mask(layer.weight).expand_as(weight).count_nonzero())
+            kept += int(layer.pruner.hard_mask(layer.seen()).expand_as(weight).count_nonzero())
     return {
         "sparsity": sparsity(model, parameters),
         "mask_sparsity": 1 - kept / prunable if prunable else 0.0,

@@ -46,6 +46,16 @@ class Call(NamedTuple):
 Calls = tuple[Call, ...]
 
 
+def check_precision(module: nn.Module, name: str) -> None:
+    """Raise a ConfigError if a parameter of a module called ``name`` has half precision."""
+    for own, parameter in module.named_parameters(name):
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"parameter '{own}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: use float32 values;"
+                " training.precision=bf16 multiplies in bfloat16"
+            )
+
+
 class QuantizedLayer(nn.Module):
     """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
 
@@ -85,6 +95,11 @@ class QuantizedLayer(nn.Module):
             self.output_quantizer = quantization.data_quantizer(formats.output, [(call.shared, call.channel_axis) for call in outputs])
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        check_precision(self, self.name)
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output for ``input``, both quantized as set."""
@@ -135,7 +150,7 @@ class QuantizedLayer(nn.Module):
         for call in self.calls_of(weight):
             total = total + self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
             if bias is not None:
-                total = total + bias.sum() * (math.prod(call.output) // weight.shape[0])
+                total = total + bias.sum() * (math.prod(call.output) // max(weight.shape[0], 1))
         return total
 
     def calls_of(self, weight: Tensor) -> Calls:
@@ -213,9 +228,13 @@ class CompressedLayer(QuantizedLayer):
         """Use the pruner and weight quantizer of a layer whose weight is the same parameter."""
         self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
+    def seen(self) -> Tensor:
+        """Return what the pruner prunes: the weight, or the quantized weight where quantization comes first."""
+        return self.weight if self.pruning_first else self.weight_quantizer(self.weight)
+
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) that the layer computes with."""
-        seen = self.weight if self.pruning_first else self.weight_quantizer(self.weight)
+        seen = self.seen()
         weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
         return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
 
@@ -252,25 +271,27 @@ class CompressedLayer(QuantizedLayer):
         )
         weight = weight.to(self.weight).expand_as(self.weight)
         if not isinstance(self.pruner, NoPruner):
-            weight = weight * self.pruner.hard_mask(self.weight).detach()
+            weight = weight * self.pruner.hard_mask(self.seen()).detach()
         return self.operations(weight, None if self.bias is None else bias.to(self.bias).expand_as(self.bias), data)
 
     @torch.no_grad()
     def start_pruner(self, stage: Stage, horizon: Horizon | None) -> None:
         """Bring the pruner into a stage; at fine-tuning its mask is frozen and what it folds is written into the weight."""
         if stage is Stage.FINETUNE:
-            self.weight.copy_(self.pruner.freeze(self.weight if self.pruning_first else self.weight_quantizer(self.weight)))
+            folded = self.pruner.freeze(self.seen())
+            if self.pruning_first or self.weight_quantizer.is_float:
+                self.weight.copy_(folded)
         else:
             self.pruner.on_stage_start(stage, horizon)
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Write mask and quantized values into the parameters."""
+        """Take parameters with the mask and the quantized values; those there were may be in use elsewhere and stay as they are."""
         super().finalized()
         weight, bias = self.finalized_parameters()
-        self.weight.copy_(weight).requires_grad_(False)
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias).requires_grad_(False)
+        self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.clone(), requires_grad=False)
         self.pruner = NoPruner()
         self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.folded(), self.bias_quantizer.folded()
         return self

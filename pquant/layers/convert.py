@@ -2,16 +2,16 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
 from pquant.layers.activation import PQActivation
-from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
@@ -90,6 +90,7 @@ def compress(
         model.to(devices.pop())
     _use_layers_of_transformers(model)
     _share_weights(model)
+    _check_ties(model, pruning)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
     if trace:
@@ -114,7 +115,7 @@ def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
         for place, quantizer in layer.named_children():
             if isinstance(quantizer, FixedPointQuantizer) and quantizer.numbers and sum(quantizer.numbers) <= 0:
                 k, i, f = quantizer.numbers
-                names.setdefault(f"k={k} i={i} f={f}", []).append(f"{layer.name} {place.removesuffix('_quantizer')}")
+                names.setdefault(f"k={k} i={i} f={f}", []).append(f"{layer.name} {place.removesuffix('_quantizer')}".strip())
     for bits, places in names.items():
         log.warning("the format %s has no bits, so that all values are 0: %s", bits, ", ".join(places))
 
@@ -142,12 +143,7 @@ def _check_model(model: nn.Module) -> None:
         if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in module._parameters:
             advice = "torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm, whichever made the hook"
             raise ConfigError(f"layer '{name}' has a hook that makes its weight anew in each forward: call {advice} first")
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ConfigError(
-                f"parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: compress"
-                " model.float(); training.precision=bf16 multiplies in bfloat16"
-            )
+    check_precision(model, "")
 
 
 def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
@@ -193,6 +189,17 @@ def _share_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, CompressedLayer) and first[id(module.weight)] is not module:
             module.share(first[id(module.weight)])
+
+
+def _check_ties(model: nn.Module, pruning: PruningMethod) -> None:
+    """Raise a ConfigError where a method would change the values of a weight that something else, which stays float, uses too."""
+    used = {id(own): name for name, module in model.named_modules() if not isinstance(module, QuantizedLayer) for own in module._parameters.values()}
+    for layer in weight_layers(model).values():
+        if layer.prunable and pruning.rescales and id(layer.weight) in used:
+            raise ConfigError(
+                f"layer '{layer.name}' has its weight in common with '{used[id(layer.weight)]}', which stays float, and {type(pruning).__name__}"
+                f" rescales the weights it keeps: name '{layer.name}' in disable_pruning_for_layers"
+            )
 
 
 def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
@@ -271,9 +278,10 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    _untie(model, layers)
+    parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
     before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
+    _tie(parameters)
     after = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
     became = {id(old): new for olds, news in zip(before, after, strict=True) for old, new in zip(olds, news, strict=True)}
     for layer in final.values():
@@ -282,10 +290,13 @@ def finalize(model: nn.Module) -> nn.Module:
     return _replace(model, final).eval()
 
 
-def _untie(model: nn.Module, layers: list[QuantizedLayer]) -> None:
-    """Give layers a weight of their own where something that stays float, such as an embedding, uses the same one."""
-    used = {id(weight) for module in model.modules() if not isinstance(module, QuantizedLayer) for weight in module._parameters.values()}
-    own: dict[int, nn.Parameter] = {}
-    for layer in layers:
-        if isinstance(layer, CompressedLayer) and id(layer.weight) in used:
-            layer.weight = own.setdefault(id(layer.weight), nn.Parameter(layer.weight.detach().clone()))
+def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:
+    """Let finalized layers share what they shared before, where it has become the same."""
+    shared: dict[int, list[Tensor]] = {}
+    for layer, (weight, bias) in before.items():
+        for name, old in (("weight", weight), ("bias", bias)):
+            if old is not None:
+                new = getattr(layer, name)
+                known = shared.setdefault(id(old), [old])
+                setattr(layer, name, next((one for one in known if torch.equal(one, new)), new))
+                known.append(getattr(layer, name))

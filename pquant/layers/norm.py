@@ -99,7 +99,12 @@ class _BatchNorm(_ChannelwiseLayer):
         return self.scale_and_shift()
 
     def compute(self, x: Tensor) -> Tensor:
-        """Return the normalized ``x``."""
+        """Return the normalized ``x``.
+
+        Raises:
+            ValueError: ``x`` has not the number of axes that the batch norm takes.
+        """
+        self._check_input_dim(x)  # type: ignore[operator]
         if self._stays_float():
             return super(QuantizedLayer, self).forward(x)
         if not self.training:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, grid, quantized
-from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, value_range
+from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
 from pquant.training import distributed
 
 LN2 = math.log(2)
@@ -36,19 +36,20 @@ class _TrainedBits(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Grid, int], output: Tensor) -> None:
         x, _, _, to, ctx.k = inputs
-        ctx.symmetric = to.overflow_mode == "SAT_SYM"
-        ctx.save_for_backward(x, output, to.low, to.high, to.step)
+        ctx.modes = to.round_mode, to.overflow_mode
+        ctx.save_for_backward(x, to.low, to.high, to.scale, to.step)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, q, low, high, step = ctx.saved_tensors
+        x, low, high, scale, step = ctx.saved_tensors
+        q = quantized(x, Grid(low, high, scale, step, *ctx.modes))  # again, as a model may write into what forward gave it
         without_bits = step == 0
         clipped = torch.clamp(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
         side = torch.sub(x, clipped).sign_()
         above = side.clamp(min=0)
         bound = side if ctx.k else above
         di = (bound * grad).sum_to_size(step.shape) * (high + step)
-        df = (torch.addcmul(clipped.sub_(q), bound if ctx.symmetric else above, step) * grad).sum_to_size(step.shape)
+        df = (torch.addcmul(clipped.sub_(q), bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
         return grad - side.abs() * grad, di * LN2, df * LN2, None, None
 
 
@@ -118,8 +119,8 @@ class HGQQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen ``i`` to hold ``x``; for calibration, and for the last pass before finalizing."""
-        self.i.copy_(torch.maximum(self.i, self._needed(x)))
+        """Widen ``i`` to hold the finite values of ``x``; for calibration, and for the last pass before finalizing."""
+        self.i.copy_(torch.maximum(self.i, self._needed(observable(x))))
 
     def _needed(self, x: Tensor) -> Tensor:
         return integer_bits(*value_range(x, self.i.shape, self.keeps_negatives), torch.round(self.f), self.round_mode, self.overflow_mode)

@@ -11,6 +11,7 @@ from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, Roun
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
+MOST_VALUE = 2.0**31
 Granularity = Literal["per_tensor", "per_channel", "per_weight"]
 
 
@@ -75,10 +76,17 @@ def _log2_ceil(x: Tensor) -> Tensor:
 
 def value_range(x: Tensor, shape: torch.Size, k: Tensor | bool) -> tuple[Tensor, Tensor]:
     """Return the lowest (0 where negatives are not kept) and highest of 0 and ``x`` over all that shares a bit width of ``shape``."""
+    if not x.numel():
+        return x.new_zeros(shape), x.new_zeros(shape)
     missing = x.ndim - len(shape)
     shared = list(range(missing)) + [axis + missing for axis, size in enumerate(shape) if size == 1]
     low, high = (x.amin(shared), x.amax(shared)) if shared else (x, x)
     return low.reshape(shape).clamp(max=0) * k, high.reshape(shape).clamp(min=0)
+
+
+def observable(x: Tensor) -> Tensor:
+    """Return the values of ``x`` as calibration sees them: within the range of the widest format, and 0 where they are not finite."""
+    return torch.where(torch.isfinite(x), x, 0).clamp(-MOST_VALUE, MOST_VALUE)
 
 
 class Quantizer(nn.Module):
@@ -233,8 +241,8 @@ class FixedPointQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen the range, and with it the integer bits, to the values of ``x``."""
-        low, high = value_range(x, self.i.shape, self.k)
+        """Widen the range, and with it the integer bits, to the finite values of ``x``, but not beyond 2^31."""
+        low, high = value_range(observable(x), self.i.shape, self.k)
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
         self.i.copy_(integer_bits(self.low, self.high, self.f, self.round_mode, self.overflow_mode))
@@ -280,13 +288,17 @@ class MantissaQuantizer(Quantizer):
         self.overflow_mode: OverflowMode = settings.overflow_mode if settings.overflow_mode in SATURATING else "SAT"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` with ``significant`` bits, saturated where rounding would carry it to the next power of two."""
+        """Return ``x`` with ``significant`` bits."""
         x = in_float32(x)
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the (k, i, f) of each value of ``x``: the fewest integer bits with |x| < 2^i, or x = -2^i where that is held, but at least -32."""
+        """Return the (k, i, f) of each value of ``x``: the fewest integer bits that hold it once rounded, but at least -32.
+
+        A negative value that rounds to a power of two saturates instead, unless it is one already.
+        """
         mantissa, exponent = torch.frexp(x.detach())
+        exponent = exponent + (rounded(mantissa.clamp(min=0), self.significant, self.round_mode) == 1).int()
         if self.k and self.overflow_mode == "SAT":
             exponent = exponent - (mantissa == -0.5).int()
         i = exponent.clamp(min=-32).to(x.dtype)

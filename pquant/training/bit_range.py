@@ -34,7 +34,7 @@ class BitRange:
             return
         steps, first = self._steps(), next(iter(self.places))
         first.steps_taken += 1
-        beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)) > MOST_BITS
+        beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)).le(MOST_BITS).logical_not_()  # NaN is beyond too
         torch._foreach_clamp_min_(self.bits, -MOST_BITS)
         torch._foreach_clamp_max_(self.bits, MOST_BITS)
         steps.masked_fill_(beyond & (steps == 0), first.steps_taken)
@@ -50,11 +50,12 @@ class BitRange:
             if step > 0:
                 left.setdefault(place, step)
         for place, step in left.items():
-            log.warning("%s: trained bits left [-32, 32] in step %d and were clamped; lower optimizer.lr or hgq_lr", place, step)
+            log.warning("%s: trained bits left [-32, 32] in step %d, where they are kept; lower optimizer.lr or hgq_lr", place, step)
         steps.abs_().neg_()
 
     def _steps(self) -> Tensor:
         first = next(iter(self.places))
         if not isinstance(getattr(first, "range_steps", None), Tensor):
-            first.register_buffer("range_steps", torch.zeros(len(self.bits), dtype=torch.int64, device=first.f.device), persistent=False)
+            with torch.inference_mode(False):
+                first.register_buffer("range_steps", torch.zeros(len(self.bits), dtype=torch.int64, device=first.f.device), persistent=False)
         return first.range_steps  # type: ignore[return-value]

@@ -26,7 +26,7 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
         groups: dict[int, tuple[PruningMethod, dict[str, tuple[Pruner, Tensor]]]] = {}
         for name, layer in pruned.items():
             method = layer.pruner.method
-            groups.setdefault(id(method), (method, {}))[1][name] = (layer.pruner, layer.weight)
+            groups.setdefault(id(method), (method, {}))[1][name] = (layer.pruner, layer.seen().detach())
         for method, layers in groups.values():
             method.prepare(layers)
     for module in model.modules():
@@ -47,7 +47,7 @@ class StepEvents:
     def __call__(self) -> None:
         """Follow one step."""
         for layer in self.pruned:
-            layer.pruner.on_batch_end(layer.weight)
+            layer.pruner.on_batch_end(layer.seen())
         self.bit_range.on_batch_end()
 
 
@@ -59,7 +59,7 @@ def on_batch_end(model: nn.Module) -> None:
 def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     """Follow one epoch: schedules. ``loss`` is its mean training loss without :func:`pquant.penalty`; AutoSparse tunes itself by it."""
     for layer in pruned_layers(model).values():
-        layer.pruner.on_epoch_end(layer.weight, loss)
+        layer.pruner.on_epoch_end(layer.seen(), loss)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
@@ -69,4 +69,4 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
 def on_round_end(model: nn.Module) -> None:
     """Follow one round of the train stage that is not the last."""
     for layer in pruned_layers(model).values():
-        layer.pruner.on_round_end(layer.weight)
+        layer.pruner.on_round_end(layer.seen())

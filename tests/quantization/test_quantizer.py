@@ -295,3 +295,12 @@ def test_significant_bits_of_special_values() -> None:
 def test_bits_out_of_range(field: str, bits: float) -> None:
     with pytest.raises(ConfigError, match=rf"TensorFormat\.{field} must be .*, got {bits!r}"):
         TensorFormat(**{field: bits})
+
+
+def test_calibration_leaves_out_what_is_not_finite_and_ends_at_the_widest_format() -> None:
+    quantizer = FixedPointQuantizer(TensorFormat(k=True, i="auto", f=4))
+    for values, bits in (([1.5, -3.0], 2), ([torch.nan, 0.5], 2), ([torch.inf, -torch.inf], 2), ([1e38], 31)):
+        quantizer.observe(torch.tensor(values))
+        assert quantizer.i == bits
+    quantizer.observe(torch.zeros(0))
+    assert quantizer.i == 31
