@@ -31,7 +31,7 @@ class Column:
 
 
 ACCURACY = Column("test accuracy %", "test/accuracy", ".1f", 100)
-SPARSITY = Column("zeros %", "sparsity", ".1f", 100)
+SPARSITY = Column("sparsity %", "sparsity", ".1f", 100)
 EBOPS = Column("EBOPs", "ebops", ",.0f")
 COLUMNS = (ACCURACY, SPARSITY, EBOPS)
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from pquant.resume import CHECKPOINT, Run
 from pquant.settings import check_fields, setting
 from pquant.signals import graceful, prompt
 from pquant.tracking.environment import config_hash, environment
-from pquant.tracking.files import BackgroundSync, MetricsCsv, only_run_in, write_json
+from pquant.tracking.files import BackgroundSync, MetricsCsv, only_run_in, read_json, write_json
 from pquant.tracking.status import recorded_status
 from pquant.tracking.tracker import Tracker
 from pquant.training import distributed
@@ -283,7 +282,11 @@ class Experiment:
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
             trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
         summary = folder / "summary.json"
-        metrics = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+        try:
+            metrics = read_json(summary) if summary.exists() else {}
+        except ConfigError as error:
+            log.warning("no float baseline: %s", error)
+            metrics = {}
         return {name: value for name, value in metrics.items() if name.startswith("float/")}
 
     def _search(self, trainer: Trainer, folder: Path | None) -> None:

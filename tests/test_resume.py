@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pquant.resume import Run
+from pquant.tracking.files import only_run_in
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 
 from .test_run import run
@@ -186,3 +187,15 @@ def test_ctrl_c_before_training_prints_no_traceback(tmp_path: Path) -> None:
     done = run("~data", "+data._target_=tests_source.Source", f"hydra.run.dir={tmp_path / 'run'}", check=False, **environment)
     assert done.returncode == 130 and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "status.json").exists() and os.listdir(tmp_path / "run") is not None
+
+
+def test_a_second_command_on_a_running_runs_folder_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    shutil.copytree(folder, running)
+    with only_run_in(running):
+        before = contents(running)
+        for given in (SHORT, [*SHORT, "resume=auto"], [*SHORT, "pruning=wanda"], [f"resume={running}"]):
+            places = [] if given[0].startswith("resume=") else [f"hydra.run.dir={running}"]
+            done = run(*given, *(places or [f"hydra.run.dir={tmp_path / 'log'}"]), check=False)
+            assert done.returncode == 1 and "another run is using" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+            assert contents(running) | {"run.log": ""} == before | {"run.log": ""}

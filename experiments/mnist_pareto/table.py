@@ -19,7 +19,7 @@ from tables import COLUMNS, EBOPS, ROOT, Column, Row, insert, of, origin, read, 
 
 HERE = Path(__file__).parent
 LUTS = Column("LUTs, estimated", "rtl/luts_estimated", ",.0f")
-FAMILIES = {"HGQ, rising price": "hgq_front", "fixed bits, PDP": "fixed_", "FITCompress": "fitcompress_"}
+FAMILIES = {"HGQ, rising beta": "hgq_front", "fixed bits, PDP": "fixed_", "FITCompress": "fitcompress_"}
 VERILOG = {"HGQ, short run": "hgq_short_rtl"}
 GOALS = ("02", "05", "10")
 SINGLE = {f"{bits} bits, PDP to 90 %": f"fixed_{bits}bit_90" for bits in (2, 3, 4, 6, 8)} | {

@@ -297,6 +297,6 @@ def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None
         for name, old in (("weight", weight), ("bias", bias)):
             if old is not None:
                 new = getattr(layer, name)
-                known = shared.setdefault(id(old), [old])
+                known = shared.setdefault(id(old), [])
                 setattr(layer, name, next((one for one in known if torch.equal(one, new)), new))
                 known.append(getattr(layer, name))

@@ -16,7 +16,7 @@ from pquant.reporting.headline import label, show
 from pquant.reporting.html import render
 from pquant.reporting.pareto import first_validation_metric, scatter_plots
 from pquant.tracking.environment import dotted, saved_command
-from pquant.tracking.files import plain, write_atomic
+from pquant.tracking.files import plain, read_json, write_atomic
 
 SECTIONS_LEFT_OUT = ("tracker", "progress", "resume", "dry_run", "finetuning")
 METRICS_SHOWN = ("sparsity", "weight_bits", "ebops", "nonzero_params", "size_bytes", "rtl/luts_estimated", "rtl/luts_yosys", "wall_seconds")
@@ -88,8 +88,13 @@ def varied_settings(runs: Sequence[RunRecord]) -> list[str]:
 
 def _load(folder: Path, name: str) -> RunRecord:
     config = folder / ".hydra" / "config.yaml"
-    settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    metrics = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{config} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config} holds no settings")
+    metrics = read_json(folder / "summary.json")
     return RunRecord(name, folder, _texts(settings), metrics, saved_command(folder) or "")
 
 

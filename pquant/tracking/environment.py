@@ -60,11 +60,12 @@ def dotted(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def saved_command(folder: Path) -> str | None:
-    """Return the command that repeats the run in a folder, from the overrides that Hydra saved there; None if there are none."""
-    saved = folder / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
+    """Return the command that repeats the run in a folder, from the overrides that were saved there; None if none can be read."""
+    try:
+        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return None
-    return shlex.join(["python", "run.py", *yaml.safe_load(saved.read_text(encoding="utf-8"))])
+    return shlex.join(["python", "run.py", *map(str, overrides)]) if isinstance(overrides, list) else None
 
 
 def _cpu() -> str | None:

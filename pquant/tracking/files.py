@@ -118,6 +118,21 @@ def write_json(path: Path, obj: Any) -> None:
     write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ConfigError: it holds none, or cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return content
+
+
 def without_passwords(value: Any) -> Any:
     """Return text, or the texts in nested plain values, with the passwords of URLs replaced by ``***``."""
     if isinstance(value, dict):

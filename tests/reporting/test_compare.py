@@ -127,3 +127,10 @@ def test_a_study_is_drawn_in_a_browser(tmp_path: Path, browse: Any) -> None:
 def test_a_console_error_is_seen(tmp_path: Path, browse: Any) -> None:
     (tmp_path / "bad.html").write_text("<html><script>undefinedName()</script></html>")
     assert "undefinedName" in browse(tmp_path / "bad.html")["console"][0]
+
+
+@pytest.mark.parametrize("content", ["{", "null", "[1]", ""])
+def test_a_damaged_summary_is_named_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"summary.json .*JSON"):
+        report.main([str(tmp_path)])

@@ -29,7 +29,7 @@ METHODS = {
 BITS = {"fixed": [], "hgq": ["quantization.hgq_beta_schedule=[[0,1e-6],[3,1e-4]]", "training.pareto=true"]}
 SCHEDULE = ["pretraining_epochs=1", "epochs=2", "rounds=2", "fine_tuning_epochs=1", "rewind=every-round", "save_weights_epoch=1", "batch_size=512"]
 COMMAND = ["tracker=none", "progress=quiet", "model.sizes=[null,8,null]", "resume=auto", *(f"training.{setting}" for setting in SCHEDULE)]
-KILLS = 2
+KILLS = 12
 
 
 class Server:

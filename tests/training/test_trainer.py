@@ -201,3 +201,19 @@ def test_rewinding_does_not_put_the_regularization_weight_back_to_its_start(rewi
     assert [row["stage"] for row in run.rows] == ["train"] * 4 + ["finetune"]
     paid = [row["train/penalty"] for row in run.rows]
     assert [value / paid[0] for value in paid] == pytest.approx([1, 10, 100, 1000, 1000], rel=1e-3)
+
+
+def test_a_schedule_on_a_plateau_follows_the_validation_loss() -> None:
+    schedule = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0, threshold_mode="abs", factor=0.5)
+    lengths = Training(pretraining_epochs=0, epochs=4, batch_size=32)
+    found = Trainer(nn.Linear(6, 3), blobs(), lengths, partial(torch.optim.SGD, lr=0.1), schedule, torch.device("cpu"), seed=0)
+    found.fit(lambda row: None)
+    assert [row["lr"] for row in found.rows] == [0.1, 0.1, 0.05, 0.025]
+
+
+def test_weights_that_are_saved_and_never_put_back_leave_fine_tuning_as_it_is() -> None:
+    lengths = Training(pretraining_epochs=0, epochs=2, fine_tuning_epochs=1, save_weights_epoch=0, batch_size=32)
+    found = trainer(DST(threshold_init=0.1), FIXED, lengths)
+    found.fit(lambda row: None)
+    assert {layer.pruner.stage for layer in found.pruned} == {Stage.FINETUNE}
+    assert [row["stage"] for row in found.rows] == ["train", "train", "finetune"]
