@@ -70,9 +70,14 @@ class MDMMPruner(Pruner):
         return torch.maximum(excess, -self.multiplier / self.method.damping)
 
     def train_penalty(self, weight: Tensor) -> Tensor:
-        """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum"."""
+        """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum".
+
+        lambda itself rises by scale * h, whatever the number of groups, as it does without ``use_grad``.
+        """
         h = self.infeasibility(weight)
-        return self.scale * h * (self.multiplier + self.method.damping / 2 * h)
+        once = self.multiplier * (self.method.scale / self.scale) if self.scale else self.multiplier
+        multiplier = once + (self.multiplier - once).detach()
+        return self.scale * h * (multiplier + self.method.damping / 2 * h)
 
     @property
     def scale(self) -> float:

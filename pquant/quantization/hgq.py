@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, grid, quantized
+from pquant.quantization.fixed_point import SATURATING, Bits, Grid, grid, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
 from pquant.training import distributed
 
@@ -62,7 +62,7 @@ class HGQQuantizer(Quantizer):
     """Trained bits for one tensor.
 
     Under SAT and SAT_SYM ``i`` and ``f`` are parameters. Under WRAP only ``f`` is: ``i`` follows the values, at once upwards and by
-    ``forget`` bits a step downwards, and training does not wrap.
+    ``forget`` bits a step downwards, and the sign ``k`` comes with the first negative value; training neither wraps nor saturates.
 
     Args:
         settings: bits to start from, and modes.
@@ -71,6 +71,7 @@ class HGQQuantizer(Quantizer):
         lr: learning rate of the bits, None for that of the optimizer.
     """
 
+    k: Tensor
     i: Tensor
     f: Tensor
 
@@ -88,6 +89,7 @@ class HGQQuantizer(Quantizer):
             self.i = nn.Parameter(torch.full(shape, start))
         else:
             self.register_buffer("i", torch.full(shape, start))
+            self.register_buffer("k", torch.full(shape, float(settings.k)))
 
     @property
     def tracks(self) -> bool:
@@ -99,35 +101,51 @@ class HGQQuantizer(Quantizer):
         x = in_float32(x)
         if self.observing:
             self.observe(x)
-            return x if self.keeps_negatives else x.clamp(min=0)
+            return x if self.tracks or self.keeps_negatives else x.clamp(min=0)
         if self.tracks and (self.training or math.isinf(self.forget)):
             self.track(x)
         if self.tracks and not self.training:
-            return quantized(x, self._grid(x.dtype, self.overflow_mode))
-        to = self._grid(x.dtype, "SAT" if self.tracks else self.overflow_mode)
-        return _TrainedBits.apply(x, self.i, self.f, to, int(self.keeps_negatives))
+            return quantized(x, self._grid(x.dtype))
+        return _TrainedBits.apply(x, self.i, self.f, self._unbounded(x.dtype) if self.tracks else self._grid(x.dtype), int(self.keeps_negatives))
 
     @torch.no_grad()
-    def _grid(self, dtype: torch.dtype, overflow_mode: OverflowMode) -> Grid:
-        i, f = torch.round(self.i), torch.round(self.f)
-        return grid(int(self.keeps_negatives), i.to(dtype), f.to(dtype), self.round_mode, overflow_mode)
+    def _grid(self, dtype: torch.dtype) -> Grid:
+        k: Bits = self.k.to(dtype) if self.tracks else int(self.keeps_negatives)
+        return grid(k, torch.round(self.i).to(dtype), torch.round(self.f).to(dtype), self.round_mode, self.overflow_mode)
+
+    @torch.no_grad()
+    def _unbounded(self, dtype: torch.dtype) -> Grid:
+        """Return the grid of training under WRAP, whose range holds all values once rounded: without bounds, on which a value could lie beyond."""
+        to = self._grid(dtype)
+        infinite = torch.full_like(to.step, math.inf)
+        return to._replace(low=-infinite, high=infinite, overflow_mode="SAT")
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
-        """Let ``i`` follow the range of ``x``."""
-        self.i.copy_(torch.maximum(self.i - self.forget, distributed.highest(self._needed(x))))
+        """Let ``i`` follow the range of ``x``, and ``k`` its sign."""
+        k, i = map(distributed.highest, self._needed(x))
+        self.i.copy_(torch.maximum(self.i - self.forget, i))
+        self.k.copy_(torch.maximum(self.k, k))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen ``i`` to hold the finite values of ``x``; for calibration, and for the last pass before finalizing."""
-        self.i.copy_(torch.maximum(self.i, self._needed(observable(x))))
+        """Widen ``i``, and under WRAP ``k``, to hold the finite values of ``x``; for calibration, and for the last pass before finalizing."""
+        k, i = self._needed(observable(x))
+        self.i.copy_(torch.maximum(self.i, i))
+        if self.tracks:
+            self.k.copy_(torch.maximum(self.k, k))
 
-    def _needed(self, x: Tensor) -> Tensor:
-        return integer_bits(*value_range(x, self.i.shape, self.keeps_negatives), torch.round(self.f), self.round_mode, self.overflow_mode)
+    def _needed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (k, i) that hold ``x`` once rounded."""
+        low, high = value_range(x, self.i.shape, self.tracks or self.keeps_negatives)
+        f = torch.round(self.f)
+        return (rounded(low, f, self.round_mode) < 0).to(f), integer_bits(low, high, f, self.round_mode, self.overflow_mode)
 
     def is_redundant_after(self, source: Quantizer) -> bool:
         """Return whether ``source`` trains bits for the same values in the same modes, and gives no sign that this one drops."""
-        if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape or source.keeps_negatives > self.keeps_negatives:
+        if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape:
+            return False
+        if source.keeps_negatives > self.keeps_negatives and not self.tracks:
             return False
         return (source.round_mode, source.overflow_mode) == (self.round_mode, self.overflow_mode)
 
@@ -139,7 +157,7 @@ class HGQQuantizer(Quantizer):
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rounded bits in force."""
         i, f = torch.round(self.i.detach()), torch.round(self.f.detach())
-        return torch.full_like(f, self.keeps_negatives), i, f
+        return self.k if self.tracks else torch.full_like(f, self.keeps_negatives), i, f
 
     def finalized(self) -> Quantizer:
         """Return the fixed format that training has ended at."""

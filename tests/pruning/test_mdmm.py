@@ -18,7 +18,7 @@ from pquant.layers import pruned_layers
 from pquant.pruning import MDMM
 from pquant.pruning.mdmm import MDMMPruner
 from pquant.quantization import Quantization
-from pquant.training import Stage
+from pquant.training import Horizon, Stage
 
 TYPES = ["Equality", "LessThanOrEqual", "GreaterThanOrEqual"]
 
@@ -487,3 +487,27 @@ def test_all_nothing_and_the_smallest_layers(target: float, layer: nn.Module) ->
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"MDMM.{next(iter(wrong))}"):
         MDMM(**wrong)
+
+
+@pytest.mark.parametrize("scale_mode", ["mean", "sum"])
+def test_the_optimizer_raises_the_multiplier_as_the_rule_does(scale_mode: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(16, 8)
+    pruners = []
+    for use_grad in (False, True):
+        method = MDMM(target_sparsity=0.7, scale_mode=scale_mode, use_grad=use_grad)
+        pruner = method.pruner(weight, nn.Linear)
+        method.prepare({"a": (pruner, weight)})
+        pruner.on_stage_start(Stage.TRAIN, Horizon(1, 10))
+        pruners.append(pruner)
+    by_rule, by_gradient = pruners
+    optimizer = torch.optim.SGD([{"params": by_gradient.parameters(), **by_gradient.optimizer_options}], lr=1.0)
+    for _ in range(5):
+        assert by_gradient.penalty(weight).item() == pytest.approx(by_rule.penalty(weight).item(), rel=1e-5)
+        optimizer.zero_grad()
+        by_gradient.penalty(weight).backward()
+        optimizer.step()
+        for pruner in pruners:
+            pruner.on_batch_end(weight)
+        assert by_gradient.multiplier.item() == pytest.approx(by_rule.multiplier.item(), rel=1e-5)
+    assert by_rule.multiplier.item() != 0

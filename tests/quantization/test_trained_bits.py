@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import pquant
 from pquant.layers import PQDense
 from pquant.quantization import Quantization, TensorFormat
 from pquant.quantization.fixed_point import RoundMode
+from pquant.quantization.hgq import HGQQuantizer
 
 LN2 = math.log(2)
 ROUND_MODES = get_args(RoundMode)
@@ -330,3 +332,52 @@ def test_compiled_derivatives_equal_the_formula(round_mode: str, overflow_mode: 
     for bits, expected, index in ((made.i, plain.i, 2), (made.f, plain.f, 3)):
         torch.testing.assert_close(bits.grad, expected.grad)
         assert bits.grad.sum().item() == pytest.approx(sum(one[index] for one in each))
+
+
+@pytest.mark.parametrize("mode", ["WRAP", "WRAP_SM"])
+@pytest.mark.parametrize("shape", [(), (400,)], ids=["one format", "a format each"])
+def test_under_wrap_each_value_keeps_its_gradient(shape: tuple[int, ...], mode: str) -> None:
+    torch.manual_seed(0)
+    quantizer = HGQQuantizer(TensorFormat(k=True, f=4, overflow_mode=mode), shape, math.inf)
+    x = torch.randn(400, requires_grad=True)
+    y = quantizer(x)
+    y.sum().backward()
+    error = (x - y).detach()
+    assert torch.equal(x.grad, torch.ones(400)) and float(error.abs().max()) <= 2**-5
+    assert torch.allclose(quantizer.f.grad, math.log(2) * error.sum_to_size(shape), atol=1e-5)
+    assert torch.equal(y, (x.detach() * 16 + 0.5).floor() / 16)
+
+
+def test_under_wrap_a_weight_reaches_what_it_is_pulled_to() -> None:
+    quantizer = HGQQuantizer(TensorFormat(k=True, f=4, overflow_mode="WRAP"), (1,), math.inf)
+    weight = torch.full((1,), 0.3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.02)
+    for _ in range(500):
+        optimizer.zero_grad()
+        (quantizer(weight) + 1).square().sum().backward()
+        optimizer.step()
+    assert float(quantizer(weight)) == pytest.approx(-1, abs=2**-4)
+
+
+def test_under_wrap_the_sign_comes_with_the_first_negative_value() -> None:
+    quantizer = HGQQuantizer(TensorFormat(k=False, f=4, overflow_mode="WRAP"), (), 0.01)
+    quantizer(torch.tensor([0.5, 1.5]))
+    assert quantizer.format()[0] == 0
+    values = torch.tensor([-1.25, 0.5])
+    assert torch.equal(quantizer(values), values) and quantizer.format()[0] == 1
+    assert torch.equal(quantizer.eval()(values), values)
+    traced = HGQQuantizer(TensorFormat(k=False, f=4, overflow_mode="WRAP"), (2,), 0.01)
+    traced.observe(values)
+    assert traced.format()[0].tolist() == [1, 0] and torch.equal(traced.finalized()(values), values)
+
+
+def test_data_without_a_sign_setting_ends_under_wrap_as_it_trained() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 4)
+    section = Quantization(
+        use_hgq=True, default_weight_keep_negatives=True, default_weight_fractional_bits=6, default_data_fractional_bits=6, overflow_mode_data="WRAP"
+    )
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), None, section, x)
+    trained = model.train()(x)
+    pquant.trace_ranges(model, [x])
+    assert torch.allclose(pquant.finalize(model)(x), trained, atol=1e-5)
