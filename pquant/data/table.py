@@ -1,5 +1,6 @@
 """Any table with a target column."""
 
+import logging
 from dataclasses import dataclass
 
 from pquant.data.columns import Task, encode, read_columns
@@ -7,6 +8,10 @@ from pquant.data.files import FILES
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
 from pquant.settings import schema
+
+log = logging.getLogger(__name__)
+
+NAMED = 10
 
 
 @schema("data", "table")
@@ -35,4 +40,9 @@ class Table(Fractions):
             raise self.error("path", f"the path of a {FILES}")
         columns = read_columns(self.path, self.target)
         y, classes = encode(columns.y, self.task, self.target)
+        if classes:
+            more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+            log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
+        else:
+            log.info("regression of '%s', mean %.4g, deviation %.4g", self.target, y.mean(), y.std())
         return self.split(columns.x, y, seed, classes, columns.test_rows)

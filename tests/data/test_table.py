@@ -1,3 +1,4 @@
+import logging
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -38,19 +39,21 @@ def test_classes_are_numbered_by_sorted_name(tmp_path: Path, suffix: str) -> Non
 
 
 def test_real_targets_are_a_regression(tmp_path: Path) -> None:
-    splits = Table(path=written(tmp_path, frame().drop(columns="kind")), target="price", standardize=False).load(0)
+    splits = Table(path=written(tmp_path, frame().drop(columns="kind")), target="price", standardize=False, scale_target=False).load(0)
     assert splits.num_classes is None
     x, y = splits.train.tensors
     assert y.shape == (42, 1)
     assert torch.allclose(y[:, 0], x[:, 0] / 3)
 
 
-def test_features_are_standardised_and_real_targets_are_not(tmp_path: Path) -> None:
+def test_features_and_real_targets_are_standardised(tmp_path: Path) -> None:
     splits = Table(path=written(tmp_path, frame().drop(columns="kind").assign(same=5)), target="price").load(0)
     x, y = splits.train.tensors
     assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
     assert torch.allclose(x.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6)
-    assert y.max() > 15
+    assert float(y.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(y.std(correction=0)) == pytest.approx(1)
+    assert splits.target_offset == pytest.approx(59 / 6, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 def test_npz_with_x_and_a_named_target(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(60).reshape(30, 2), energy=np.arange(30) / 2, y=np.arange(30) % 2)
     classes = Table(path=str(tmp_path / "a.npz")).load(0)
-    energies = Table(path=str(tmp_path / "a.npz"), target="energy", standardize=False).load(0)
+    energies = Table(path=str(tmp_path / "a.npz"), target="energy", standardize=False, scale_target=False).load(0)
     assert classes.num_classes == 2
     x, y = energies.test.tensors
     assert torch.equal(y[:, 0], x[:, 0] / 4)
@@ -231,6 +234,21 @@ def test_npz_arrays_that_cannot_be_used_are_refused(tmp_path: Path, x: np.ndarra
     np.savez(tmp_path / "a.npz", x=x, y=y)
     with pytest.raises(ConfigError, match=message):
         Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "said"),
+    [
+        (np.array(["w", "g", "z", "q", "t"])[np.arange(200) % 5], "auto", "classification of 'y', 5 classes: g, q, t, w, z"),
+        (np.arange(200) % 12, "auto", "classification of 'y', 12 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"),
+        (np.arange(200) * 1.0, "auto", "regression of 'y', mean 99.5, deviation 57.73"),
+        (np.arange(200) % 2, "regression", "regression of 'y', mean 0.5, deviation 0.5"),
+    ],
+)
+def test_what_was_recognised_is_said(tmp_path: Path, y: np.ndarray, task: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    Table(path=written(tmp_path, pd.DataFrame({"x": np.arange(200.0), "y": y})), task=task).load(0)
+    assert caplog.messages == [said]
 
 
 def test_without_pandas_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
