@@ -17,7 +17,7 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Columns:
-    """Features ``x`` float64 (N, F) and targets ``y`` (N,) as in the file; the last ``test_rows`` rows are the file's own test set."""
+    """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set."""
 
     x: Array
     y: Array
@@ -28,7 +28,7 @@ def read_columns(path: str | Path, target: str) -> Columns:
     """Return the columns of a csv, tsv, parquet or npz file.
 
     Raises:
-        ConfigError: no such file, no such target, an empty part, features that are not numbers or not finite.
+        ConfigError: no such file, no such target, an empty part, features that are not numbers or not finite, other targets.
     """
     return _read_npz(path, target) if file_kind(path) == ".npz" else _read_frame(path, target)
 
@@ -36,13 +36,12 @@ def read_columns(path: str | Path, target: str) -> Columns:
 def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
     """Return targets as indices of the sorted class names, with those names; or as float64 without names, for a regression.
 
-    With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression. Bytes are text; words like "NA" among numbers are
-    missing values, but classes with ``task`` "classification".
+    With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression. Words like "NA" among numbers are missing values,
+    but classes with ``task`` "classification".
 
     Raises:
-        ConfigError: missing values, a single class, a regression on values that are not numbers, or neither numbers, text nor booleans.
+        ConfigError: missing values, a single class, or a regression on values that are not numbers.
     """
-    y = _plain(y, target)
     if task != "classification":
         _require_no_missing_words(y, target)
     if y.dtype.kind == "f" and not np.isfinite(y).all():
@@ -65,7 +64,10 @@ def _read_npz(path: str | Path, target: str) -> Columns:
         if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
         _require_some(path, x.shape, f" in {part}")
-    x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(arrays[1::2])
+    targets = [plain(y, target) for y in arrays[1::2]]
+    if len({y.dtype.kind == "U" for y in targets}) > 1:
+        raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
+    x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
     names = [f"x[:, {index}]" for index in range(x.shape[1])]
     return Columns(_finite(path, x, names), y, test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
@@ -84,7 +86,7 @@ def _read_frame(path: str | Path, target: str) -> Columns:
         if not is_numeric_dtype(column):
             raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it or leave it out")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
-    return Columns(_finite(path, x, [str(name) for name in features.columns]), y.to_numpy())
+    return Columns(_finite(path, x, [str(name) for name in features.columns]), plain(y.to_numpy(), target))
 
 
 def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> None:
@@ -92,7 +94,7 @@ def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> 
         raise ConfigError(f"{path}: expected at least one row and one feature column{where}, got {shape[0]} and {shape[1]}")
 
 
-def _plain(y: Array, target: str) -> Array:
+def plain(y: Array, target: str) -> Array:
     """Return targets as numbers, booleans or text: bytes are decoded, Python's numbers become float64, a mixture becomes text."""
     if y.dtype.kind == "S":
         return np.char.decode(y, "utf-8", "backslashreplace")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pquant.data import Table
-from pquant.data.columns import encode, read_columns
+from pquant.data.columns import encode, plain, read_columns
 from pquant.errors import ConfigError
 
 
@@ -115,6 +115,21 @@ def test_an_empty_part_of_an_npz_is_refused(tmp_path: Path, empty: str) -> None:
         Table(path=str(tmp_path / "a.npz")).load(0)
 
 
+def test_the_targets_of_the_parts_of_an_npz_must_go_together(tmp_path: Path) -> None:
+    x, labels = np.arange(40.0)[:, None], np.array(["é", "b"] * 20)
+    for train, test, classes in (
+        (labels, np.char.encode(labels, "utf-8"), 2),
+        (np.arange(40) % 2, np.arange(40) % 2 > 0, 2),
+        (labels, np.zeros(40), 0),
+    ):
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=train, x_test=x, y_test=test)
+        if classes:
+            assert Table(path=str(tmp_path / "a.npz")).load(0).num_classes == classes
+        else:
+            with pytest.raises(ConfigError, match="expected numbers or text in both targets, got <U1 and float64"):
+                Table(path=str(tmp_path / "a.npz")).load(0)
+
+
 @pytest.mark.parametrize("words", [["NA", "None"], ["null", "nan"], ["NaN", "x"]])
 def test_words_for_a_missing_number_are_class_names_in_the_target_only(tmp_path: Path, words: list[str]) -> None:
     labels = [words[row % 2] for row in range(60)]
@@ -162,7 +177,7 @@ def test_labels_of_bytes_are_text(tmp_path: Path) -> None:
     ],
 )
 def test_python_objects_of_the_target_are_numbers_or_text(values: list[object], codes: list[float], classes: list[str] | None) -> None:
-    found, names = encode(np.array(values, dtype=object), "auto", "y")
+    found, names = encode(plain(np.array(values, dtype=object), "y"), "auto", "y")
     assert found.tolist() == codes
     assert names == classes
 
