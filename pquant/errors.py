@@ -6,7 +6,11 @@ from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
-    """An invalid setting; the message has the value, what was expected and the nearest valid name."""
+    """An invalid setting; the message has the value, what was expected and the nearest valid name, in one line."""
+
+    def __str__(self) -> str:
+        """Return the message; a line break in it, as of a name in a file, becomes a space."""
+        return " ".join(super().__str__().splitlines())
 
 
 class ExportError(RuntimeError):

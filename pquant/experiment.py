@@ -174,10 +174,10 @@ class Experiment:
         tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
         summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
         summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
-        summary |= {"constant_output": constant}
+        summary |= {"constant_output": constant, **splits.units}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
-        save_model(final, run.folder)
+        save_model(final, run.folder, splits.units)
         summary |= self.export.export(final, splits, run.folder)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
         details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)

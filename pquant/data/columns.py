@@ -1,12 +1,13 @@
 """Feature columns and a target, from any table on disk."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pquant.data.files import GIVEN_SPLIT, read_frame, read_npz
+from pquant.data.files import MISSING, file_kind, read_frame, read_npz
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, unknown
 
@@ -16,7 +17,7 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Columns:
-    """Features ``x`` float64 (N, F) and targets ``y`` (N,) as in the file; the last ``test_rows`` rows are the file's own test set."""
+    """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set."""
 
     x: Array
     y: Array
@@ -24,22 +25,25 @@ class Columns:
 
 
 def read_columns(path: str | Path, target: str) -> Columns:
-    """Return the columns of a csv, parquet or npz file.
+    """Return the columns of a csv, tsv, parquet or npz file.
 
     Raises:
-        ConfigError: no such file, no such target, features that are not numbers or not finite.
+        ConfigError: no such file, no such target, an empty part, features that are not numbers or not finite, other targets.
     """
-    return _read_npz(path, target) if Path(path).suffix == ".npz" else _read_frame(path, target)
+    return _read_npz(path, target) if file_kind(path) == ".npz" else _read_frame(path, target)
 
 
 def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
     """Return targets as indices of the sorted class names, with those names; or as float64 without names, for a regression.
 
-    With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression.
+    With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression. Words like "NA" among numbers are missing values,
+    but classes with ``task`` "classification".
 
     Raises:
         ConfigError: missing values, a single class, or a regression on values that are not numbers.
     """
+    if task != "classification":
+        _require_no_missing_words(y, target)
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ConfigError(f"target '{target}' has {(~np.isfinite(y)).sum()} missing or infinite values")
     numeric = y.dtype.kind in "iufb"
@@ -54,18 +58,22 @@ def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
 
 
 def _read_npz(path: str | Path, target: str) -> Columns:
-    arrays = read_npz(path, ("x", target), GIVEN_SPLIT)
-    for x, y in zip(arrays[::2], arrays[1::2], strict=True):
+    arrays = read_npz(path, ("x", target), ("x_train", f"{target}_train", "x_test", f"{target}_test"))
+    parts = ("x_train", "x_test") if len(arrays) == 4 else ("x",)
+    for part, x, y in zip(parts, arrays[::2], arrays[1::2], strict=True):
         if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
-    x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(arrays[1::2])
-    _require_some(path, x.shape)
+        _require_some(path, x.shape, f" in {part}")
+    targets = [plain(y, target) for y in arrays[1::2]]
+    if len({y.dtype.kind == "U" for y in targets}) > 1:
+        raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
+    x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
     names = [f"x[:, {index}]" for index in range(x.shape[1])]
     return Columns(_finite(path, x, names), y, test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
 
 def _read_frame(path: str | Path, target: str) -> Columns:
-    frame = read_frame(path)
+    frame = read_frame(path, target)
     from pandas.api.types import is_numeric_dtype
 
     if target not in frame.columns:
@@ -78,12 +86,42 @@ def _read_frame(path: str | Path, target: str) -> Columns:
         if not is_numeric_dtype(column):
             raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it or leave it out")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
-    return Columns(_finite(path, x, [str(name) for name in features.columns]), y.to_numpy())
+    return Columns(_finite(path, x, [str(name) for name in features.columns]), plain(y.to_numpy(), target))
 
 
-def _require_some(path: str | Path, shape: tuple[int, ...]) -> None:
+def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> None:
     if not all(shape):
-        raise ConfigError(f"{path}: expected at least one row and one feature column, got {shape[0]} and {shape[1]}")
+        raise ConfigError(f"{path}: expected at least one row and one feature column{where}, got {shape[0]} and {shape[1]}")
+
+
+def plain(y: Array, target: str) -> Array:
+    """Return targets as numbers, booleans or text: bytes are decoded, Python's numbers become float64, a mixture becomes text."""
+    if y.dtype.kind == "S":
+        return np.char.decode(y, "utf-8", "backslashreplace")
+    if y.dtype.kind in "iufbU":
+        return y
+    values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in y] if y.dtype.kind == "O" else []
+    kinds = {type(value) for value in values}
+    if kinds and kinds <= {int, float, Decimal}:
+        return np.array([float(str(value)) for value in values])
+    if kinds and kinds <= {str, bool, int, float}:
+        return np.array(values, dtype=str)
+    found = ", ".join(sorted(kind.__name__ for kind in kinds)) or y.dtype
+    raise ConfigError(f"target '{target}' must hold numbers, text or booleans, got {found}")
+
+
+def _require_no_missing_words(y: Array, target: str) -> None:
+    """Refuse text that is all numbers but for words like "NA"."""
+    if y.dtype.kind != "U":
+        return
+    words = np.isin(y, MISSING)
+    try:
+        numbers = y[~words].astype(np.float64)
+    except ValueError:
+        return
+    if len(numbers) and words.any():
+        found = f"{words.sum()} missing values, such as '{y[words][0]}', among its numbers"
+        raise ConfigError(f"target '{target}' has {found}; data.task=classification takes them for classes")
 
 
 def _finite(path: str | Path, x: Array, names: list[str]) -> Array:

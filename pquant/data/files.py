@@ -1,52 +1,112 @@
 """Reading and writing local data files, and the error for data that cannot be found."""
 
+import logging
+import math
 import os
-import zlib
-from http.client import HTTPException
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 
 from pquant.data.splitting import Array
-from pquant.errors import ConfigError
+from pquant.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+log = logging.getLogger(__name__)
+
 CACHE = "~/.cache/pquant"
 GIVEN_SPLIT = ("x_train", "y_train", "x_test", "y_test")
-DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError, ValueError)
-BROKEN_NPZ = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, NotImplementedError)
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip"}
+FILES = ".csv, .tsv (also with .gz, .bz2, .xz or .zip after it), .parquet or .npz file"
+MISSING = tuple("#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null|".split("|"))
+"""The words that pandas takes for a missing number."""
+
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def expanded(path: str | Path, key: str) -> Path:
+    """Return the path with ``~`` expanded; ConfigError for the home of a user who is not known, naming ``key``."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: '{path}' is in the home of a user who is not known here") from error
 
 
 def existing(path: str | Path) -> Path:
     """Return the path of an existing file, with ``~`` expanded; ConfigError if there is none."""
-    found = Path(path).expanduser()
-    if not found.is_file():
+    found = expanded(path, "data.path")
+    try:
+        there = found.is_file()
+    except (OSError, ValueError):
+        there = False
+    if not there:
         raise ConfigError(f"data.path: there is no file '{path}'")
     return found
+
+
+def file_kind(path: str | Path) -> str:
+    """Return the suffix of a file in lower case, that of the table in a compressed one: ".csv" for ``a.CSV.gz``."""
+    *others, last = [suffix.lower() for suffix in Path(path).suffixes] or [""]
+    return others[-1] if last in COMPRESSIONS and others and others[-1] in SEPARATORS else last
+
+
+@contextmanager
+def _reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn what a reader raises into a ``ConfigError``; on a damaged file that can be any exception."""
+    try:
+        yield
+    except (ConfigError, ImportError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be read as {kind}: {reason(error)}") from error
 
 
 def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
     """Return the arrays of the first of the ``choices`` of names of which the file has all.
 
     Raises:
-        ConfigError: no such file, not an npz file, arrays of Python objects, or other names.
+        ConfigError: no such file, not an npz file, arrays of Python objects, or other names, also those of two choices together.
     """
     source = existing(path)
-    try:
-        with np.load(source, allow_pickle=False) as archive:
-            names = next((names for names in choices if set(names) <= set(archive.files)), None)
-            found = ", ".join(archive.files) or "none"
-            arrays = [archive[name] for name in names or ()]
-    except BROKEN_NPZ as error:
-        raise ConfigError(f"{path}: cannot be read as an npz file of plain arrays: {reason(error)}") from error
-    if names is None:
-        raise ConfigError(f"{path}: expected the arrays {' or '.join(', '.join(choice) for choice in choices)}; found {found}")
-    return arrays
+    with _reading(path, "an npz file of plain arrays"), ZipFile(source) as archive:
+        found = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        names = next((names for names in choices if set(names) <= set(found)), None)
+        others = {name for choice in choices for name in choice} - set(names or ())
+        if names is None:
+            raise _no_arrays(path, choices, found)
+        if others & set(found):
+            raise ConfigError(f"{path}: has the arrays {', '.join(names)} and also {', '.join(sorted(others & set(found)))}: leave one kind out")
+        return [_array(archive, name) for name in names]
+
+
+def _no_arrays(path: str | Path, choices: Sequence[tuple[str, ...]], found: Collection[str]) -> ConfigError:
+    nearest = max(choices, key=lambda names: len(set(names) & set(found)))
+    missing = next(name for name in nearest if name not in found)
+    hint = did_you_mean(missing, [name for name in found if name not in nearest])
+    expected = " or ".join(", ".join(choice) for choice in choices)
+    return ConfigError(f"{path}: there is no array '{missing}'{hint or ';'} expected the arrays {expected}; found {', '.join(found) or 'none'}")
+
+
+def _array(archive: ZipFile, name: str) -> Array:
+    """Return an array of an npz file; a size that is not that of its data is refused before any memory is taken for it."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
+        size, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"'{name}' holds Python objects")
+    if size != there:
+        raise ValueError(f"'{name}' should be {dtype} {shape} of {size} bytes, but has {there}")
+    with archive.open(member) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def save_npz(path: Path, **arrays: Array) -> None:
@@ -63,23 +123,70 @@ def save_npz(path: Path, **arrays: Array) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_frame(path: str | Path) -> "DataFrame":
-    """Return the columns of a csv or parquet file.
+def read_frame(path: str | Path, target: str) -> "DataFrame":
+    """Return the columns of a csv, tsv or parquet file by name.
+
+    An index with a name is a column, too; one without a name is left out, as is a column of row numbers without a name. In a text file the words
+    for a missing number, such as "NA", are that in all columns but ``target``, where only an empty cell is missing.
 
     Raises:
-        ConfigError: no such file, another suffix, not readable, or pandas and pyarrow are not installed.
+        ConfigError: no such file, another suffix, not readable, columns without a name or with the same one, or pandas and pyarrow are not installed.
     """
-    source = existing(path)
-    if source.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{path}: expected a .csv, .parquet or .npz file")
+    source, kind = existing(path), file_kind(path)
+    if kind not in (*SEPARATORS, ".parquet"):
+        raise ConfigError(f"{path}: expected a {FILES}{did_you_mean(kind, (*SEPARATORS, '.parquet', '.npz'))}")
     try:
-        import pandas
-
-        return pandas.read_csv(source) if source.suffix == ".csv" else pandas.read_parquet(source)
+        with _reading(path, f"a {kind} file"):
+            return _without_row_numbers(path, _read_parquet(path, source) if kind == ".parquet" else _read_text(path, source, kind, target), target)
     except ImportError as error:
-        raise ConfigError(f"{path}: a {source.suffix} file needs pip install 'pquant[tables]'; an .npz file needs nothing") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a {source.suffix} file: {reason(error)}") from error
+        raise ConfigError(f"{path}: a {kind} file needs pip install 'pquant[tables]'; an .npz file needs nothing") from error
+
+
+def _read_text(path: str | Path, source: Path, kind: str, target: str) -> "DataFrame":
+    import pandas
+
+    options: Any = {"sep": SEPARATORS[kind], "compression": COMPRESSIONS.get(source.suffix.lower()), "low_memory": False}
+    header = pandas.read_csv(source, header=None, nrows=1, dtype=str, keep_default_na=False, **options).iloc[0].tolist()
+    _require_different(path, [name for name in header if name])
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
+    missing = {name: MISSING if name != target else ("",) for name in names}
+    frame = pandas.read_csv(source, na_values=missing, keep_default_na=False, **options)
+    if not _counts_rows(frame.index):
+        raise ConfigError(f"{path}: the rows have more values than the {len(header)} names in the header")
+    return frame.reset_index(drop=True)
+
+
+def _read_parquet(path: str | Path, source: Path) -> "DataFrame":
+    import pandas
+    from pyarrow.parquet import read_schema
+
+    _require_different(path, read_schema(source).names)
+    frame = pandas.read_parquet(source, engine="pyarrow")
+    if not isinstance(frame.index, pandas.RangeIndex) and None in frame.index.names:
+        log.warning("%s: the index without a name is left out", path)
+    frame = frame.reset_index(level=[name for name in frame.index.names if name is not None])
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
+def _without_row_numbers(path: str | Path, frame: "DataFrame", target: str) -> "DataFrame":
+    """Return the table without row numbers that a program saved as a column without a name, which pandas calls "Unnamed: 0"; they are no feature."""
+    unnamed = [(place, name) for place, name in enumerate(frame.columns, 1) if name.startswith("Unnamed: ") and name != target]
+    for place, name in unnamed:
+        if not _counts_rows(frame[name]):
+            raise ConfigError(f"{path}: column {place} has no name: give it one, or leave the column out")
+        log.warning("%s: column %d has no name and counts the rows: it is left out", path, place)
+    return frame.drop(columns=[name for _, name in unnamed])
+
+
+def _counts_rows(values: Any) -> bool:
+    """Return whether the values are the numbers of the rows, from 0 or from 1."""
+    return any(np.array_equal(values, np.arange(first, first + len(values))) for first in (0, 1))
+
+
+def _require_different(path: str | Path, names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{path}: {names.count(twice[0])} columns have the name '{twice[0]}'")
 
 
 def no_download(what: str, error: Exception, root: str, expected: str) -> ConfigError:

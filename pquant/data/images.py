@@ -1,14 +1,13 @@
 """MNIST and CIFAR-10, from a local file or fetched by torchvision."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pquant.data.files import CACHE, DOWNLOAD_ERRORS, GIVEN_SPLIT, no_download, read_npz
+from pquant.data.files import CACHE, GIVEN_SPLIT, expanded, no_download, read_npz
 from pquant.data.splits import Splits
 from pquant.data.splitting import Array, hold_out, portion, standardize, to_splits
 from pquant.errors import ConfigError
@@ -62,10 +61,10 @@ class Images(Settings):
         except ImportError as error:
             message = f"{name} is fetched by torchvision: pip install 'pquant[vision]', or give a local copy: data.path=<{LOCAL_COPY}>"
             raise ConfigError(message) from error
-        root = Path(self.root).expanduser()
+        root = expanded(self.root, "data.root")
         try:
             parts = [getattr(datasets, name)(root, train=train, download=True) for train in (True, False)]
-        except DOWNLOAD_ERRORS as error:
+        except Exception as error:
             raise no_download(name, error, self.root, LOCAL_COPY) from error
         return [np.asarray(array) for part in parts for array in (part.data, part.targets)]
 

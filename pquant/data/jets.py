@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pquant.data.columns import encode, read_columns
-from pquant.data.files import CACHE, DOWNLOAD_ERRORS, no_download, save_npz
+from pquant.data.files import CACHE, expanded, file_kind, no_download, save_npz
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
 from pquant.errors import ConfigError
@@ -26,7 +26,7 @@ class Jets(Fractions):
     ``hls4ml_lhc_jets_hlf``, id 42468.
 
     Args:
-        path: a csv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
+        path: a csv, tsv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
         root: the folder of the downloaded file.
     """
 
@@ -40,7 +40,7 @@ class Jets(Fractions):
             ConfigError: the table can neither be read nor downloaded, or is not that of this data set.
         """
         path = self.path or str(self._downloaded())
-        target = "y" if path.endswith(".npz") else "class"
+        target = "y" if file_kind(path) == ".npz" else "class"
         columns = read_columns(path, target)
         y, classes = encode(columns.y, "classification", target)
         if columns.x.shape[1] != FEATURES or not classes or len(classes) != CLASSES:
@@ -50,13 +50,13 @@ class Jets(Fractions):
 
     def _downloaded(self) -> Path:
         """Return the file in ``root``; download it if it does not exist."""
-        path = Path(self.root).expanduser() / "hls4ml_lhc_jets_hlf.npz"
+        path = expanded(self.root, "data.root") / "hls4ml_lhc_jets_hlf.npz"
         if not path.exists():
             from sklearn.datasets import fetch_openml
 
             try:
-                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=0, parser="auto", return_X_y=True)
+                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto", return_X_y=True)
                 save_npz(path, x=x.astype(np.float32), y=y.astype(str))
-            except (*DOWNLOAD_ERRORS, ImportError) as error:
+            except Exception as error:
                 raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error
         return path

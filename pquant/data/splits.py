@@ -13,12 +13,20 @@ class Splits:
     """Training, validation and test sets of ``(input, target)`` pairs.
 
     Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
+    In its own units such a target is ``target * target_scale + target_offset``.
     """
 
     train: Dataset[tuple[Tensor, ...]]
     validation: Dataset[tuple[Tensor, ...]]
     test: Dataset[tuple[Tensor, ...]]
     num_classes: int | None
+    target_scale: float = 1.0
+    target_offset: float = 0.0
+
+    @property
+    def units(self) -> dict[str, float]:
+        """The scale and offset that turn a regression's outputs into the target's own units, by name; none for classes."""
+        return {"target_scale": self.target_scale, "target_offset": self.target_offset} if self.num_classes is None else {}
 
     @property
     def input_shape(self) -> torch.Size:

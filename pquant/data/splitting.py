@@ -1,5 +1,6 @@
 """From arrays to splits: held out by seed with the classes in proportion, standardised by the training part."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,13 @@ class Fractions(Settings):
         validation_fraction: share of all rows held out for validation.
         test_fraction: share of all rows held out for the test.
         standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows.
+        scale_target: whether the real numbers of a regression are, too. Losses are those of the scaled target, metrics are in the target's own units.
     """
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     test_fraction: float = setting(0.2, gt=0, lt=1)
     standardize: bool = True
+    scale_target: bool = True
 
     def __post_init__(self) -> None:
         """Check the fields, and that rows are left to train on."""
@@ -43,7 +46,7 @@ class Fractions(Settings):
         The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too.
 
         Raises:
-            ConfigError: too few examples, in a class or in total.
+            ConfigError: too few examples, in a class or in total, or values too large to scale.
         """
         total = len(y) - test_rows
         rows, test = np.arange(total), np.arange(total, len(y))
@@ -54,7 +57,13 @@ class Fractions(Settings):
         inputs = [torch.from_numpy(x[part]) for part in parts]
         if self.standardize:
             standardize(inputs, 0)
-        return to_splits(inputs, [y[part] for part in parts], len(classes) if classes else None)
+        targets = [y[part] for part in parts]
+        if classes or not self.scale_target:
+            return to_splits(inputs, targets, len(classes) if classes else None)
+        targets = [part.astype(np.float64) for part in targets]
+        offset, scale = (value.item() for value in moments(torch.from_numpy(targets[0]), 0))
+        splits = to_splits(inputs, [(part - offset) / scale for part in targets], None)
+        return dataclasses.replace(splits, target_scale=scale, target_offset=offset)
 
 
 def portion(total: int, fraction: float) -> int:
@@ -105,11 +114,22 @@ def proportional(counts: Array, total: int, random: np.random.RandomState) -> Ar
 
 def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...]) -> None:
     """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; a constant feature is only shifted."""
-    std, mean = torch.std_mean(parts[0], dim=dim, correction=0, keepdim=True)
-    noise = torch.finfo(std.dtype).eps * mean.abs()
-    scale = torch.where(std > noise, std, 1)
+    mean, scale = moments(parts[0], dim)
     for part in parts:
         part.sub_(mean).div_(scale)
+
+
+def moments(values: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over ``dim``, which is kept; 1 for the deviation of a constant.
+
+    Raises:
+        ConfigError: the squares of the values are beyond floating point.
+    """
+    std, mean = torch.std_mean(values, dim=dim, correction=0, keepdim=True)
+    if bool(torch.isinf(std).any()):
+        raise ConfigError(f"values up to {float(values.abs().max()):.3g} are too large to scale to deviation 1")
+    noise = torch.finfo(std.dtype).eps * mean.abs()
+    return mean, torch.where(std > noise, std, 1)
 
 
 def to_splits(inputs: Sequence[Tensor], targets: Sequence[Array], num_classes: int | None) -> Splits:

@@ -1,21 +1,27 @@
 """Any table with a target column."""
 
+import logging
 from dataclasses import dataclass
 
 from pquant.data.columns import Task, encode, read_columns
+from pquant.data.files import FILES
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
 from pquant.settings import schema
+
+log = logging.getLogger(__name__)
+
+NAMED = 10
 
 
 @schema("data", "table")
 @dataclass(frozen=True)
 class Table(Fractions):
-    """A csv, parquet or npz file; every column but ``target`` is a feature. Classes are numbered by their sorted names.
+    """A csv, tsv, parquet or npz file; every column but ``target`` is a feature. Classes are numbered by their sorted names.
 
     Args:
-        path: the file. An npz file has features ``x`` (N, F) and targets (N,) under the name ``target``, or ``x_train``, ``y_train``, ``x_test`` and
-            ``y_test`` with the test set that is then used.
+        path: the file; csv and tsv also compressed, as in ``a.csv.gz``. An npz file has features ``x`` (N, F) and targets (N,) under the name
+            ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used.
         target: the column to predict.
         task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
@@ -31,7 +37,12 @@ class Table(Fractions):
             ConfigError: no such file or target, features that are not finite numbers, or too few examples.
         """
         if not self.path:
-            raise self.error("path", "the path of a .csv, .parquet or .npz file")
+            raise self.error("path", f"the path of a {FILES}")
         columns = read_columns(self.path, self.target)
         y, classes = encode(columns.y, self.task, self.target)
+        if classes:
+            more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+            log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
+        else:
+            log.info("regression of '%s', mean %.4g, deviation %.4g", self.target, y.mean(), y.std())
         return self.split(columns.x, y, seed, classes, columns.test_rows)

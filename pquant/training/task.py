@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pquant.data.splits import Splits
+
 
 class Task(Protocol):
     """A loss for training and a metric for people; ``score`` gives per-example terms whose mean :meth:`finish` turns into the metric."""
@@ -49,10 +51,16 @@ class Classification:
 
 @dataclass(frozen=True)
 class Regression:
-    """Mean squared error; its root."""
+    """Mean squared error; its root, in the target's own units.
+
+    Args:
+        scale: of the target's units, by which the targets were divided.
+    """
 
     metric: ClassVar[str] = "rmse"
     higher_is_better: ClassVar[bool] = False
+
+    scale: float = 1.0
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean squared error of (batch, outputs)."""
@@ -64,9 +72,9 @@ class Regression:
 
     def finish(self, mean: float) -> float:
         """Return the root mean squared error."""
-        return mean**0.5
+        return mean**0.5 * self.scale
 
 
-def task_for(num_classes: int | None) -> Task:
+def task_for(splits: Splits) -> Task:
     """Return classification for data with classes, regression for data without."""
-    return Regression() if num_classes is None else Classification()
+    return Regression(splits.target_scale) if splits.num_classes is None else Classification()

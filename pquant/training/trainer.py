@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -77,8 +78,8 @@ class Trainer:
         seed: int,
     ) -> None:
         self.model, self.training, self.device = model.to(device), training, device
-        self.task = task_for(splits.num_classes)
-        self.splits = Splits(_on(device, splits.train), _on(device, splits.validation), _on(device, splits.test), splits.num_classes)
+        self.task = task_for(splits)
+        self.splits = replace(splits, train=_on(device, splits.train), validation=_on(device, splits.validation), test=_on(device, splits.test))
         with blaming("optimizer"):
             self.optimizer = optimizer(parameter_groups(self.model))
         with blaming("scheduler"):

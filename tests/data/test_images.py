@@ -97,7 +97,7 @@ def test_other_arrays_are_refused_by_path_and_name(tmp_path: Path, change: Array
 def test_missing_file_and_missing_keys_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no file 'nowhere.npz'"):
         Mnist(path="nowhere.npz").load(0)
-    with pytest.raises(ConfigError, match="images.npz: expected the arrays x_train, y_train, x_test, y_test; found x, y"):
+    with pytest.raises(ConfigError, match="there is no array 'x_train'; expected the arrays x_train, y_train, x_test, y_test; found x, y"):
         Mnist(path=saved(tmp_path, {"x": np.zeros(1), "y": np.zeros(1)})).load(0)
 
 
@@ -107,21 +107,39 @@ def test_without_torchvision_the_error_says_what_to_install(monkeypatch: pytest.
         Mnist().load(0)
 
 
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = Path(saved(tmp_path, images((28, 28))))
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[:5000], content[:3000] + b"?" + content[3001:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="images.npz: cannot be read as an npz file of plain arrays"):
+            Mnist(path=str(path)).load(0)
+
+
 def fake_torchvision(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
     module = ModuleType("torchvision")
     module.datasets = SimpleNamespace(MNIST=make, CIFAR10=make)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchvision", module)
 
 
-def test_without_network_the_error_says_how_to_give_a_local_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (URLError("no route\nto host"), "URLError: <urlopen error no route to host>"),
+        (AssertionError("a broken file in the root"), "AssertionError: a broken file in the root"),
+    ],
+)
+def test_without_network_the_error_says_how_to_give_a_local_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
+) -> None:
     def fail(root: Path, train: bool, download: bool) -> None:
-        raise URLError("no route\nto host")
+        raise error
 
     fake_torchvision(monkeypatch, fail)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError) as caught:
         Cifar10(root=str(tmp_path)).load(0)
-    assert str(error.value) == (
-        f"CIFAR10 is not in {tmp_path} and could not be fetched (URLError: <urlopen error no route to host>); "
+    assert str(caught.value) == (
+        f"CIFAR10 is not in {tmp_path} and could not be fetched ({reason}); "
         "give a local copy: data.path=<npz with keys x_train, y_train, x_test, y_test>"
     )
 

@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 from urllib.error import URLError
 
@@ -67,3 +68,17 @@ def test_without_network_the_error_says_how_to_give_a_local_copy(tmp_path: Path,
         "give a local copy: data.path=<csv or parquet with 16 features and a column 'class', or npz with x (N, 16) and y (N,)>"
     )
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.filterwarnings("ignore:A network error occurred:UserWarning")
+def test_the_real_call_gets_as_far_as_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fail(host: object, *others: object, **options: object) -> None:
+        asked.append(host)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(ConfigError, match=r"could not be fetched \(URLError: <urlopen error .*no such host.*>\); give a local copy"):
+        Jets(root=str(tmp_path)).load(0)
+    assert asked

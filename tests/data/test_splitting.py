@@ -23,6 +23,10 @@ def numbered(labels: list[int], seed: int = 0, **fields: object) -> Splits:
     return Fractions(standardize=False, **fields).split(np.arange(float(len(y)))[:, None], y, seed, CLASSES)
 
 
+def real(y: np.ndarray, **fields: object) -> Splits:
+    return Fractions(standardize=False, **fields).split(np.arange(float(len(y)))[:, None], y, 0, None)
+
+
 @given(
     counts=st.lists(st.integers(5, 60), min_size=3, max_size=3),
     validation=st.floats(0.1, 0.3),
@@ -90,8 +94,7 @@ def test_fewer_rows_held_out_than_classes_is_an_error() -> None:
 
 
 def test_real_targets_are_split_unstratified_and_become_columns() -> None:
-    x, y = np.arange(20.0)[:, None], np.arange(20.0) / 3
-    splits = Fractions(standardize=False).split(x, y, 0, None)
+    splits = real(np.arange(20.0) / 3, scale_target=False)
     assert splits.num_classes is None
     assert splits.num_outputs == 1
     assert [len(part) for part in rows_of(splits)] == [14, 2, 4]
@@ -99,6 +102,38 @@ def test_real_targets_are_split_unstratified_and_become_columns() -> None:
     assert inputs.dtype == targets.dtype == torch.float32
     assert targets.shape == (14, 1)
     assert torch.equal(targets, inputs / 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, bool])
+def test_real_targets_are_scaled_by_the_training_rows_and_given_back_in_their_units(dtype: type) -> None:
+    y = (np.arange(40) % 2 if dtype is bool else 5 * np.arange(40) - 7).astype(dtype)
+    splits = real(y)
+    train = splits.train.tensors[1]
+    rows = splits.train.tensors[0][:, 0].int().numpy()
+    assert train.dtype == torch.float32
+    assert float(train.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(train.std(correction=0)) == pytest.approx(1)
+    assert splits.units == pytest.approx({"target_scale": y[rows].astype(float).std(), "target_offset": y[rows].astype(float).mean()})
+    for part in (splits.train, splits.validation, splits.test):
+        x, scaled = part.tensors
+        back = scaled[:, 0].double() * splits.target_scale + splits.target_offset
+        assert np.allclose(back, y[x[:, 0].int().numpy()].astype(float), atol=1e-4)
+
+
+def test_targets_stay_as_they_are_for_classes_and_on_request_and_constant_ones_keep_scale_1() -> None:
+    classes = numbered([0, 1, 2] * 20, scale_target=True)
+    assert (classes.target_scale, classes.target_offset, classes.units) == (1, 0, {})
+    assert real(np.arange(40.0), scale_target=False).units == {"target_scale": 1, "target_offset": 0}
+    constant = real(np.full(40, 5e5))
+    assert constant.units == {"target_scale": 1, "target_offset": 5e5}
+    assert (constant.train.tensors[1] == 0).all()
+
+
+@pytest.mark.parametrize("fields", [{"standardize": True, "scale_target": False}, {"standardize": False}])
+def test_values_too_large_to_scale_are_refused(fields: dict[str, bool]) -> None:
+    y = np.linspace(-1e300, 1e300, 20)
+    with pytest.raises(ConfigError, match=r"values up to 1e\+300 are too large to scale to deviation 1"):
+        Fractions(**fields).split(y[:, None], y, 0, None)
 
 
 def test_too_few_rows_for_a_regression_is_an_error() -> None:

@@ -1,4 +1,6 @@
+import logging
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from pquant.data import Table
+from pquant.data.columns import encode, plain, read_columns
 from pquant.errors import ConfigError
 
 
@@ -36,19 +39,21 @@ def test_classes_are_numbered_by_sorted_name(tmp_path: Path, suffix: str) -> Non
 
 
 def test_real_targets_are_a_regression(tmp_path: Path) -> None:
-    splits = Table(path=written(tmp_path, frame().drop(columns="kind")), target="price", standardize=False).load(0)
+    splits = Table(path=written(tmp_path, frame().drop(columns="kind")), target="price", standardize=False, scale_target=False).load(0)
     assert splits.num_classes is None
     x, y = splits.train.tensors
     assert y.shape == (42, 1)
     assert torch.allclose(y[:, 0], x[:, 0] / 3)
 
 
-def test_features_are_standardised_and_real_targets_are_not(tmp_path: Path) -> None:
+def test_features_and_real_targets_are_standardised(tmp_path: Path) -> None:
     splits = Table(path=written(tmp_path, frame().drop(columns="kind").assign(same=5)), target="price").load(0)
     x, y = splits.train.tensors
     assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
     assert torch.allclose(x.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6)
-    assert y.max() > 15
+    assert float(y.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(y.std(correction=0)) == pytest.approx(1)
+    assert splits.target_offset == pytest.approx(59 / 6, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 def test_npz_with_x_and_a_named_target(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(60).reshape(30, 2), energy=np.arange(30) / 2, y=np.arange(30) % 2)
     classes = Table(path=str(tmp_path / "a.npz")).load(0)
-    energies = Table(path=str(tmp_path / "a.npz"), target="energy", standardize=False).load(0)
+    energies = Table(path=str(tmp_path / "a.npz"), target="energy", standardize=False, scale_target=False).load(0)
     assert classes.num_classes == 2
     x, y = energies.test.tensors
     assert torch.equal(y[:, 0], x[:, 0] / 4)
@@ -91,6 +96,101 @@ def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
     splits = Table(path=str(tmp_path / "a.npz"), standardize=False).load(0)
     assert splits.test.tensors[0][:, 0].tolist() == list(range(40, 50))
     assert [len(splits.train), len(splits.validation)] == [36, 4]
+
+
+def test_the_parts_of_an_npz_are_named_by_the_target(tmp_path: Path) -> None:
+    x = np.arange(50.0)[:, None]
+    np.savez(tmp_path / "a.npz", x_train=x[:40], kind_train=np.arange(40) % 2, x_test=x[40:], kind_test=np.arange(10) % 2)
+    assert len(Table(path=str(tmp_path / "a.npz"), target="kind").load(0).test) == 10
+    with pytest.raises(ConfigError, match="there is no array 'y_train'"):
+        Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_an_empty_part_of_an_npz_is_refused(tmp_path: Path, empty: str) -> None:
+    sizes = {"train": 40, "test": 10} | {empty: 0}
+    arrays = {f"x_{part}": np.zeros((size, 2)) for part, size in sizes.items()} | {f"y_{part}": np.arange(size) % 2 for part, size in sizes.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ConfigError, match=f"a.npz: expected at least one row and one feature column in x_{empty}, got 0 and 2"):
+        Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+def test_the_targets_of_the_parts_of_an_npz_must_go_together(tmp_path: Path) -> None:
+    x, labels = np.arange(40.0)[:, None], np.array(["é", "b"] * 20)
+    for train, test, classes in (
+        (labels, np.char.encode(labels, "utf-8"), 2),
+        (np.arange(40) % 2, np.arange(40) % 2 > 0, 2),
+        (labels, np.zeros(40), 0),
+    ):
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=train, x_test=x, y_test=test)
+        if classes:
+            assert Table(path=str(tmp_path / "a.npz")).load(0).num_classes == classes
+        else:
+            with pytest.raises(ConfigError, match="expected numbers or text in both targets, got <U1 and float64"):
+                Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+@pytest.mark.parametrize("words", [["NA", "None"], ["null", "nan"], ["NaN", "x"]])
+def test_words_for_a_missing_number_are_class_names_in_the_target_only(tmp_path: Path, words: list[str]) -> None:
+    labels = [words[row % 2] for row in range(60)]
+    path = written(tmp_path, pd.DataFrame({"x": np.arange(60.0), "y": labels}))
+    splits = Table(path=path, standardize=False).load(0)
+    x, y = splits.train.tensors
+    assert splits.num_classes == 2
+    assert y.tolist() == [sorted(words).index(labels[int(row)]) for row in x[:, 0]]
+    with pytest.raises(ConfigError, match="column 'y' (has (30|60) missing or infinite|holds) "):
+        Table(path=path, target="x").load(0)
+
+
+def test_an_empty_cell_of_the_target_is_missing(tmp_path: Path) -> None:
+    path = written(tmp_path, pd.DataFrame({"x": np.arange(60.0), "y": ["NA", "b", None] * 20}))
+    with pytest.raises(ConfigError, match="target 'y' has 20 missing values"):
+        Table(path=path).load(0)
+
+
+def test_words_for_a_missing_number_among_numbers_are_missing_unless_classes_are_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, pd.DataFrame({"x": np.arange(60.0), "y": ["1.5", "2", "NA"] * 20}))
+    for task in ("auto", "regression"):
+        with pytest.raises(ConfigError, match="target 'y' has 20 missing values, such as 'NA', among its numbers; data.task=classification takes"):
+            Table(path=path, task=task).load(0)
+    assert Table(path=path, task="classification").load(0).num_classes == 3
+
+
+def test_labels_of_bytes_are_text(tmp_path: Path) -> None:
+    labels = np.array([b"\xc3\xa9", b"b\xff"] * 30)
+    np.savez(tmp_path / "a.npz", x=np.arange(60.0)[:, None], y=labels)
+    pd.DataFrame({"x": np.arange(60.0), "y": labels.astype(object)}).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.npz", "a.parquet"):
+        columns = read_columns(tmp_path / name, "y")
+        codes, classes = encode(columns.y, "auto", "y")
+        assert classes == ["b\\xff", "é"]
+        assert codes.tolist() == [1, 0] * 30
+
+
+@pytest.mark.parametrize(
+    ("values", "codes", "classes"),
+    [
+        ([Decimal("1.5"), Decimal("2")], [1.5, 2.0], None),
+        ([10**30, 2], [1e30, 2.0], None),
+        ([True, "x"], [0, 1], ["True", "x"]),
+        ([b"b", "a"], [1, 0], ["a", "b"]),
+    ],
+)
+def test_python_objects_of_the_target_are_numbers_or_text(values: list[object], codes: list[float], classes: list[str] | None) -> None:
+    found, names = encode(plain(np.array(values, dtype=object), "y"), "auto", "y")
+    assert found.tolist() == codes
+    assert names == classes
+
+
+def test_other_objects_in_the_target_are_refused(tmp_path: Path) -> None:
+    for values, kind in (
+        ([[1], [2]], "ndarray"),
+        (pd.date_range("2020", periods=2), "datetime64"),
+        (pd.date_range("2020", periods=2, tz="CET"), "T"),
+    ):
+        path = written(tmp_path, pd.DataFrame({"x": [1.0, 2.0], "y": values}), "parquet")
+        with pytest.raises(ConfigError, match=f"target 'y' must hold numbers, text or booleans, got {kind}"):
+            Table(path=path).load(0)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +224,7 @@ def test_regression_of_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_needs_a_path_rows_and_features(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Table.path must be the path of a .csv, .parquet or .npz file, got ''"):
+    with pytest.raises(ConfigError, match="Table.path must be the path of a .csv, .tsv .* .parquet or .npz file, got ''"):
         Table().load(0)
     with pytest.raises(ConfigError, match="at least one row and one feature column, got 60 and 0"):
         Table(path=written(tmp_path, frame()[["price"]]), target="price").load(0)
@@ -140,12 +240,30 @@ def test_a_table_needs_a_path_rows_and_features(tmp_path: Path) -> None:
         (np.array([["a"]]), np.zeros(1), r"expected numbers x \(N, F\)"),
         (np.array([[1.0, np.nan]]), np.zeros(1), r"column 'x\[:, 1\]' has 1 missing or infinite values"),
         (np.zeros((2, 1)), np.array([1, np.nan]), r"target 'y' has 1 missing or infinite values"),
+        (np.zeros((0, 3)), np.zeros(0), r"at least one row and one feature column in x, got 0 and 3"),
+        (np.zeros((2, 1)), np.zeros(2, complex), r"target 'y' must hold numbers, text or booleans, got complex128"),
+        (np.zeros((2, 1)), np.zeros(2, "M8[s]"), r"target 'y' must hold numbers, text or booleans, got datetime64\[s\]"),
     ],
 )
 def test_npz_arrays_that_cannot_be_used_are_refused(tmp_path: Path, x: np.ndarray, y: np.ndarray, message: str) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=y)
     with pytest.raises(ConfigError, match=message):
         Table(path=str(tmp_path / "a.npz")).load(0)
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "said"),
+    [
+        (np.array(["w", "g", "z", "q", "t"])[np.arange(200) % 5], "auto", "classification of 'y', 5 classes: g, q, t, w, z"),
+        (np.arange(200) % 12, "auto", "classification of 'y', 12 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"),
+        (np.arange(200) * 1.0, "auto", "regression of 'y', mean 99.5, deviation 57.73"),
+        (np.arange(200) % 2, "regression", "regression of 'y', mean 0.5, deviation 0.5"),
+    ],
+)
+def test_what_was_recognised_is_said(tmp_path: Path, y: np.ndarray, task: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    Table(path=written(tmp_path, pd.DataFrame({"x": np.arange(200.0), "y": y})), task=task).load(0)
+    assert caplog.messages == [said]
 
 
 def test_without_pandas_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
