@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,35 @@ from pquant.resume import Run
 from pquant.tracking.files import only_run_in
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 
-from .test_run import run
+from . import test_run
+from .command_server import Commands
 
 LENGTHS = ["training.pretraining_epochs=1", "training.epochs=3", "training.fine_tuning_epochs=0"]
 SHORT = [*LENGTHS, "tracker=none", "progress=plain", "pruning=pdp", "quantization=fixed", "model.sizes=[null,8,null]"]
 
 
+SERVERS: list[Commands] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with Commands() as commands:
+        SERVERS.append(commands)
+        yield
+        SERVERS.clear()
+
+
+def run(*overrides: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command: in a process of its own if it needs an environment of its own, else in a fork of the server."""
+    if environment:
+        return test_run.run(*overrides, check=check, **environment)
+    done = SERVERS[0](*overrides)
+    assert not check or done.code == 0, done.out + done.err
+    return subprocess.CompletedProcess(overrides, done.code, done.out, done.err)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run of 1 + 3 epochs."""
     path = tmp_path_factory.mktemp("earlier") / "run"
     run(*SHORT, f"hydra.run.dir={path}")

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from pquant.errors import ConfigError
 from pquant.targets import ALLOW, allowed_packages, build
 from pquant.tracking.environment import difference
-from pquant.tracking.files import plain
+from pquant.tracking.files import plain, without_passwords
 
 SETTINGS = "settings"
 RETRIES = "retries"
@@ -48,8 +48,9 @@ def storage(name: str, folder: Path) -> BaseStorage:
         if "://" in name:
             return RDBStorage(name)
     except Exception as error:
-        raise ConfigError(f"FineTuning.storage '{name}' cannot be opened: {' '.join(str(error).split())}") from error
-    raise ConfigError(f"FineTuning.storage must be a file *.db or *.journal, or the URL of a database, got '{name}'")
+        reason = without_passwords(f"'{name}' cannot be opened: {' '.join(str(error).split())}")
+        raise ConfigError(f"FineTuning.storage {reason}") from error
+    raise ConfigError(f"FineTuning.storage must be a file *.db or *.journal, or the URL of a database, got '{without_passwords(name)}'")
 
 
 def open_study(name: str, store: BaseStorage, directions: Sequence[str], settings: Mapping[str, Any]) -> optuna.Study:

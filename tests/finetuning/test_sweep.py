@@ -173,6 +173,11 @@ def test_failed_points_of_a_grid_run_again_with_the_same_command(study: Study, j
     assert len(jobs.runs) == 6
 
 
+def test_a_password_is_not_shown_where_a_storage_cannot_be_opened(study: Study, jobs: FakeJobs) -> None:
+    line = refusal(study, "finetuning=random", "finetuning.num_trials=1", "finetuning.storage='nosuchdb://me:s3cret@host/x'")
+    assert "nosuchdb://me:***@host/x" in line and "s3cret" not in line
+
+
 def test_a_state_that_optuna_would_unpickle_is_read_only_if_the_user_allows_it(study: Study, jobs: FakeJobs) -> None:
     cmaes = ["finetuning=cmaes", "finetuning.early_stopping.type=null"]
     study.start(*cmaes, "finetuning.num_trials=3")
