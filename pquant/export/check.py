@@ -70,8 +70,9 @@ def _quantizer(step: Step, which: str) -> Any:
 
 
 def _of_layer(layer: nn.Module, quantized: bool, modes: Collection[str]) -> Iterator[str]:
-    if not isinstance(layer, SUPPORTED):
-        yield f"is a {type(layer).__name__}, which is not supported"
+    table = isinstance(layer, PQActivation) and layer.function is not None
+    if table or not isinstance(layer, SUPPORTED):
+        yield f"is a {layer.kind if table else type(layer).__name__}, which is not supported"
         return
     assert isinstance(layer, QuantizedLayer)
     if not quantized:

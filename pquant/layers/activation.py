@@ -1,12 +1,14 @@
 """Activations."""
 
+import copy
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pquant.errors import unknown
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
@@ -14,16 +16,40 @@ from pquant.quantization.hgq import round_straight_through
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import Quantizer
 
+TABLES: dict[str, type[nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "hardsigmoid": nn.Hardsigmoid,
+    "logsigmoid": nn.LogSigmoid,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "celu": nn.CELU,
+    "softplus": nn.Softplus,
+    "softsign": nn.Softsign,
+    "tanhshrink": nn.Tanhshrink,
+    "softshrink": nn.Softshrink,
+    "hardshrink": nn.Hardshrink,
+}
+"""Functions of one value beside ReLU and tanh: in hardware a table from the values of the input's format to those of the output's."""
+KINDS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, **TABLES}
+
 
 class PQActivation(QuantizedLayer):
-    """ReLU or tanh with quantizers around it.
+    """A function of one value with quantizers around it: one of ``KINDS``.
 
     A saturating input quantizer without negatives is a ReLU already: relu(q(x)) has the same values, so a quantized ReLU has such a quantizer
     and nothing else. With ``use_relu_multiplier`` it has a trained ``multiplier`` m instead and gives relu(x * 2^round(m)), a shift of bits in
     hardware. Without ``use_real_tanh`` a quantized tanh is the hard one, clamp(x, -1, 1).
 
     Args:
-        kind: "relu" or "tanh".
+        kind: "relu", "tanh" or a name in ``TABLES``.
         overwrites: whether the result replaces the values of the input, for what reads these again, as ``nn.ReLU(inplace=True)`` does.
         quantization: method object; without one, or switched off for this layer, the activation is torch's.
         name: dotted name of the layer, as ``layer_specific`` knows it.
@@ -31,17 +57,23 @@ class PQActivation(QuantizedLayer):
 
     multiplier: nn.Parameter | None
 
-    def __init__(self, kind: Literal["relu", "tanh"], quantization: Quantization | None = None, name: str = "", overwrites: bool = False) -> None:
-        if kind not in ("relu", "tanh"):
-            raise ValueError(f"PQActivation.kind must be 'relu' or 'tanh', got {kind!r}")
+    def __init__(self, kind: str, quantization: Quantization | None = None, name: str = "", overwrites: bool = False) -> None:
+        if kind not in KINDS:
+            raise ValueError(unknown("PQActivation.kind", kind, KINDS))
         nn.Module.__init__(self)
         self.kind, self.overwrites = kind, overwrites
+        self.function = TABLES[kind]() if kind in TABLES else None
         self._equip(name, NO_PRUNING, quantization or NO_QUANTIZATION, ())
 
     @classmethod
     def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
-        """Return the quantized activation in place of ``nn.ReLU`` or ``nn.Tanh``."""
-        new = cls("relu" if isinstance(layer, nn.ReLU) else "tanh", name=name, overwrites=getattr(layer, "inplace", False))
+        """Return the quantized activation in place of torch's; one of ``TABLES`` keeps it, with its constants and parameters, as ``function``."""
+        kind = next(kind for kind, known in KINDS.items() if type(layer) is known)
+        new = cls(kind, name=name, overwrites=getattr(layer, "inplace", False))
+        if kind in TABLES:
+            new.function = copy.copy(layer)
+            if new.overwrites:
+                new.function.inplace = False  # type: ignore[assignment]
         new._equip(name, pruning, quantization, calls)
         return new.train(layer.training)
 
@@ -64,6 +96,8 @@ class PQActivation(QuantizedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
+        if self.function is not None:
+            return self.function(x)
         if self.kind == "tanh":
             return F.hardtanh(x) if self.hard else torch.tanh(x)
         if self.rectifies and not self.input_quantizer.is_float:
@@ -78,9 +112,11 @@ class PQActivation(QuantizedLayer):
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Fix the shift at the whole number in force."""
+        """Fix the shift at the whole number in force, and the parameters of the function."""
         if self.multiplier is not None:
             self.multiplier.round_().requires_grad_(False)
+        if self.function is not None:
+            self.function.requires_grad_(False)
         return super().finalized()
 
     def extra_repr(self) -> str:

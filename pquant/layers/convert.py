@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
-from pquant.layers.activation import PQActivation
+from pquant.layers.activation import KINDS, PQActivation
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
@@ -35,8 +35,7 @@ REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.BatchNorm1d: PQBatchNorm1d,
     nn.BatchNorm2d: PQBatchNorm2d,
     nn.BatchNorm3d: PQBatchNorm3d,
-    nn.ReLU: PQActivation,
-    nn.Tanh: PQActivation,
+    **dict.fromkeys(KINDS.values(), PQActivation),
 }
 # Modules that only move or pick values, and those that do in evaluation.
 KEEPING = (nn.Identity, nn.Sequential, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -104,7 +103,10 @@ def compress(
 
 def _tensors(layer: nn.Module) -> list[str]:
     """Return the tensors of a layer that a format can be given for."""
-    own = [name for name in ("weight", "bias") if getattr(layer, name, None) is not None or isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    quantized = issubclass(REPLACEMENTS[type(layer)], CompressedLayer)
+    own = [
+        name for name in ("weight", "bias") if isinstance(layer, nn.modules.batchnorm._BatchNorm) or quantized and getattr(layer, name) is not None
+    ]
     return [*own, "input", "output"]
 
 

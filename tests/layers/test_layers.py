@@ -66,6 +66,9 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "relu": (lambda: nn.ReLU(), (5,)),
     "relu in place": (lambda: nn.ReLU(inplace=True), (2, 5)),
     "tanh": (lambda: nn.Tanh(), (5, 2, 2)),
+    "gelu": (lambda: nn.GELU("tanh"), (3, 4)),
+    "silu in place": (lambda: nn.SiLU(inplace=True), (5,)),
+    "prelu": (lambda: nn.PReLU(4, init=0.3), (4, 3)),
 }
 KINDS = WEIGHTED | OTHERS
 
