@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +62,7 @@ def compress(
 
     Raises:
         ConfigError: a layer name in the settings that the model does not have, settings that a layer cannot take, a model that is compressed
-            already, in half precision, or with weights that hooks or parametrizations make.
+            already, in half precision, with weights that hooks or parametrizations make, or with layers held by objects of its own.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
@@ -86,6 +88,7 @@ def compress(
         replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
     devices = {parameter.device for parameter in model.parameters()}
     model = _replace(model, replaced)
+    _check_references(model, replaced)
     if len(devices) == 1:
         model.to(devices.pop())
     _use_layers_of_transformers(model)
@@ -152,6 +155,9 @@ def _check_model(model: nn.Module) -> None:
 
 def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
     """Return why a layer that could be converted stays float; None where it does not."""
+    for name in vars(layer):
+        if callable(getattr(type(layer), name, None)):
+            return f"it has a {name} of its own"
     if trace is None:
         return None
     if layer in trace.read_elsewhere:
@@ -180,12 +186,44 @@ def _has_statistics(layer: nn.Module) -> bool:
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in replaced:
-                parent._modules[name] = replaced[child]
-    return replaced.get(model, model)
+    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
+
+    Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
+    """
+    for old, new in replaced.items():
+        vars(new).update({name: value for name, value in vars(old).items() if "hook" in name and "state_dict" not in name})
+    seen: set[int] = set()
+
+    def exchanged(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            value = replaced.get(value, value)
+            exchanged(vars(value))
+        elif isinstance(value, (tuple, frozenset)):
+            items = [exchanged(item) for item in value]
+            if any(map(operator.is_not, items, value)):
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        elif isinstance(value, (list, set, dict)) and id(value) not in seen:
+            seen.add(id(value))
+            before = list(value.items() if isinstance(value, dict) else value)
+            items = [exchanged(item) for item in before]
+            if any(map(operator.is_not, items, before)):
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(items)
+        return value
+
+    return exchanged(model)
+
+
+def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    """Raise a ConfigError where something still refers to a layer that was replaced, and so might compute with it."""
+    copied: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copy.deepcopy(model, copied)
+    for original, layer in replaced.items():
+        if id(original) in copied:
+            raise ConfigError(
+                f"layer '{layer.name}' is also held by an object in which compress cannot replace it:"
+                " hold layers in attributes of modules, or in lists, tuples, sets or dictionaries there"
+            )
 
 
 def _share_weights(model: nn.Module) -> None:
