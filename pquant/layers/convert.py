@@ -18,7 +18,7 @@ from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
-from pquant.layers.trace import Example, Trace, traced
+from pquant.layers.trace import Example, Trace, arguments, same_random_numbers, traced
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -57,17 +57,18 @@ def compress(
         model: any module, a bare ``nn.Linear`` too.
         pruning: method object, or None for no pruning.
         quantization: method object, or None for float values.
-        example_input: a batch as the model takes it (a tensor, or a tuple of tensors). It gives the shapes that adaptive pools and convolutions'
-            EBOPs need, and the range for data with ``i: auto``.
+        example_input: a batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. It gives the shapes that
+            adaptive pools and convolutions' EBOPs need, and the range for data with ``i: auto``.
 
     Raises:
         ConfigError: a layer name in the settings that the model does not have, settings that a layer cannot take, a model that is compressed
-            already, in half precision, with weights that hooks or parametrizations make, or with layers held by objects of its own.
+            already, in half precision, with weights that hooks or parametrizations make, or with layers held by objects of its own; an
+            example of another type or without a batch axis.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
     model = copy.deepcopy(model)
-    trace, calls = traced(model, _cloned(example_input)) if example_input is not None else (None, {})
+    trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
     convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
     quantization.check_names(list(convertible))
@@ -97,7 +98,8 @@ def compress(
     _warn_of_no_bits(replaced.values())
     if trace:
         _connect(trace, replaced)
-        calibrate(model, [_cloned(example_input)])  # type: ignore[arg-type]
+        throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in _auto_quantizers(model)})
+        calibrate(throwaway, [example_input])  # type: ignore[list-item]
     for left in unconverted(model) + (trace.functions if trace else []):
         if left not in explained:
             log.warning("not converted, stays float: %s", left)
@@ -124,11 +126,6 @@ def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
 
 def _described(name: str, module: nn.Module) -> str:
     return f"{type(module).__name__} '{name}'"
-
-
-def _cloned(example: Example) -> Example:
-    """Return a copy of the example, as a model may write into its input."""
-    return tuple(x.clone() for x in example) if isinstance(example, tuple) else example.clone()
 
 
 def _check_model(model: nn.Module) -> None:
@@ -263,7 +260,7 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
         and not name.startswith(inside)
         and (next(module.children(), None) is None or module._parameters)
     ]
-    return left + (Trace(model, _cloned(example_input)).functions if example_input is not None else [])
+    return left + (Trace(model, example_input).functions if example_input is not None else [])
 
 
 @contextmanager
@@ -273,7 +270,7 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
         quantizer.observing = True
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with same_random_numbers(model):
             yield
     finally:
         for quantizer in quantizers:
@@ -282,11 +279,14 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
             module.training = mode
 
 
+def _auto_quantizers(model: nn.Module) -> list[FixedPointQuantizer | HGQQuantizer]:
+    return [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
     """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
-    quantizers = [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
-    _observe(model, quantizers, batches)
+    _observe(model, _auto_quantizers(model), batches)
 
 
 @torch.no_grad()
@@ -298,8 +298,8 @@ def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
 def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer], batches: Iterable[Example]) -> None:
     if quantizers:
         with _observing(model, quantizers):
-            for batch in batches:
-                model(*(batch if isinstance(batch, tuple) else (batch,)))
+            for args, kwargs in map(arguments, batches):
+                model(*args, **kwargs)
 
 
 def finalize(model: nn.Module) -> nn.Module:
