@@ -19,6 +19,7 @@ from pquant.config import build_experiment
 from pquant.data import Digits, batches
 from pquant.experiment import Experiment
 from pquant.layers import pruned_layers, weight_layers
+from pquant.metrics import Penalty
 from pquant.models import MLP
 from pquant.quantization import fixed_point
 
@@ -38,7 +39,7 @@ def preset(*overrides: str) -> Experiment:
 def train(model: nn.Module, watch: Callable[[int], None], epochs: int = EPOCHS) -> None:
     """Train on the digits through both stages; call ``watch(epoch)`` after each epoch of the second."""
     loader = batches(Digits().load(0).train, 64, torch.Generator().manual_seed(0))
-    penalty, optimizer = pquant.Penalty(model), torch.optim.Adam(pquant.parameter_groups(model), 2e-3)
+    penalty, optimizer = Penalty(model), torch.optim.Adam(pquant.parameter_groups(model), 2e-3)
     for stage, length in ((pquant.Stage.PRETRAIN, PRETRAINING), (pquant.Stage.TRAIN, epochs)):
         pquant.set_stage(model, stage, pquant.Horizon(epochs, len(loader)))
         for epoch in range(1, length + 1):

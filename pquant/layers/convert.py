@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
-from pquant.layers.trace import Example, Trace, traced
+from pquant.layers.trace import Example, Trace, arguments, same_random_numbers, traced
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -54,17 +56,18 @@ def compress(
         model: any module, a bare ``nn.Linear`` too.
         pruning: method object, or None for no pruning.
         quantization: method object, or None for float values.
-        example_input: a batch as the model takes it (a tensor, or a tuple of tensors). It gives the shapes that adaptive pools and convolutions'
-            EBOPs need, and the range for data with ``i: auto``.
+        example_input: a batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. It gives the shapes that
+            adaptive pools and convolutions' EBOPs need, and the range for data with ``i: auto``.
 
     Raises:
         ConfigError: a layer name in the settings that the model does not have, settings that a layer cannot take, a model that is compressed
-            already, in half precision, or with weights that hooks or parametrizations make.
+            already, in half precision, with weights that hooks or parametrizations make, or with layers held by objects of its own; an
+            example of another type or without a batch axis.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
     model = copy.deepcopy(model)
-    trace, calls = traced(model, _cloned(example_input)) if example_input is not None else (None, {})
+    trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
     convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
     quantization.check_names(list(convertible))
@@ -85,6 +88,7 @@ def compress(
         replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
     devices = {parameter.device for parameter in model.parameters()}
     model = _replace(model, replaced)
+    _check_references(model, replaced)
     if len(devices) == 1:
         model.to(devices.pop())
     _use_layers_of_transformers(model)
@@ -94,7 +98,8 @@ def compress(
     _warn_of_no_bits(replaced.values())
     if trace:
         _connect(trace, replaced)
-        calibrate(model, [_cloned(example_input)])  # type: ignore[arg-type]
+        throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in _auto_quantizers(model)})
+        calibrate(throwaway, [example_input])  # type: ignore[list-item]
     for left in unconverted(model) + (trace.functions if trace else []):
         if left not in explained:
             log.warning("not converted, stays float: %s", left)
@@ -126,11 +131,6 @@ def _described(name: str, module: nn.Module) -> str:
     return f"{type(module).__name__} '{name}'"
 
 
-def _cloned(example: Example) -> Example:
-    """Return a copy of the example, as a model may write into its input."""
-    return tuple(x.clone() for x in example) if isinstance(example, tuple) else example.clone()
-
-
 def _check_model(model: nn.Module) -> None:
     """Raise a ConfigError where the model cannot be compressed."""
     for name, module in model.named_modules():
@@ -150,6 +150,11 @@ def _check_model(model: nn.Module) -> None:
 
 def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
     """Return why a layer that could be converted stays float; None where it does not."""
+    for name in vars(layer):
+        if callable(getattr(type(layer), name, None)):
+            return f"it has a {name} of its own"
+    if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and not layer.weight.numel():
+        return "it has no weights"
     if trace is None:
         return None
     if layer in trace.read_elsewhere:
@@ -178,12 +183,44 @@ def _has_statistics(layer: nn.Module) -> bool:
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in replaced:
-                parent._modules[name] = replaced[child]
-    return replaced.get(model, model)
+    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
+
+    Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
+    """
+    for old, new in replaced.items():
+        vars(new).update({name: value for name, value in vars(old).items() if "hook" in name and "state_dict" not in name})
+    seen: set[int] = set()
+
+    def exchanged(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            value = replaced.get(value, value)
+            exchanged(vars(value))
+        elif isinstance(value, (tuple, frozenset)):
+            items = [exchanged(item) for item in value]
+            if any(map(operator.is_not, items, value)):
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        elif isinstance(value, (list, set, dict)) and id(value) not in seen:
+            seen.add(id(value))
+            before = list(value.items() if isinstance(value, dict) else value)
+            items = [exchanged(item) for item in before]
+            if any(map(operator.is_not, items, before)):
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(items)
+        return value
+
+    return exchanged(model)
+
+
+def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    """Raise a ConfigError where something still refers to a layer that was replaced, and so might compute with it."""
+    copied: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copy.deepcopy(model, copied)
+    for original, layer in replaced.items():
+        if id(original) in copied:
+            raise ConfigError(
+                f"layer '{layer.name}' is also held by an object in which compress cannot replace it:"
+                " hold layers in attributes of modules, or in lists, tuples, sets or dictionaries there"
+            )
 
 
 def _share_weights(model: nn.Module) -> None:
@@ -234,7 +271,7 @@ def unconverted(model: nn.Module, example_input: Example | None = None) -> list[
         and not name.startswith(inside)
         and (next(module.children(), None) is None or module._parameters)
     ]
-    return left + (Trace(model, _cloned(example_input)).functions if example_input is not None else [])
+    return left + (Trace(model, example_input).functions if example_input is not None else [])
 
 
 @contextmanager
@@ -244,7 +281,7 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
         quantizer.observing = True
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with same_random_numbers(model):
             yield
     finally:
         for quantizer in quantizers:
@@ -253,11 +290,14 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
             module.training = mode
 
 
+def _auto_quantizers(model: nn.Module) -> list[FixedPointQuantizer | HGQQuantizer]:
+    return [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
     """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
-    quantizers = [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
-    _observe(model, quantizers, batches)
+    _observe(model, _auto_quantizers(model), batches)
 
 
 @torch.no_grad()
@@ -269,8 +309,8 @@ def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
 def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer], batches: Iterable[Example]) -> None:
     if quantizers:
         with _observing(model, quantizers):
-            for batch in batches:
-                model(*(batch if isinstance(batch, tuple) else (batch,)))
+            for args, kwargs in map(arguments, batches):
+                model(*args, **kwargs)
 
 
 def finalize(model: nn.Module) -> nn.Module:

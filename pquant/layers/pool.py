@@ -1,34 +1,49 @@
 """Average pooling."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
-from pquant.layers.base import Calls, QuantizedLayer
+from pquant.layers.base import Calls, QuantizedLayer, Shape
 
 
-class PQAvgPool1d(QuantizedLayer, nn.AvgPool1d):
+class _AvgPool(QuantizedLayer):
+    """An average pool, maybe in place of an adaptive one, whose windows were made for inputs of certain ``sizes``.
+
+    It does as the adaptive one itself does, to the last bit, where nothing is quantized, and for inputs of other sizes.
+    """
+
+    adaptive: Any
+    kernel_size: Any
+    sizes: Collection[Shape] = ()
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the pooled ``x``."""
+        if self.sizes and (self._stays_float() or tuple(x.shape[-len(self.kernel_size) :]) not in self.sizes):
+            return self.adaptive.forward(self, x)
+        return super(QuantizedLayer, self).forward(x)
+
+    def _stays_float(self) -> bool:
+        return self.input_quantizer.is_float and self.output_quantizer.is_float and not self.source
+
+
+class PQAvgPool1d(_AvgPool, nn.AvgPool1d):
     """``nn.AvgPool1d`` with quantizers around it."""
 
-    def compute(self, x: Tensor) -> Tensor:
-        """Return the pooled ``x``."""
-        return nn.AvgPool1d.forward(self, x)
+    adaptive = nn.AdaptiveAvgPool1d
 
 
-class PQAvgPool2d(QuantizedLayer, nn.AvgPool2d):
+class PQAvgPool2d(_AvgPool, nn.AvgPool2d):
     """``nn.AvgPool2d`` with quantizers around it."""
 
-    def compute(self, x: Tensor) -> Tensor:
-        """Return the pooled ``x``."""
-        return nn.AvgPool2d.forward(self, x)
+    adaptive = nn.AdaptiveAvgPool2d
 
 
-class PQAvgPool3d(QuantizedLayer, nn.AvgPool3d):
+class PQAvgPool3d(_AvgPool, nn.AvgPool3d):
     """``nn.AvgPool3d`` with quantizers around it."""
 
-    def compute(self, x: Tensor) -> Tensor:
-        """Return the pooled ``x``."""
-        return nn.AvgPool3d.forward(self, x)
+    adaptive = nn.AdaptiveAvgPool3d
 
 
 POOLS: dict[type[nn.Module], type[nn.Module]] = {
@@ -41,10 +56,13 @@ POOLS: dict[type[nn.Module], type[nn.Module]] = {
 def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
     """Return the plain average pool that an adaptive one is in all its calls, or None where its windows differ in size.
 
-    Shapes in ``calls`` are (batch, channels, *positions).
+    The pool keeps the ``output_size`` of the adaptive one, and the ``sizes`` of the inputs, which are the last axes of the shapes in ``calls``.
     """
-    windows = [list(zip(call.input[2:], call.output[2:], strict=True)) for call in calls]
+    rank = list(POOLS).index(type(layer)) + 1
+    windows = [list(zip(call.input[-rank:], call.output[-rank:], strict=True)) for call in calls]
     kernels: Any = {tuple(before // after for before, after in window) for window in windows}
     if len(kernels) > 1 or any(before % after for window in windows for before, after in window):
         return None
-    return POOLS[type(layer)](kernels.pop()).train(layer.training)
+    pool: Any = POOLS[type(layer)](kernels.pop()).train(layer.training)
+    pool.output_size, pool.sizes = layer.output_size, {call.input[-rank:] for call in calls}
+    return pool

@@ -1,24 +1,32 @@
 """What one forward of a model does: the calls of each layer, and what no layer stands for."""
 
+import copy
+import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
+from pquant.errors import ConfigError
 from pquant.layers.base import Call, Calls, QuantizedLayer, Shape
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 # Functions that move values without changing them, or add them exactly: nothing to quantize.
 EXACT = frozenset(
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ neg __neg__ cat concat stack view reshape flatten ravel unflatten "
     "permute transpose movedim t squeeze unsqueeze expand expand_as repeat chunk split narrow select index_select __getitem__ __get__ "
     "__set__ size dim numel stride contiguous clone detach to float type max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d "
-    "_max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad is_floating_point __len__ __bool__ __repr__ has_names".split()
+    "_max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad is_floating_point untyped_storage __len__ __bool__ "
+    "__repr__ has_names".split()
 )
 # Functions that look at the dtype, device or shape of a tensor alone; of "to" and "type_as" this holds for the second argument.
 LIKE = frozenset("new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split())
@@ -26,8 +34,35 @@ CASTS = frozenset(("to", "type_as"))
 CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
 
 
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and keyword arguments of a model that an example stands for, tensors copied, as a model may write into its input.
+
+    Raises:
+        ConfigError: an example of another type.
+    """
+    if not isinstance(example, (Tensor, tuple, dict)):
+        raise ConfigError(
+            "example_input, or a batch, must be a tensor, a tuple of the arguments of the model or a dict of its keyword arguments,"
+            f" got a {type(example).__name__}"
+        )
+    example = tree_map_only(Tensor, torch.clone, example)
+    return ((), example) if isinstance(example, dict) else (example if isinstance(example, tuple) else (example,), {})
+
+
+@contextmanager
+def same_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Leave the states of torch's, numpy's and Python's random numbers as they were, on the devices of the model too."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 class Trace(TorchFunctionMode):
-    """One evaluation-mode forward of ``model`` on an example input; the model is left as it was.
+    """One forward of a copy of ``model`` on an example input, in evaluation or in training mode; the model itself is left untouched.
 
     ``nn.ReLU(inplace=True)`` runs out of place in it, so that a later use of its input can be told from one of its output.
 
@@ -37,11 +72,11 @@ class Trace(TorchFunctionMode):
         feeds: for each layer the layer whose output it is given as it is, or None when that differs by call or is no layer's.
         functions: "relu in 'block1'"-like descriptions of calls made outside layers that change values.
         read_elsewhere: layers whose parameters something else reads, by the name of what does.
-        overwriting: in-place ReLUs whose input is used again.
+        overwriting: in-place ReLUs whose input, or a tensor that it is a view of, is used again.
         output: what the model gave.
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, training: bool = False) -> None:
         super().__init__()
         self.shapes: dict[nn.Module, list[tuple[Shape, Shape, int]]] = defaultdict(list)
         self.order: list[nn.Module] = []
@@ -50,38 +85,35 @@ class Trace(TorchFunctionMode):
         self.read_elsewhere: dict[nn.Module, str] = {}
         self.overwriting: set[nn.Module] = set()
         self._made: dict[int, tuple[nn.Module, Tensor, int]] = {}
-        self._overwritten: dict[int, tuple[nn.Module, Tensor]] = {}
+        self._overwritten: dict[UntypedStorage | None, set[nn.Module]] = defaultdict(set)
         self._inside: list[tuple[str, nn.Module]] = []
         self._leaf_depth, self._features_last = 0, False
         self._owners: dict[int, set[nn.Module]] = defaultdict(set)
-        for module in model.modules():
-            for parameter in (parameter for parameter in module._parameters.values() if parameter is not None):
+        twin = copy.deepcopy(model).train(training)
+        for (name, module), copied in zip(model.named_modules(), twin.modules(), strict=True):
+            for parameter in (parameter for parameter in copied._parameters.values() if parameter is not None):
                 self._owners[id(parameter)].add(module)
-        in_place = [module for module in model.modules() if type(module) is nn.ReLU and module.inplace]
-        handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module, module in in_place)]
-        modes = {module: module.training for module in model.modules()}
-        try:
-            for relu in in_place:
-                relu.inplace = False
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self:
-                self.output = model.eval()(*(example if isinstance(example, tuple) else (example,)))
-            self._note_overwritten(_tensors(self.output))
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, mode in modes.items():
-                module.training = mode
-            for relu in in_place:
-                relu.inplace = True
+            self._watch(name, module, copied)
+        args, kwargs = arguments(example)
+        with torch.no_grad(), same_random_numbers(model), self:
+            self.output = twin(*args, **kwargs)
+        self._note_overwritten(_tensors(self.output))
+        self._made.clear()
+        self._overwritten.clear()
 
-    def _watch(self, name: str, module: nn.Module, in_place: bool) -> list[Any]:
+    def _watch(self, name: str, module: nn.Module, copied: nn.Module) -> None:
         leaf = isinstance(module, QuantizedLayer) or next(module.children(), None) is None
+        in_place = type(copied) is nn.ReLU and copied.inplace
         feed: list[nn.Module | None] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             feed.append(self._maker((*args, *kwargs.values())))
             self._inside.append((name, module))
             self._leaf_depth += leaf
+
+        def made(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if leaf and isinstance(output, Tensor):
+                self._made[id(output)] = (module, output, output._version)
 
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._inside.pop()
@@ -90,14 +122,18 @@ class Trace(TorchFunctionMode):
             if leaf and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                 self._note(module, inputs[0], output, feed[-1])
                 if in_place:
-                    self._overwritten[id(inputs[0])] = (module, inputs[0])
+                    self._overwritten[_storage(inputs[0])].add(module)
 
-        return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave, with_kwargs=True)]
+        if type(copied) is nn.ReLU:
+            copied.inplace = False
+        copied.register_forward_pre_hook(enter, with_kwargs=True)
+        copied.register_forward_hook(made, prepend=True)
+        copied.register_forward_hook(leave, with_kwargs=True)
 
     def _maker(self, inputs: tuple[Any, ...]) -> nn.Module | None:
-        """Return the layer that made the first input, provided that nothing wrote into it since."""
+        """Return the layer that made the first input, provided that nothing wrote into it since, nor that a hook put another in its place."""
         module, made, version = self._made.get(id(inputs[0]), (None, None, 0)) if inputs else (None, None, 0)
-        return module if made is not None and made._version == version else None
+        return module if made is not None and made._version == version and _storage(made) not in self._overwritten else None
 
     def _note(self, module: nn.Module, x: Tensor, y: Tensor, feed: nn.Module | None) -> None:
         if module not in self.shapes:
@@ -107,14 +143,14 @@ class Trace(TorchFunctionMode):
             self.feeds[module] = None
         if isinstance(module, nn.Linear) or isinstance(module, CHANNELS_SECOND):
             self._features_last = isinstance(module, nn.Linear)
-        self.shapes[module].append((tuple(x.shape), tuple(y.shape), -1 if self._features_last else min(1 - x.ndim, -1)))
-        self._made[id(y)] = (module, y, y._version)
+        channel_axis = -1 if self._features_last else min(1 - x.ndim, -1)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            channel_axis = -1 - len(module.kernel_size)
+        self.shapes[module].append((tuple(x.shape), tuple(y.shape), channel_axis))
 
     def _note_overwritten(self, used: list[Tensor]) -> None:
-        for tensor in used:
-            for seen in (tensor, tensor._base):
-                if seen is not None and id(seen) in self._overwritten:
-                    self.overwriting.add(self._overwritten[id(seen)][0])
+        if self._overwritten:
+            self.overwriting.update(*(self._overwritten.get(_storage(tensor), ()) for tensor in used))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and note when it changes values outside any layer, or reads a layer's parameter or an overwritten tensor."""
@@ -145,46 +181,94 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in _tensors(item)]
 
 
+def _storage(tensor: Tensor) -> UntypedStorage | None:
+    """Return the memory that a tensor and its views have in common; None for sparse ones."""
+    return tensor.untyped_storage() if tensor.layout is torch.strided else None
+
+
 def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, Calls]]:
-    """Return a trace of the model, and the calls of each of its layers with shapes for one example.
+    """Return a trace of the model, and the calls of each of its layers with shapes for one example; lazy modules take their shapes from it.
+
+    It is that of evaluation, but ``feeds`` holds for training too, and ``overwriting`` has what either needs. Where the model does not take the
+    example in training, nothing feeds a layer for certain, and all in-place ReLUs may be needed as such.
 
     Two examples of different batch size tell which axis of a layer's input is the batch. That of the model's input is the first, unless what the
     model gives for one element of that axis depends on the others, and not so for the second axis (attention in the order sequence, batch, features).
     """
-    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
-        Trace(model, example)  # lazy modules take their shapes from the example
-    chosen = None
-    for axis in (0, 1):
-        pair = _pair(model, example, axis)
-        chosen = chosen or pair
-        if pair and _independent(*pair):
-            chosen = pair
-            break
+    _materialize(model, example)
+    trace, training = Trace(model, example), _in_training(model, example)
+    _check_batch(model, trace, example)
+    trace.feeds = {module: feed if training and training.feeds.get(module) is feed else None for module, feed in trace.feeds.items()}
+    trace.overwriting.update(training.overwriting if training else trace.shapes)
+    chosen = _pair(model, example, 0)
+    if chosen is None or not chosen[2]:
+        second = _pair(model, example, 1)
+        chosen = second if second and second[2] else chosen
     if chosen is None:
-        alone = Trace(model, example)
-        return alone, {module: tuple(_as_it_is(*call) for call in calls) for module, calls in alone.shapes.items()}
-    two, three = chosen
-    return two, {module: _for_one_example(calls, three.shapes.get(module, [])) for module, calls in two.shapes.items()}
+        return trace, {module: tuple(_as_it_is(*call) for call in calls) for module, calls in trace.shapes.items()}
+    two, three, _ = chosen
+    return trace, {module: _for_one_example(calls, three.shapes.get(module, [])) for module, calls in two.shapes.items()}
 
 
-def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace] | None:
-    """Return the traces of two and of three examples, with ``axis`` for the batch; None where the model does not take them."""
-    first = example[0] if isinstance(example, tuple) else example
-    if first.ndim < axis + 2:
-        return None
-    try:
-        return Trace(model, _resized(example, axis, 2)), Trace(model, _resized(example, axis, 3))
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-        return None
+def _materialize(model: nn.Module, example: Example) -> None:
+    """Give lazy modules the shapes and parameters that they get in a forward on the example."""
+    if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        return
+    twin, (args, kwargs) = copy.deepcopy(model).eval(), arguments(example)
+    with torch.no_grad(), same_random_numbers(model):
+        twin(*args, **kwargs)
+    pairs = list(zip(model.modules(), twin.modules(), strict=True))
+    for module, made in [pair for pair in pairs if isinstance(pair[0], LazyModuleMixin)]:
+        made.training = module.training
+        module.__class__, module.__dict__ = type(made), vars(made)
+
+
+def _in_training(model: nn.Module, example: Example) -> Trace | None:
+    """Return the trace in training mode, of two examples where batch norm cannot do with one; None where the model takes neither."""
+    with suppress(Exception):
+        return Trace(model, example, training=True)
+    with suppress(Exception):
+        return Trace(model, _resized(example, 0, 2), training=True)
+    return None
+
+
+def _check_batch(model: nn.Module, trace: Trace, example: Example) -> None:
+    """Raise a ConfigError where a convolution gets the example as one without a batch axis."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            for shape, *_ in trace.shapes.get(module, []):
+                if len(shape) == len(module.kernel_size) + 1 and [len(shape)] == [tensor.ndim for tensor in _tensors(example)][:1]:
+                    raise ConfigError(
+                        f"example_input must be a batch: layer '{name}' got an input of shape {shape}, which has no batch axis; give"
+                        " example_input.unsqueeze(0)"
+                    )
+
+
+def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace, bool] | None:
+    """Return the traces of two and of three examples, with ``axis`` for the batch, and whether each example's output is independent of the others.
+
+    None where the model does not take them, whatever it raises.
+    """
+    with suppress(Exception):
+        two, three = (Trace(model, _resized(example, axis, count)) for count in (2, 3))
+        return two, three, _independent(two, three)
+    return None
 
 
 def _resized(example: Example, axis: int, count: int) -> Example:
-    """Return the example with ``count`` elements along an axis, in all inputs that are as long there as the first one."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    length = inputs[0].shape[axis]
-    order = torch.arange(count, device=inputs[0].device) % length
-    resized = tuple(x.index_select(axis, order) if x.ndim > axis and x.shape[axis] == length else x for x in inputs)
-    return resized if isinstance(example, tuple) else resized[0]
+    """Return the example with ``count`` elements along an axis, in all tensors that are as long there as the first one.
+
+    Raises:
+        IndexError: no tensor is there, or the first one has no other axis behind that one.
+    """
+    first = _tensors(example)[0]
+    length = first.shape[: first.ndim - 1][axis]
+    order = torch.arange(count) % length
+
+    def resized(x: Tensor) -> Tensor:
+        return x.index_select(axis, order.to(x.device)) if x.ndim > axis and x.shape[axis] == length else x
+
+    return tree_map_only(Tensor, resized, example)
 
 
 def _independent(two: Trace, three: Trace) -> bool:
@@ -194,13 +278,15 @@ def _independent(two: Trace, three: Trace) -> bool:
         if small.ndim != large.ndim or len(axes) != 1:
             return False
         part = large.narrow(axes[0], 0, small.shape[axes[0]])
-        if small.is_floating_point() and not torch.allclose(small, part, rtol=1e-3, atol=1e-4 * float(small.abs().max())):
-            return False
+        if small.is_floating_point() and small.numel():
+            size = float(small.nan_to_num(0, 0, 0).abs().max())
+            if not torch.allclose(small, part, rtol=1e-3, atol=1e-4 * size, equal_nan=True):
+                return False
     return True
 
 
 def _as_it_is(inputs: Shape, outputs: Shape, channel_axis: int) -> Call:
-    if len(inputs) < 2:
+    if len(inputs) < 2 or channel_axis == -len(inputs):
         return Call(inputs, outputs, None, channel_axis)
     return Call((1, *inputs[1:]), (1, *outputs[1:]), 0, channel_axis)
 

@@ -10,7 +10,7 @@ from torch import nn
 from pquant.errors import ConfigError
 from pquant.layers.base import CompressedLayer, QuantizedLayer, weight_layers
 from pquant.layers.convert import calibrate, compress
-from pquant.layers.trace import Example
+from pquant.layers.trace import Example, arguments
 from pquant.pruning.magnitude import Magnitude
 from pquant.pruning.method import NoPruner, PruningMethod
 from pquant.pruning.window import WindowMethod
@@ -30,7 +30,7 @@ def prune_one_shot(
     Args:
         model: a float model; or a compressed one, which keeps its quantizers and deploys its present mask before it gets the new one.
         method: Wanda, ActivationPruning, Magnitude, or another that looks at activations through a window.
-        calibration_batches: inputs as the model takes them, tensors or tuples of tensors; a few hundred examples do.
+        calibration_batches: inputs as the model takes them, like ``example_input`` of :func:`pquant.compress`; a few hundred examples do.
         quantization: method object for a float model, or None for float values.
 
     Raises:
@@ -50,8 +50,8 @@ def prune_one_shot(
         calibrate(model, batches)
     set_stage(model, Stage.TRAIN, Horizon(epochs=1, steps_per_epoch=1))
     with _watching(model), torch.no_grad():
-        for batch in batches:
-            model(*(batch if isinstance(batch, tuple) else (batch,)))
+        for args, kwargs in map(arguments, batches):
+            model(*args, **kwargs)
     on_batch_end(model)
     set_stage(model, Stage.FINETUNE)
     return model

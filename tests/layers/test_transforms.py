@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pquant
 from pquant.layers import QuantizedLayer
+from pquant.metrics import Penalty
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 
@@ -424,7 +425,7 @@ def test_a_compiled_step_with_its_penalty_equals_the_eager_one(method: PruningMe
     twin, penalty = copy.deepcopy(model), {}
     losses = []
     for one, wrap in ((model, lambda f: f), (twin, partial(torch.compile, fullgraph=True))):
-        penalty[one] = pquant.Penalty(one)
+        penalty[one] = Penalty(one)
         losses.append(wrap(lambda x, one=one: one(x).square().mean() + penalty[one]()))
     for step in range(2):
         for one, loss in zip((model, twin), losses, strict=True):
