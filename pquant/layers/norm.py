@@ -56,6 +56,9 @@ class _BatchNorm(_ChannelwiseLayer):
 
     Each channel has its own binary point, as gamma / sigma has no range known beforehand. In training the batch's own statistics normalize,
     and gamma and beta are moved so that the running statistics would give the quantized scale and shift; in evaluation those are used themselves.
+
+    Under ``torch.utils.checkpoint`` the second forward meets statistics that the first has moved, as torch's own batch norm does; here gamma and beta
+    follow them, so that gradients are off by some tenths of a per cent once the statistics have settled.
     """
 
     weight: Any
