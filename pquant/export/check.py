@@ -70,7 +70,7 @@ def _quantizer(step: Step, which: str) -> Any:
 
 
 def _of_layer(layer: nn.Module, quantized: bool, modes: Collection[str]) -> Iterator[str]:
-    table = isinstance(layer, PQActivation) and layer.function is not None
+    table = isinstance(layer, PQActivation) and bool(layer.function)
     if table or not isinstance(layer, SUPPORTED):
         yield f"is a {layer.kind if table else type(layer).__name__}, which is not supported"
         return

@@ -56,26 +56,34 @@ class PQActivation(QuantizedLayer):
     """
 
     multiplier: nn.Parameter | None
+    weight: Tensor
 
     def __init__(self, kind: str, quantization: Quantization | None = None, name: str = "", overwrites: bool = False) -> None:
         if kind not in KINDS:
             raise ValueError(unknown("PQActivation.kind", kind, KINDS))
         nn.Module.__init__(self)
         self.kind, self.overwrites = kind, overwrites
-        self.function = TABLES[kind]() if kind in TABLES else None
+        self._take(TABLES[kind]() if kind in TABLES else None)
         self._equip(name, NO_PRUNING, quantization or NO_QUANTIZATION, ())
 
     @classmethod
     def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
-        """Return the quantized activation in place of torch's; one of ``TABLES`` keeps it, with its constants and parameters, as ``function``."""
+        """Return the quantized activation in place of torch's; one of ``TABLES`` keeps its constants and parameters."""
         kind = next(kind for kind, known in KINDS.items() if type(layer) is known)
         new = cls(kind, name=name, overwrites=getattr(layer, "inplace", False))
         if kind in TABLES:
-            new.function = copy.copy(layer)
-            if new.overwrites:
-                new.function.inplace = False  # type: ignore[assignment]
+            new._take(layer)
         new._equip(name, pruning, quantization, calls)
         return new.train(layer.training)
+
+    def _take(self, layer: nn.Module | None) -> None:
+        """Take over the function of a torch layer: its parameters under their names, and a copy of the layer for its constants, out of sight."""
+        self.function: tuple[nn.Module, ...] = ()
+        if layer is not None:
+            self.function = (copy.copy(layer),)
+            vars(self.function[0]).update(_parameters={}, inplace=False)
+            for key, parameter in layer._parameters.items():
+                self.register_parameter(key, parameter)
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
@@ -96,8 +104,10 @@ class PQActivation(QuantizedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
-        if self.function is not None:
-            return self.function(x)
+        if self.kind == "prelu":
+            return F.prelu(x, self.weight)
+        if self.function:
+            return self.function[0].forward(x)
         if self.kind == "tanh":
             return F.hardtanh(x) if self.hard else torch.tanh(x)
         if self.rectifies and not self.input_quantizer.is_float:
@@ -115,8 +125,9 @@ class PQActivation(QuantizedLayer):
         """Fix the shift at the whole number in force, and the parameters of the function."""
         if self.multiplier is not None:
             self.multiplier.round_().requires_grad_(False)
-        if self.function is not None:
-            self.function.requires_grad_(False)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                parameter.requires_grad_(False)
         return super().finalized()
 
     def extra_repr(self) -> str:

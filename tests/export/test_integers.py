@@ -119,7 +119,7 @@ def test_the_files_are_enough_to_compute_the_outputs(tmp_path: Path) -> None:
         (mlp(nn.ReLU()), {"layer_specific": {"2": {"bias": {"enable": False}}}}, "layer '2' has a bias that stays float"),
         (nn.Sequential(nn.Linear(6, 5), nn.Tanh()), {"use_real_tanh": True}, "nothing quantizes what the model returns"),
         (mlp(nn.BatchNorm1d(5)), {"layer_specific": {"1": {"weight": {"enable": False}}}}, "layer '1' has a weight that stays float"),
-        (mlp(nn.GELU()), {}, "gelu in '1'"),
+        (mlp(nn.GELU()), {}, "layer '1' is a gelu"),
     ],
 )
 def test_what_cannot_become_hardware_is_said_before_training(model: nn.Module, options: dict[str, Any], said: str) -> None:

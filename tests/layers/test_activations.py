@@ -71,11 +71,11 @@ def test_a_trained_slope_is_trained_and_fixed_at_the_end() -> None:
     section = Quantization(**BITS, **WEIGHTS, use_hgq=True, hgq_beta=1e-6)
     model = pquant.compress(nn.Sequential(nn.Linear(4, 8), nn.PReLU(8), nn.Linear(8, 2)), DST(), section, x)
     pquant.set_stage(model, pquant.Stage.TRAIN)
-    before = model[1].function.weight.detach().clone()
+    before = model[1].weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     (model(x).square().mean() + pquant.penalty(model)).backward()
     optimizer.step()
-    assert not torch.equal(model[1].function.weight, before)
+    assert not torch.equal(model[1].weight, before)
     final = pquant.finalize(model.eval())
     assert torch.equal(final(x), model(x)) and not any(parameter.requires_grad for parameter in final.parameters())
 

@@ -277,7 +277,6 @@ def test_what_stays_float_is_listed_and_logged(caplog: pytest.LogCaptureFixture)
     compressed = pquant.compress(Mixed(), None, FIXED, x)
     modules = [
         "Mixed ''",
-        "GELU 'act'",
         "BatchNorm1d 'norm'",
         "MultiheadAttention 'attention'",
         "NonDynamicallyQuantizableLinear 'attention.out_proj'",

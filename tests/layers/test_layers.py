@@ -401,11 +401,6 @@ def test_tanh_is_hard_unless_the_real_one_is_asked_for() -> None:
     assert torch.equal(both(x), fixed_point(torch.tanh(q), 1, 2, 4))
 
 
-def test_an_activation_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="PQActivation.kind must be 'relu' or 'tanh', got 'gelu'"):
-        PQActivation("gelu")
-
-
 def test_pools_average_quantized_values() -> None:
     x = torch.randn(2, 3, 8)
     model = PQAvgPool1d(4, quantization=FIXED)
