@@ -26,7 +26,6 @@ if __name__ == "__main__" and "hydra/launcher=joblib" in sys.argv and "forkserve
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -39,10 +38,14 @@ from pquant.resume import composed_run
 from pquant.signals import Interrupted, requeue
 from pquant.targets import allowed_packages
 
+BEGUN: list[bool] = []
+"""Whether a job has begun in this process."""
+
 
 @hydra.main(config_path="conf", config_name="config", execution_whitelist=[f"{package}.*" for package in allowed_packages()])
 def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
+    BEGUN.append(True)
     try:
         return current_job(config).conduct(partial(run, config))
     except CLEAR_ERRORS as error:
@@ -78,8 +81,9 @@ def main() -> None:
     except CLEAR_ERRORS as error:
         refuse(error)
         raise
-    except HydraException as error:
-        refuse(error)
+    except Exception as error:  # of Hydra or a library that Hydra asks, as long as no job has begun
+        if not BEGUN:
+            refuse(error)
         raise
     except Interrupted as interrupt:
         if interrupt.requeues:

@@ -23,6 +23,7 @@ from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
 from pquant.targets import build, check_targets
+from pquant.tracking.files import without_passwords
 from pquant.training.seed import seed_everything
 from pquant.training.training import total_epochs
 
@@ -36,7 +37,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """Check the overrides of a command line before Hydra composes a configuration from them.
 
     Raises:
-        ConfigError: one that is no ``key=value``, an empty folder, or a section that is given something else than the name of a choice.
+        ConfigError: one that is no ``key=value``, an empty folder, a password, or a section that is given something else than the name of a choice.
     """
     parser = OverridesParser.create()
     for argument in arguments:
@@ -49,6 +50,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 f"'{argument}' cannot be read: give key=value, as in training.epochs=3, with quotes for the shell around both"
             ) from error
         key, value = str(override.key_or_group), override.value()
+        if without_passwords(argument) != argument:
+            raise ConfigError(f"{key} has a password, which everybody on this machine can read in a command: give it as '${{oc.env:NAME}}'")
         if not key:
             raise ConfigError(f"'{argument}' has no key: give key=value, as in training.epochs=3")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and value == "":

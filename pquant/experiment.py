@@ -47,6 +47,7 @@ from pquant.training.archive import ParetoArchive, archived_epochs, load_archive
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.optimizer import check_steps
 from pquant.training.seed import seed_everything
+from pquant.training.task import check_model, task_for
 from pquant.training.trainer import Row, Trainer
 from pquant.training.training import Training
 
@@ -125,7 +126,7 @@ class Experiment:
             if leads and run.goes_on_here:
                 held.enter_context(only_run_in(run.folder))
             state = run.checkpoint()
-            check_steps(self.optimizer, self.scheduler)
+            check_steps(self.optimizer, self.scheduler, self.training.total_epochs)
             self.fitcompress.check(self.pruning, self.quantization, self.training)
             if self.training.threads:
                 torch.set_num_threads(self.training.threads)
@@ -133,6 +134,7 @@ class Experiment:
             check_data(splits, train_finite=self.training.on_nan == "stop")
             seed_everything(self.seed)
             float_model = self.build_model(splits)
+            check_model(float_model, splits, task_for(splits))
             model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
             self.export.check(model, tuple(splits.input_shape))
             trainer = self.trainer(model, splits)
@@ -147,9 +149,7 @@ class Experiment:
                 return self._assist(trainer, float_model, splits, state)
             if not run.goes_on_here:
                 held.enter_context(only_run_in(run.folder))
-            run.write_files()
-            if state and run.source:
-                save_checkpoint(run.folder / CHECKPOINT, state | run.identity())
+            run.begin(state)
             with recorded_status(run.folder, run.config, self.tracker):
                 if self.from_run:
                     baseline = self._load_earlier_run(trainer, Path(self.from_run))
@@ -209,7 +209,10 @@ class Experiment:
         offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
         taken = signature(self.model.func if isinstance(self.model, partial) else self.model).parameters
         with blaming("model"):
-            return self.model(**{name: value for name, value in offered.items() if name in taken})
+            try:
+                return self.model(**{name: value for name, value in offered.items() if name in taken})
+            except (RuntimeError, MemoryError) as error:
+                raise ConfigError(f"model: cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
     def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
         """Seed all generators and return a trainer for ``model``."""

@@ -21,8 +21,8 @@ from yaml import YAMLError
 from pquant.errors import ConfigError
 from pquant.targets import ALLOW, allowed_packages
 from pquant.tracking.environment import difference, saved_command, versions
-from pquant.tracking.files import plain, without_passwords, write_atomic
-from pquant.training.checkpoint import has_checkpoint, load_checkpoint
+from pquant.tracking.files import copy_over, plain, without_passwords, write_atomic
+from pquant.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,17 @@ class Run:
         settings = json.dumps(fixed_settings(self.config))
         return {"config": self.files.get(CONFIG, ""), "settings": settings, "versions": versions()}
 
-    def write_files(self) -> None:
-        """Write the files that describe the run, unless it goes on in a folder that has them."""
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Write the files that describe the run, and what it takes from ``source``; a run that goes on in its own folder has them."""
         for name, text in self.files.items():
             path = self.folder / name
             if not (self.goes_on_here and path.is_file()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, text)
+        if state and self.source:
+            for name in ("fitcompress.json", "pareto", "pareto.csv"):
+                copy_over(self.source / name, self.folder / name)
+            save_checkpoint(self.folder / CHECKPOINT, state | self.identity())
 
 
 def fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -130,15 +134,9 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
         ConfigError: ``resume`` or ``from_run`` names no run's folder, both are given, or an override is given that they do not take.
     """
     hydra = HydraConfig.get()
+    _check_command(config, hydra.job.env_set)
     own, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     command = shlex.join(["python", *(sys.argv if hydra.mode is RunMode.RUN else ["run.py", *overrides])])
-    for key in ("resume", "from_run"):
-        if config[key] is not None and not (isinstance(config[key], str) and config[key]):
-            raise ConfigError(f"{key} must be the folder of an earlier run, got {config[key]!r}")
-    if config.resume is not None and config.from_run is not None:
-        raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
-    if config.from_run is None and config.from_epoch is not None:
-        raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
     if config.from_run is not None:
         composed = saved_config("from_run", Path(config.from_run))
         given = _checked("from_run", overrides, TAKEN_BY_FROM_RUN)
@@ -151,12 +149,27 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
     folder = Path(config.resume)
     composed = saved_config("resume", folder)
     _take(composed, config, _checked("resume", overrides, TAKEN_BY_RESUME))
+    if composed.get("from_run") is not None:
+        raise ConfigError(f"the run in {folder} evaluated the model of another one: give from_run={composed.from_run}")
     resolved = _resolved(composed)
     if _is_longer(folder, composed):
         if own.resolve() == folder.resolve():
             raise ConfigError(f"{folder} keeps the run as it ended: choose another hydra.run.dir for the longer one")
         return _run(own, composed, resolved, command, overrides, True, folder), resolved
     return _run(folder, composed, resolved, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), resolved
+
+
+def _check_command(config: DictConfig, environment: Mapping[str, Any]) -> None:
+    ours = [name for name in environment if str(name).startswith("PQUANT_")]
+    if ours:
+        raise ConfigError(f"hydra.job.env_set may not set {', '.join(ours)}: only the environment of the command can")
+    for key in ("resume", "from_run"):
+        if config[key] is not None and not (isinstance(config[key], str) and config[key]):
+            raise ConfigError(f"{key} must be the folder of an earlier run, got {config[key]!r}")
+    if config.resume is not None and config.from_run is not None:
+        raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
+    if config.from_run is None and config.from_epoch is not None:
+        raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
 
 
 def _run(

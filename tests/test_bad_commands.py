@@ -46,7 +46,21 @@ SYNTAX: dict[str, str] = {
     "finetuning=tpe": "-m",
     "finetuning.num_trials=3": "-m",
 }
+MODEL = "~model +model._target_=torch.nn."
+ONE_CYCLE = "~scheduler.T_max ~scheduler.eta_min scheduler._target_=torch.optim.lr_scheduler.OneCycleLR +scheduler.max_lr=0.1"
 LATE: dict[str, str] = {
+    f"{ONE_CYCLE} +scheduler.total_steps=3 training.epochs=6": "OneCycleLR",
+    f"{MODEL}Linear +model.in_features=64 +model.out_features=9": "Linear gives a tensor of shape (2, 9)",
+    f"{MODEL}Linear +model.in_features=64 +model.out_features=12": "(2, 12)",
+    f"{MODEL}Linear +model.in_features=63 +model.out_features=10": "does not take the data",
+    f"{MODEL}Identity": "Identity",
+    f"{MODEL}LSTM +model.input_size=64 +model.hidden_size=10": "LSTM gives a tuple",
+    f"{MODEL}Module": "Module",
+    f"{MODEL}CrossEntropyLoss": "CrossEntropyLoss",
+    "model.sizes=[null,9223372036854775807,null]": "cannot be built",
+    "hydra.job_logging.root.level=NOPE": "NOPE",
+    "+hydra.job.env_set.PQUANT_ALLOW=os": "PQUANT_ALLOW",
+    "finetuning.storage=postgresql://u:secret@h/db": "finetuning.storage has a password",
     "scheduler.T_max=0": "T_max",
     "scheduler.T_max=null": "T_max",
     "scheduler.T_max=abc": "T_max",

@@ -172,12 +172,14 @@ def test_the_environment_is_not_read_for_somebody_elses_configuration(key: str, 
         run(f"{key}={foreign}", f"hydra.run.dir={tmp_path / 'log'}", SECRET="s3cret", PQUANT_ALLOW="oc.env")
 
 
-@pytest.mark.parametrize("given", ["postgresql://me:s3cret@host/db", "mysql://host/db?user=me&password=s3cret"])
+@pytest.mark.parametrize("given", ["postgresql://me:s3cret@host/db", "postgresql://me:s3/cret@host/db", "mysql://host/db?user=me&pwd=s3cret"])
 def test_a_password_is_in_no_file_of_a_run(given: str, tmp_path: Path) -> None:
+    refused = run(*SHORT, f"finetuning.storage='{given}'", f"hydra.run.dir={tmp_path / 'refused'}", check=False)
+    assert refused.returncode == 1 and "finetuning.storage has a password" in refused.stderr and "cret" not in refused.stderr
     path = tmp_path / "run"
-    run(*SHORT, "training.epochs=1", f"finetuning.storage='{given}'", f"hydra.run.dir={path}")
+    run(*SHORT, "training.epochs=1", "finetuning.storage='${oc.env:DATABASE}'", f"hydra.run.dir={path}", DATABASE=given)
     assert (path / "report.html").is_file() and (path / ".hydra" / "overrides.yaml").is_file()
-    assert not [name for name in contents(path) if b"s3cret" in (path / name).read_bytes()]
+    assert not [name for name in contents(path) if b"cret@" in (path / name).read_bytes() or b"s3cret" in (path / name).read_bytes()]
 
 
 SENDER = """
@@ -222,3 +224,35 @@ def test_a_second_command_on_a_running_runs_folder_changes_nothing(folder: Path,
             done = run(*given, *(places or [f"hydra.run.dir={tmp_path / 'log'}"]), check=False)
             assert done.returncode == 1 and "another run is using" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
             assert contents(running) | {"run.log": ""} == before | {"run.log": ""}
+
+
+def test_a_link_out_of_a_foreign_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    foreign, mine = tmp_path / "foreign", tmp_path / "mine"
+    shutil.copytree(folder, foreign)
+    mine.mkdir()
+    (mine / "epoch_0001.pt").write_text("mine")
+    for name in ("pareto", ".hydra"):
+        if (foreign / name).exists():
+            shutil.rmtree(foreign / name)
+        (foreign / name).symlink_to(mine)
+        done = run(f"resume={foreign}", f"hydra.run.dir={tmp_path / 'log'}", check=False)
+        assert done.returncode == 1 and f"{name} is a link out of its folder" in done.stderr, done.stderr
+        (foreign / name).unlink()
+    assert contents(mine).keys() == {"epoch_0001.pt"}
+
+
+def test_a_configuration_does_not_allow_itself_packages(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nhydra: {job: {env_set: {PQUANT_ALLOW: joblib}}}\n")
+    given = [f"--config-dir={tmp_path / 'mine'}", "experiment=own", "scheduler._target_=joblib.load"]
+    done = run(*given, f"hydra.run.dir={tmp_path / 'run'}", check=False)
+    assert done.returncode == 1 and "hydra.job.env_set may not set PQUANT_ALLOW" in done.stderr
+
+
+def test_a_longer_run_has_the_archive_of_the_earlier_one(tmp_path: Path) -> None:
+    archived = [*SHORT, "training.pareto=true", "scheduler=constant", "pruning=none"]
+    run(*archived, f"hydra.run.dir={tmp_path / 'short'}")
+    run(f"resume={tmp_path / 'short'}", "training.epochs=5", f"hydra.run.dir={tmp_path / 'longer'}")
+    run(*archived, "training.epochs=5", f"hydra.run.dir={tmp_path / 'whole'}")
+    front = [sorted(path.name for path in (tmp_path / name / "pareto").iterdir() if "previous" not in path.name) for name in ("longer", "whole")]
+    assert front[0] == front[1] and (tmp_path / "longer" / "pareto.csv").read_text() == (tmp_path / "whole" / "pareto.csv").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -154,6 +154,24 @@ def check_trial(
             trial.should_prune()
         except Exception as error:
             raise ConfigError(f"EarlyStopping.params do not suit {type(study.pruner).__name__}: {error}") from error
+
+
+def drawn(trial: optuna.Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Return the parameters of a trial, which become a command; a storage may hold trials that somebody else made.
+
+    Raises:
+        ConfigError: other parameters than those of ``space``, or values that it does not have.
+    """
+    strange = [name for name in (*trial.params, *space) if name not in trial.params or name not in space or not _has(space[name], trial.params[name])]
+    if strange:
+        raise ConfigError(f"trial {trial.number} of the study '{trial.study.study_name}' was not drawn from this search: {', '.join(strange)}")
+    return trial.params
+
+
+def _has(distribution: Any, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in distribution.choices)
+    return isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
 
 
 def is_grid(kind: partial[BaseSampler]) -> bool:

@@ -23,8 +23,9 @@ from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
-from pquant.finetuning.study import check_state, check_trial, is_grid, open_study, retried, retry_failed, sampler, storage
+from pquant.finetuning.study import check_state, check_trial, drawn, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
+from pquant.tracking.files import check_links
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class StudySweep(OptunaSweeperImpl):
         self._check(space, fixed)
         check_trial(self.sampler, grid, space, self.pruner)
         folder = Path(self.sweep_dir).absolute()
+        check_links(folder)
         with study_lock(folder):
             store = storage(self.storage, folder)
             study = open_study(self.study_name or "", store, self._get_directions(), self._settings(space))
@@ -84,7 +86,7 @@ class StudySweep(OptunaSweeperImpl):
                 trials = claims.claim(self.n_jobs, total, partial(sampler, self.sampler, grid), space)
                 if not trials:
                     break
-                self._launch(trials, fixed, claims)
+                self._launch({trial: drawn(trial, space) for trial in trials}, fixed, claims)
                 write_results(study, folder, self.objectives)
         write_results(study, folder, self.objectives)
         log_results(study, folder, self.objectives)
@@ -132,12 +134,15 @@ class StudySweep(OptunaSweeperImpl):
                 f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
             )
 
-    def _launch(self, trials: list[Trial], fixed: list[str], claims: Claims) -> None:
-        """Run trials to their end; a trial whose job could not start counts as failed."""
+    def _launch(self, drawn: Mapping[Trial, Mapping[str, Any]], fixed: list[str], claims: Claims) -> None:
+        """Run trials, given with their parameters, to their end; a trial whose job could not start counts as failed."""
+        trials = list(drawn)
         shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
-        jobs = [[*_overrides(trial.params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
-        for trial in trials:
-            trial.set_user_attr(COMMAND, _command(_overrides(trial.params), fixed))
+        jobs = [
+            [*_overrides(params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial, params in drawn.items()
+        ]
+        for trial, params in drawn.items():
+            trial.set_user_attr(COMMAND, _command(_overrides(params), fixed))
         assert self.launcher is not None
         try:
             reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]

@@ -6,6 +6,7 @@ therefore share its folder.
 """
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 OWNER = "owner"
+OWNER_LOCK = re.compile(r"owner-[\w.-]+\.lock")
 FAILURE = "failure"
 
 
@@ -91,7 +93,8 @@ class Claims:
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(OWNER)
-        sweeper_lives = owner is not None and _held(_locks(self.folder) / owner)
+        known = isinstance(owner, str) and OWNER_LOCK.fullmatch(owner)  # a storage may hold any text
+        sweeper_lives = bool(known) and _held(_locks(self.folder) / str(owner))
         return sweeper_lives or _held(Path(trial_lock(self.folder, trial.number).lock_file))
 
 

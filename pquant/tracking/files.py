@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,10 @@ from pquant.tracking.background import BackgroundWorker
 
 TOKEN = 8
 """Hexadecimal digits in the name of a file that is being written."""
-PASSWORD = re.compile(r"(?<=://)([^\s/:@]*:)[^\s/@]+(?=@)|([?&](?:password|passwd|token|secret|api_key)=)[^\s&'\"]+", re.IGNORECASE)
+PASSWORD = re.compile(
+    r"(?<=://)([^\s/:@]*:)(?!\$\{)[^\s@]+(?=@)|([?&](?:pass|password|passwd|pwd|token|secret|api_key)=)(?!\$\{)[^\s&'\"]+", re.IGNORECASE
+)
+"""A password in a URL, with what stands before it; none that is an interpolation."""
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
@@ -91,6 +95,17 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, syn
         temporary.unlink(missing_ok=True)
 
 
+def check_links(folder: Path) -> None:
+    """Check that no symbolic link in a folder, which may be somebody else's, leads out of it.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{path} is a link out of its folder, where nothing is written: replace it by what it leads to")
+
+
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Lock a run's folder while the context lasts. The operating system releases the lock when the process ends, in any way.
@@ -98,8 +113,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
     Temporary files of a killed run are removed first.
 
     Raises:
-        ConfigError: another process holds the lock.
+        ConfigError: another process holds the lock, or a link leads out of the folder.
     """
+    check_links(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -116,6 +132,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def write_json(path: Path, obj: Any) -> None:
     """Write ``obj`` as strict JSON, keys in their order, atomically; see :func:`plain` for tensors and NaN."""
     write_atomic(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def copy_over(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, if it exists."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.is_file():
+        shutil.copyfile(source, target)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.quantizer import Quantizer
 
 Groups = list[dict[str, Any]]
-DRY_STEPS = 2
+DRY_STEPS, MOST_EPOCHS = 2, 10_000
 
 
-def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[Optimizer], LRScheduler]) -> None:
-    """Make an optimizer for a small parameter and its schedule, and let both take two steps, as libraries check some arguments only then.
+def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[Optimizer], LRScheduler], epochs: int) -> None:
+    """Make an optimizer for a small parameter and its schedule, and let them take two steps and all ``epochs`` (up to 10,000), dry.
+
+    Libraries check some arguments only then, and some schedules have an end.
 
     Raises:
         ConfigError: one of them cannot be made or fails in a step; the message has the arguments that it was given.
@@ -31,9 +33,10 @@ def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[O
         steps = optimizer([{"params": [parameter]}])
     with _blaming("scheduler", scheduler):
         schedule = scheduler(steps)
-    for _ in range(DRY_STEPS):
+    for epoch in range(max(DRY_STEPS, min(epochs, MOST_EPOCHS))):
         with _blaming("optimizer", optimizer):
-            steps.step()
+            if epoch < DRY_STEPS:
+                steps.step()
         with _blaming("scheduler", scheduler):
             follow_schedule(schedule, 1.0)
             if not all(math.isfinite(group["lr"]) for group in steps.param_groups):

@@ -1,13 +1,16 @@
 """What a model is trained for: its loss and the metric that judges it."""
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pquant.data.batches import batches
 from pquant.data.splits import Splits
+from pquant.errors import ConfigError
 
 
 class Task(Protocol):
@@ -73,6 +76,27 @@ class Regression:
     def finish(self, mean: float) -> float:
         """Return the root mean squared error."""
         return mean**0.5 * self.scale
+
+
+def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
+    """Check that a model takes the data, gives what the task needs and can be trained: by a forward and backward of a copy on two examples.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    x, y = next(iter(batches(splits.train, 2)))
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            output = copy.deepcopy(model).train()(x.to(device))
+            loss = task.loss(output.float(), y.to(device)) if isinstance(output, Tensor) and len(output) == len(x) else None
+            if loss is not None:
+                loss.backward()
+        except Exception as error:
+            raise ConfigError(f"model: {type(model).__name__} does not take the data: {' '.join(str(error).split())[:300]}") from error
+    if loss is None or tuple(output.shape) != (len(x), splits.num_outputs):
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(f"model: {type(model).__name__} gives {found} for {len(x)} examples, the data needs ({len(x)}, {splits.num_outputs})")
 
 
 def task_for(splits: Splits) -> Task:

@@ -72,10 +72,14 @@ class Training(Settings):
             raise ConfigError(f"Training has {self.total_epochs} epochs in all its stages and rounds, at most {MOST_EPOCHS} can be planned")
 
     def warnings(self) -> list[str]:
-        """Return which keys that are no field look like one that is misspelt."""
+        """Return which settings have no effect, and which keys that are no field look like one that is misspelt."""
         names = [field.name for field in fields(self)]
         hints = {key: did_you_mean(key, names) for key in self.extra}
-        return [f"training.{key} is no setting of this package and has no effect{hint}" for key, hint in hints.items() if hint]
+        found = [f"training.save_weights_epoch = {self.save_weights_epoch} has no effect with rewind=never"] if self._saves_for_nothing() else []
+        return found + [f"training.{key} is no setting of this package and has no effect{hint}" for key, hint in hints.items() if hint]
+
+    def _saves_for_nothing(self) -> bool:
+        return self.save_weights_epoch >= 0 and self.rewind == "never"
 
     @classmethod
     def from_config(cls, **settings: Any) -> Self:

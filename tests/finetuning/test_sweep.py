@@ -2,7 +2,9 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -174,8 +176,55 @@ def test_failed_points_of_a_grid_run_again_with_the_same_command(study: Study, j
 
 
 def test_a_password_is_not_shown_where_a_storage_cannot_be_opened(study: Study, jobs: FakeJobs) -> None:
-    line = refusal(study, "finetuning=random", "finetuning.num_trials=1", "finetuning.storage='nosuchdb://me:s3cret@host/x'")
+    study.monkeypatch.setenv("DATABASE", "nosuchdb://me:s3cret@host/x")
+    line = refusal(study, "finetuning=random", "finetuning.num_trials=1", "finetuning.storage='${oc.env:DATABASE}'")
     assert "nosuchdb://me:***@host/x" in line and "s3cret" not in line
+
+
+def loaded(study: Study) -> optuna.Study:
+    where = f"sqlite:///{study.folder / 'study.db'}"
+    [summary] = optuna.get_all_study_summaries(where)
+    return optuna.load_study(study_name=summary.study_name, storage=where)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"+training.note": "evil"},
+        {"optimizer.lr": 55.0},
+        {"hydra.job.env_set": "{PQUANT_ALLOW: os}"},
+    ],
+)
+def test_a_trial_that_somebody_else_planted_is_not_run(planted: dict[str, Any], study: Study, jobs: FakeJobs) -> None:
+    settings = ["finetuning=random", "finetuning.early_stopping.type=null"]
+    study.start(*settings, "finetuning.num_trials=1")
+    there = loaded(study)
+    known = there.trials[0]
+    params = known.params | planted
+    distributions = {name: known.distributions.get(name) for name in params}
+    for name, value in planted.items():
+        here = known.distributions.get(name)
+        other = (
+            optuna.distributions.FloatDistribution(here.low, 100.0, log=here.log) if here else optuna.distributions.CategoricalDistribution([value])
+        )
+        distributions[name] = other
+    there.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, params=params, distributions=distributions))
+    line = refusal(study, *settings, "finetuning.num_trials=2")
+    assert "was not drawn from this search" in line or "distribution" in line, line
+    assert len(jobs.runs) == 1
+
+
+def test_an_owner_is_the_name_of_a_lock(study: Study, jobs: FakeJobs, tmp_path: Path) -> None:
+    settings = ["finetuning=random", "finetuning.early_stopping.type=null"]
+    study.start(*settings, "finetuning.num_trials=1")
+    there = loaded(study)
+    known = there.trials[0]
+    away = tmp_path / "away"
+    there.add_trial(
+        optuna.trial.create_trial(state=TrialState.RUNNING, params=known.params, distributions=known.distributions, user_attrs={"owner": str(away)})
+    )
+    study.start(*settings, "finetuning.num_trials=2")
+    assert len(jobs.runs) == 2 and not away.exists()
 
 
 def test_a_state_that_optuna_would_unpickle_is_read_only_if_the_user_allows_it(study: Study, jobs: FakeJobs) -> None:
