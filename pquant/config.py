@@ -40,8 +40,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
         ConfigError: one that is no ``key=value``, an empty folder, a password, or a section that is given something else than the name of a choice.
     """
     parser = OverridesParser.create()
-    for argument in arguments:
-        if argument.startswith("-"):
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-") or before in FLAGS_WITH_A_VALUE:
             continue
         try:
             (override,) = parser.parse_overrides([argument])
@@ -124,6 +124,8 @@ def _has_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and any(map(_has_text, value)))
 
 
+FLAGS_WITH_A_VALUE = "--cfg -c --package -p --config-path -cp --config-name -cn --config-dir -cd --info -i --experimental-rerun".split()
+"""Hydra's, whose value may be the next word of the command line."""
 MERGED = re.compile(r"Error merging override '?([^=\s]+)=")
 """What Hydra says when OmegaConf refuses a value, whose own message may name only the place in a list."""
 SECTIONS = tuple(field.name for field in fields(Experiment) if field.default is MISSING)

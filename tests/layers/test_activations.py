@@ -92,10 +92,3 @@ def test_an_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown PQActivation.kind 'swilu': did you mean 'silu'"):
         PQActivation("swilu")
     assert set(BY_HAND) | {"relu", "tanh"} == set(KINDS)
-
-
-def test_exports_refuse_a_table_that_they_do_not_build() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.GELU())
-    model = pquant.finalize(pquant.compress(net, None, Quantization(**BITS, **WEIGHTS), torch.randn(2, 4)))
-    with pytest.raises(pquant.errors.ConfigError, match="'1' is a gelu, which is not supported"):
-        pquant.export.RTL().check(model, (4,))

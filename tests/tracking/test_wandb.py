@@ -194,7 +194,7 @@ def test_an_offline_run_keeps_report_layers_histograms_and_files(tmp_path, caplo
     with caplog.at_level(logging.WARNING, logger="pquant"):
         tracker.summary({"test/accuracy": 0.5})
         tracker.finish("finished")
-    assert [record.message for record in caplog.records if record.name.startswith("pquant")] == []
+    assert [record.message for record in caplog.records if record.name.startswith("pquant.tracking")] == []
     (media,) = (tmp_path / "wandb").glob("offline-run-*/files/media")
     assert [path.read_text() for path in media.rglob("report*.html")] == ["<p>the report</p>"]
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
