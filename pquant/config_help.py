@@ -18,7 +18,7 @@ from hydra.utils import get_object
 
 from pquant.experiment import Experiment
 from pquant.settings import Settings, describe, interval
-from pquant.targets import named
+from pquant.targets import KINDS, named
 
 ENTRY = re.compile(r"^(\w+)(?: \(.*?\))?: (.*)$")
 KEY = re.compile(r"^( *)'?([^\s:#'\"-][^\s:']*)'?:(?= |$)")
@@ -129,6 +129,9 @@ def explained(text: str) -> str:
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, str]:
+    if "_target_" in config:  # a section by itself
+        found = next(filter(None, (named(section, str(config["_target_"])) for section in KINDS)), None)
+        return {} if found is None else _comments(_owner(found))
     known = _comments(Experiment)
     for name, section in config.items():
         found = named(name, str(section["_target_"])) if isinstance(section, Mapping) and "_target_" in section else None

@@ -112,3 +112,10 @@ def test_only_configurations_are_explained(capsys: pytest.CaptureFixture[str]) -
 def test_comments_never_change_a_value(config: dict) -> None:
     text = yaml.safe_dump(config)
     assert yaml.safe_load(explained(text)) == config
+
+
+def test_a_section_printed_by_itself_is_explained_too() -> None:
+    lines = explained("_target_: pquant.pruning.Wanda\nsparsity: 0.8\n").splitlines()
+    assert lines[1].startswith("sparsity: 0.8") and "# share of zeros" in lines[1]
+    foreign = "_target_: os.system\nsparsity: 0.8\n"
+    assert explained(foreign) == foreign
