@@ -112,3 +112,13 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with only_run_in(tmp_path):
         assert [name for name in (*unfinished, *others) if (tmp_path / name).exists()] == others
+
+
+def test_links_of_wandb_s_client_are_no_links_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "wandb" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "wandb" / "logs" / "debug.log").symlink_to(tmp_path / "elsewhere")
+    with only_run_in(tmp_path / "run"):
+        pass
+    (tmp_path / "run" / "report.html").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="report.html is a link out of its folder"), only_run_in(tmp_path / "run"):
+        pass

@@ -98,11 +98,14 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, syn
 def check_links(folder: Path) -> None:
     """Check that no symbolic link in a folder, which may be somebody else's, leads out of it.
 
+    Links below a folder ``wandb`` are those of its client, which writes under new names.
+
     Raises:
         ConfigError: one does.
     """
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        below = "wandb" in path.relative_to(folder).parts[:-1]
+        if path.is_symlink() and not below and not path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{path} is a link out of its folder, where nothing is written: replace it by what it leads to")
 
 
