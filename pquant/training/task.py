@@ -86,17 +86,18 @@ def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
     """
     x, y = next(iter(batches(splits.train, 2)))
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    needed = (len(x), splits.num_outputs)
     with torch.random.fork_rng(devices=[]):
         try:
             output = copy.deepcopy(model).train()(x.to(device))
-            loss = task.loss(output.float(), y.to(device)) if isinstance(output, Tensor) and len(output) == len(x) else None
-            if loss is not None:
-                loss.backward()
+            fits = isinstance(output, Tensor) and tuple(output.shape) == needed
+            if fits:
+                task.loss(output.float(), y.to(device)).backward()
         except Exception as error:
             raise ConfigError(f"model: {type(model).__name__} does not take the data: {' '.join(str(error).split())[:300]}") from error
-    if loss is None or tuple(output.shape) != (len(x), splits.num_outputs):
+    if not fits:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ConfigError(f"model: {type(model).__name__} gives {found} for {len(x)} examples, the data needs ({len(x)}, {splits.num_outputs})")
+        raise ConfigError(f"model: {type(model).__name__} gives {found} for {len(x)} examples, the data needs {needed}")
 
 
 def task_for(splits: Splits) -> Task:
