@@ -33,10 +33,11 @@ ENVIRONMENT = "oc.env"
 """The resolver of OmegaConf that reads an environment variable."""
 SECTIONS_THAT_MAY_DIFFER = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
 TRAINING_FIELDS_THAT_MAY_DIFFER = ("threads", "device")
-LENGTHS = ("training.epochs", "training.fine_tuning_epochs")
-"""Fields that ``resume=<folder>`` may raise, to go on longer."""
-TAKEN_BY_RESUME = ("resume", "progress", "tracker", "export", "dry_run", *(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER), *LENGTHS)
-TAKEN_BY_FROM_RUN = ("from_run", "from_epoch", "progress", "tracker", "export", *(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER))
+LENGTHS = ("epochs", "fine_tuning_epochs")
+"""Fields of training that ``resume=<folder>`` may raise, to go on longer."""
+FREE_TRAINING_FIELDS = tuple(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER)
+TAKEN_BY_RESUME = ("resume", "progress", "tracker", "export", "dry_run", *FREE_TRAINING_FIELDS, *(f"training.{name}" for name in LENGTHS))
+TAKEN_BY_FROM_RUN = ("from_run", "from_epoch", "progress", "tracker", "export", *FREE_TRAINING_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Run:
         if self.source is not None:
             for settings in (earlier, now):
                 for name in LENGTHS:
-                    settings.get("training", {}).pop(name.partition(".")[2], None)
+                    settings.get("training", {}).pop(name, None)
                 settings.pop("scheduler", None)
         check_same_settings(self.source or self.folder, earlier, now)
         for name, here in versions().items():
@@ -118,9 +119,9 @@ def check_same_settings(folder: Path, earlier: dict[str, Any], now: dict[str, An
         ConfigError: they differ; the message names the first field that does.
     """
     if earlier != now:
-        lengths, others = ({name: settings.get("training", {}).get(name.partition(".")[2]) for name in LENGTHS} for settings in (earlier, now))
+        lengths, others = ({f"training.{name}": settings.get("training", {}).get(name) for name in LENGTHS} for settings in (earlier, now))
         key, before, after = difference(lengths, others) if lengths != others else difference(earlier, now)
-        longer = f"to go on longer: resume={folder} {key}={after}" if key in LENGTHS else "give the same with resume=auto, or another hydra.run.dir"
+        longer = f"to go on longer: resume={folder} {key}={after}" if key in lengths else "give the same with resume=auto, or another hydra.run.dir"
         raise ConfigError(f"the run in {folder} was started with other settings, {key} = {before!r} instead of {after!r}; {longer}")
 
 
@@ -221,9 +222,8 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
     state = _checkpoint(folder)
     made, now = json.loads(state["settings"])["training"], composed.training
     for name in LENGTHS:
-        field = name.partition(".")[2]
-        if now[field] < made[field]:
-            raise ConfigError(f"{name} = {now[field]}: the run in {folder} was made for {made[field]} epochs and can only become longer")
+        if now[name] < made[name]:
+            raise ConfigError(f"training.{name} = {now[name]}: the run in {folder} was made for {made[name]} epochs and can only become longer")
     trained = made["pretraining_epochs"] + made["epochs"] * made["rounds"]
     if now.epochs > made["epochs"]:
         if made["rounds"] > 1:
@@ -232,7 +232,7 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
             )
         if state["position"] > trained:
             raise ConfigError(f"the train stage of the run in {folder} is over and its masks are frozen: raise training.fine_tuning_epochs instead")
-    return any(now[name.partition(".")[2]] > made[name.partition(".")[2]] for name in LENGTHS)
+    return any(now[name] > made[name] for name in LENGTHS)
 
 
 @contextmanager

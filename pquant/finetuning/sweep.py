@@ -134,14 +134,14 @@ class StudySweep(OptunaSweeperImpl):
                 f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
             )
 
-    def _launch(self, drawn: Mapping[Trial, Mapping[str, Any]], fixed: list[str], claims: Claims) -> None:
+    def _launch(self, given: Mapping[Trial, Mapping[str, Any]], fixed: list[str], claims: Claims) -> None:
         """Run trials, given with their parameters, to their end; a trial whose job could not start counts as failed."""
-        trials = list(drawn)
+        trials = list(given)
         shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
         jobs = [
-            [*_overrides(params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial, params in drawn.items()
+            [*_overrides(params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial, params in given.items()
         ]
-        for trial, params in drawn.items():
+        for trial, params in given.items():
             trial.set_user_attr(COMMAND, _command(_overrides(params), fixed))
         assert self.launcher is not None
         try:

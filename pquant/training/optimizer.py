@@ -16,7 +16,7 @@ from pquant.pruning.method import Pruner
 from pquant.quantization.quantizer import Quantizer
 
 Groups = list[dict[str, Any]]
-DRY_STEPS, MOST_EPOCHS = 2, 10_000
+DRY_STEPS, MOST_DRY_STEPS = 2, 10_000
 
 
 def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[Optimizer], LRScheduler], epochs: int) -> None:
@@ -33,7 +33,7 @@ def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[O
         steps = optimizer([{"params": [parameter]}])
     with _blaming("scheduler", scheduler):
         schedule = scheduler(steps)
-    for epoch in range(max(DRY_STEPS, min(epochs, MOST_EPOCHS))):
+    for epoch in range(max(DRY_STEPS, min(epochs, MOST_DRY_STEPS))):
         with _blaming("optimizer", optimizer):
             if epoch < DRY_STEPS:
                 steps.step()

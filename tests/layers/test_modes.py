@@ -10,13 +10,7 @@ import pquant
 from pquant.errors import ConfigError
 from pquant.quantization import Quantization
 
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from .test_trace import FIXED
 
 
 def test_a_scale_that_rounds_up_to_a_power_of_two_is_that_power() -> None:

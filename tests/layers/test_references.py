@@ -17,13 +17,8 @@ from pquant.layers.norm import ChannelAffine
 from pquant.pruning import Magnitude
 from pquant.quantization import Quantization
 
-FIXED = Quantization(
-    default_data_keep_negatives=True,
-    default_data_integer_bits=2,
-    default_data_fractional_bits=5,
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-)
+from .test_pools import FIXED
+
 Pair = namedtuple("Pair", ["first", "second"])
 HOLDERS: dict[str, tuple[Callable[[list[nn.Module]], Any], Callable[[Any], list[nn.Module]]]] = {
     "list": (list, list),
