@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
 from pquant.quantization.hgq import HGQQuantizer
+from pquant.quantization.quantizer import Quantizer
 
 Parameters = Mapping[QuantizedLayer, tuple[Tensor, Tensor | None]]
 """The finalized (weight, bias) of layers."""
@@ -22,14 +23,14 @@ class Penalty:
     def __init__(self, model: nn.Module) -> None:
         self.pruned = list(pruned_layers(model).values())
         regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
-        self.counted = [layer for layer in regularized if isinstance(layer, CompressedLayer) and layer.regularizes_ebops()]
+        self.counted = [layer for layer in regularized if layer.regularizes_ebops()]
         self.owners: dict[HGQQuantizer, QuantizedLayer] = {}
         for layer in regularized:
             if layer.quantization.hgq_gamma:
                 for quantizer in layer.quantizers():
                     if isinstance(quantizer, HGQQuantizer):
                         self.owners.setdefault(quantizer, layer)
-        met = [quantizer for layer in self.counted for quantizer in (layer.weight_quantizer, layer.bias_quantizer, layer.operand())]
+        met = [quantizer for layer in self.counted for quantizer in layer.counted()]
         self.trained = dict.fromkeys(quantizer for quantizer in (*self.owners, *met) if isinstance(quantizer, HGQQuantizer))
         self.zero = torch.zeros(())
 
@@ -37,8 +38,12 @@ class Penalty:
         """Return the methods' losses + beta * EBOPs + gamma * (sum of all trained bit widths), 0 where there are none."""
         terms = [layer.pruner.penalty(layer.seen()) for layer in self.pruned]
         widths = {quantizer: quantizer.bits() for quantizer in self.trained}
+
+        def width(quantizer: Quantizer) -> Tensor:
+            return quantizer.bits() if (known := widths.get(quantizer)) is None else known  # type: ignore[call-overload]
+
         for layer in self.counted:
-            terms.append(layer.regularization.beta * layer.trained_ebops(widths))  # type: ignore[union-attr]
+            terms.append(layer.regularization.beta * layer.trained_ebops(width))  # type: ignore[union-attr]
         terms += [layer.regularization.gamma * widths[quantizer].sum() for quantizer, layer in self.owners.items()]  # type: ignore[union-attr]
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
@@ -64,7 +69,7 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
     """
     parameters = finalized_parameters(model) if parameters is None else parameters
-    return sum((layer.ebops(own) for layer, own in parameters.items()), start=0.0)
+    return sum((layer.ebops(parameters.get(layer)) for layer in model.modules() if isinstance(layer, QuantizedLayer)), start=0.0)
 
 
 def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:

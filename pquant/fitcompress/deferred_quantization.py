@@ -5,8 +5,6 @@ from torch import nn
 from pquant.layers.base import QuantizedLayer
 from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
-PLACES = ("input_quantizer", "output_quantizer", "weight_quantizer", "bias_quantizer")
-
 
 class DeferredQuantizer(NoQuantizer):
     """Holds the quantizer whose place it takes, and lets values pass."""
@@ -20,22 +18,20 @@ def defer(model: nn.Module) -> None:
     """Switch off every quantizer of a compressed model until :func:`release`."""
     deferred: dict[int, Quantizer] = {}
     for module in _layers(model):
-        for place in PLACES:
-            quantizer = getattr(module, place, None)
-            if quantizer is None or quantizer.is_float:
-                continue
-            setattr(module, place, deferred.setdefault(id(quantizer), DeferredQuantizer(quantizer)))
+        for place, quantizer in list(module.named_children()):
+            if isinstance(quantizer, Quantizer) and not quantizer.is_float:
+                setattr(module, place, deferred.setdefault(id(quantizer), DeferredQuantizer(quantizer)))
     for module in _layers(model):
-        module.source = tuple(deferred.get(id(source), source) for source in module.source)
+        module.sources = {place: deferred.get(id(source), source) for place, source in module.sources.items()}
 
 
 def release(model: nn.Module) -> None:
     """Put the deferred quantizers back to work."""
     for module in _layers(model):
-        for place in PLACES:
-            if hasattr(module, place):
-                setattr(module, place, released(getattr(module, place)))
-        module.source = tuple(released(source) for source in module.source)
+        for place, quantizer in list(module.named_children()):
+            if isinstance(quantizer, DeferredQuantizer):
+                setattr(module, place, quantizer.quantizer)
+        module.sources = {place: released(source) for place, source in module.sources.items()}
 
 
 def released(quantizer: Quantizer) -> Quantizer:

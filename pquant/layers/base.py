@@ -1,8 +1,8 @@
 """What layers share: quantizers around every layer, and the effective weight of those that have one."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import NoQuantizer, Quantizer
+from pquant.quantization.quantizer import NoQuantizer, Quantizer, TensorFormat
 from pquant.training.stage import Horizon, Stage
 
 Shape = tuple[int, ...]
+PARAMETERS = ("weight_quantizer", "bias_quantizer")
 NO_PRUNING = NoPruning()
 NO_QUANTIZATION = Quantization(enable_quantization=False)
 
@@ -29,12 +30,14 @@ class Call(NamedTuple):
         batch_axis: axis of the input that grows with the batch, None where none does. An axis that joins batch and positions, as after
             ``x.reshape(batch * positions, features)``, has the positions of one example.
         channel_axis: axis of the input that holds its features, counted from the end.
+        others: shape and batch axis of each further input, of a layer that takes several.
     """
 
     input: Shape
     output: Shape
     batch_axis: int | None = 0
     channel_axis: int = -1
+    others: tuple[tuple[Shape, int | None], ...] = ()
 
     @property
     def shared(self) -> Shape:
@@ -42,8 +45,15 @@ class Call(NamedTuple):
         shape = tuple(1 if axis == self.batch_axis else size for axis, size in enumerate(self.input))
         return shape[1:] if self.batch_axis == 0 else shape
 
+    @property
+    def operands(self) -> "tuple[Call, ...]":
+        """The call as each of its inputs sees it."""
+        return (self, *(self._replace(input=shape, batch_axis=axis) for shape, axis in self.others))
+
 
 Calls = tuple[Call, ...]
+Widths = Callable[[Quantizer], Tensor]
+"""Gives the bits of a quantizer, as EBOPs count them."""
 
 
 def check_precision(module: nn.Module, name: str) -> None:
@@ -60,8 +70,11 @@ class QuantizedLayer(nn.Module):
     """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
 
     ``name`` is the layer's dotted name in the model; ``calls`` its calls in one forward of the model, once an example input was seen.
-    ``source`` holds the quantizer that made the layer's input, where one is known.
+    ``sources`` holds, by the name of an input's quantizer, the quantizer that made that input, where one is known.
     """
+
+    input_quantizers: ClassVar[tuple[str, ...]] = ("input_quantizer",)
+    """Names of the quantizers of the layer's inputs, in the order of the inputs."""
 
     input_quantizer: Quantizer
     output_quantizer: Quantizer
@@ -71,7 +84,7 @@ class QuantizedLayer(nn.Module):
     name: str
     quantization: Quantization
     calls: Calls
-    source: tuple[Quantizer, ...]
+    sources: dict[str, Quantizer]
 
     def __init__(self, *args: Any, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -86,15 +99,19 @@ class QuantizedLayer(nn.Module):
         return new
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
-        self.name, self.calls, self.quantization, self.source = name, calls, quantization, ()
+        self.name, self.calls, self.quantization, self.sources = name, calls, quantization, {}
         self.regularization = BitRegularization(quantization) if quantization.regularizes_bits else None
         formats = quantization.formats(name)
-        outputs = tuple(call._replace(input=call.output) for call in calls)
+        for number, place in enumerate(self.input_quantizers):
+            setattr(self, place, self._data_quantizer(formats.input, [call.operands[number] for call in calls]))
+        self.output_quantizer = self._data_quantizer(formats.output, [call._replace(input=call.output) for call in calls])
+
+    def _data_quantizer(self, settings: TensorFormat, calls: Sequence[Call]) -> Quantizer:
+        """Return the quantizer of data of a format, which has the shapes of ``calls``."""
         try:
-            self.input_quantizer = quantization.data_quantizer(formats.input, [(call.shared, call.channel_axis) for call in calls])
-            self.output_quantizer = quantization.data_quantizer(formats.output, [(call.shared, call.channel_axis) for call in outputs])
+            return self.quantization.data_quantizer(settings, [(call.shared, call.channel_axis) for call in calls])
         except ConfigError as error:
-            raise ConfigError(f"layer '{name}': {error}") from error
+            raise ConfigError(f"layer '{self.name}': {error}") from error
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -113,15 +130,18 @@ class QuantizedLayer(nn.Module):
         """Return the quantizer whose values the layer gives out, or None when it gives others."""
         return None if self.output_quantizer.is_float else self.output_quantizer
 
-    def operand(self) -> Quantizer:
-        """Return the quantizer that says which bits the layer computes with: its own, else the one that made its input."""
-        return self.source[0] if self.source and self.input_quantizer.is_float else self.input_quantizer
+    def operand(self, number: int = 0) -> Quantizer:
+        """Return the quantizer that says which bits an input has in the layer: its own, else the one that made this input."""
+        place = self.input_quantizers[number]
+        own: Quantizer = getattr(self, place)
+        return self.sources.get(place, own) if own.is_float else own
 
-    def connect(self, source: Quantizer) -> None:
-        """Take note of the quantizer that makes the layer's input, and leave out the layer's own where that has nothing to do behind it."""
-        self.source = (source,)
-        if self.input_quantizer.is_redundant_after(source):
-            self.input_quantizer = NoQuantizer()
+    def connect(self, source: Quantizer, number: int = 0) -> None:
+        """Take note of the quantizer that makes an input, and leave out the layer's own where that has nothing to do behind it."""
+        place = self.input_quantizers[number]
+        self.sources[place] = source
+        if getattr(self, place).is_redundant_after(source):
+            setattr(self, place, NoQuantizer())
 
     def quantizers(self) -> list[Quantizer]:
         """Return the layer's own quantizers."""
@@ -165,6 +185,22 @@ class QuantizedLayer(nn.Module):
             return (Call((1, weight.shape[1]), (1, weight.shape[0])),)
         raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
 
+    def counted(self) -> tuple[Quantizer, ...]:
+        """Return the quantizers whose bits :meth:`trained_ebops` counts; none for a layer that the regularization leaves out."""
+        return ()
+
+    def regularizes_ebops(self) -> bool:
+        """Return whether the loss has a regularization of EBOPs, and bits that the layer's count depends on are trained."""
+        return self.quantization.regularizes_ebops and any(isinstance(quantizer, HGQQuantizer) for quantizer in self.counted())
+
+    def trained_ebops(self, widths: Widths) -> Tensor:
+        """Return the EBOPs by bit width, differentiable in trained bits; ``widths`` gives the bits of a quantizer."""
+        return self.data_operations(widths)
+
+    def data_operations(self, widths: Widths) -> Tensor:
+        """Return the EBOPs of multiplying data by data, or by what a table gives; ``widths`` gives the bits of a quantizer."""
+        return torch.zeros(())
+
     @torch.no_grad()
     def ebops(self, parameters: tuple[Tensor, Tensor | None] | None = None) -> float:
         """Return the exact EBOPs of the layer if it were finalized now: a constant counts the bits from its highest to its lowest set bit.
@@ -172,12 +208,13 @@ class QuantizedLayer(nn.Module):
         ``parameters`` are :meth:`finalized_parameters`, where they are known already.
         """
         parameters = self.finalized_parameters() if parameters is None else parameters
+        of_data = float(self.data_operations(lambda quantizer: quantizer.width()))
         if parameters is None:
-            return 0.0
+            return of_data
         weight, bias = parameters
         weight_bits = constant_bits(weight, self.weight_quantizer)
         bias_bits = None if bias is None else constant_bits(bias, self.bias_quantizer)
-        return float(self.operations(weight_bits, bias_bits, self.operand().width()))
+        return of_data + float(self.operations(weight_bits, bias_bits, self.operand().width()))
 
     def on_stage_start(self, stage: Stage) -> None:
         """Follow the change to another stage."""
@@ -192,7 +229,9 @@ class QuantizedLayer(nn.Module):
     def finalized(self) -> nn.Module:
         """Turn this layer into what is finalized and return it: quantized weights, masks applied, nothing left to train with."""
         self.regularization = None
-        self.input_quantizer, self.output_quantizer = self.input_quantizer.finalized(), self.output_quantizer.finalized()
+        for place, quantizer in self.named_children():
+            if isinstance(quantizer, Quantizer) and place not in PARAMETERS:
+                setattr(self, place, quantizer.finalized())
         return self
 
 
@@ -212,7 +251,8 @@ class CompressedLayer(QuantizedLayer):
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
         self.pruning_first = quantization.pruning_first
-        self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.weight.shape)
+        arranged = self.arranged(self.weight)
+        self.weight_quantizer = quantization.weight_quantizer(formats.weight, arranged.shape)
         self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
         self.prunable = pruning.prunes(name)
         if self.prunable and pruning.rescales and not self.pruning_first and formats.weight.enable:
@@ -220,7 +260,7 @@ class CompressedLayer(QuantizedLayer):
                 f"layer '{name}': Quantization.pruning_first must be true with {type(pruning).__name__}, which rescales the weights it keeps"
             )
         try:
-            self.pruner = pruning.pruner(self.weight, type(self)) if self.prunable else NoPruner()
+            self.pruner = pruning.pruner(arranged, type(self)) if self.prunable else NoPruner()
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
 
@@ -228,19 +268,28 @@ class CompressedLayer(QuantizedLayer):
         """Use the pruner and weight quantizer of a layer whose weight is the same parameter."""
         self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return the weight parameter, or what it becomes, as pruners, quantizers and ``linear_map`` take it: output channels first."""
+        return weight
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """Return an arranged weight as the parameter has it."""
+        return weight
+
     def seen(self) -> Tensor:
-        """Return what the pruner prunes: the weight, or the quantized weight where quantization comes first."""
-        return self.weight if self.pruning_first else self.weight_quantizer(self.weight)
+        """Return what the pruner prunes: the arranged weight, or the quantized one where quantization comes first."""
+        weight = self.arranged(self.weight)
+        return weight if self.pruning_first else self.weight_quantizer(weight)
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
-        """Return the (weight, bias) that the layer computes with."""
+        """Return the (weight, bias) that the layer computes with, the weight arranged."""
         seen = self.seen()
         weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
         return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
 
     @torch.no_grad()
     def finalized_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Return the (weight, bias) of the layer if it were finalized now, whatever mode it is in."""
+        """Return the (weight, bias) of the layer if it were finalized now, whatever mode it is in; the weight arranged."""
         was_training = self.training
         if was_training:
             self.eval()
@@ -258,18 +307,14 @@ class CompressedLayer(QuantizedLayer):
                     self.pruner.observe(values.detach())
         return y
 
-    def regularizes_ebops(self) -> bool:
-        """Return whether the loss has a regularization of EBOPs, and bits that the layer meets are trained."""
-        met = (self.weight_quantizer, self.bias_quantizer, self.operand())
-        return self.quantization.regularizes_ebops and any(isinstance(quantizer, HGQQuantizer) for quantizer in met)
+    def counted(self) -> tuple[Quantizer, ...]:
+        """Return the quantizers of weight, bias and input."""
+        return self.weight_quantizer, self.bias_quantizer, self.operand()
 
-    def trained_ebops(self, widths: Mapping[Any, Tensor]) -> Tensor:
-        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; ``widths`` has the bits of trained quantizers."""
-        weight, bias, data = (
-            quantizer.bits() if (width := widths.get(quantizer)) is None else width
-            for quantizer in (self.weight_quantizer, self.bias_quantizer, self.operand())
-        )
-        weight = weight.to(self.weight).expand_as(self.weight)
+    def trained_ebops(self, widths: Widths) -> Tensor:
+        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; ``widths`` gives the bits of a quantizer."""
+        weight, bias, data = map(widths, self.counted())
+        weight = weight.to(self.weight).expand(self.arranged(self.weight).shape)
         if not isinstance(self.pruner, NoPruner):
             weight = weight * self.pruner.hard_mask(self.seen()).detach()
         return self.operations(weight, None if self.bias is None else bias.to(self.bias).expand_as(self.bias), data)
@@ -280,7 +325,7 @@ class CompressedLayer(QuantizedLayer):
         if stage is Stage.FINETUNE:
             folded = self.pruner.freeze(self.seen())
             if self.pruning_first or self.weight_quantizer.is_float:
-                self.weight.copy_(folded)
+                self.weight.copy_(self.stored(folded))
         else:
             self.pruner.on_stage_start(stage, horizon)
 
@@ -289,7 +334,7 @@ class CompressedLayer(QuantizedLayer):
         """Take parameters with the mask and the quantized values; those there were may be in use elsewhere and stay as they are."""
         super().finalized()
         weight, bias = self.finalized_parameters()
-        self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        self.weight = nn.Parameter(self.stored(weight).clone(), requires_grad=False)
         if bias is not None:
             self.bias = nn.Parameter(bias.clone(), requires_grad=False)
         self.pruner = NoPruner()

@@ -321,14 +321,13 @@ def finalize(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
-    before = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
+    before = [dict(layer.named_children()) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
     _tie(parameters)
-    after = [(layer.input_quantizer, layer.output_quantizer) for layer in layers]
-    became = {id(old): new for olds, news in zip(before, after, strict=True) for old, new in zip(olds, news, strict=True)}
+    became = {id(old): getattr(layer, place) for layer, olds in zip(layers, before, strict=True) for place, old in olds.items() if hasattr(layer, place)}
     for layer in final.values():
         if isinstance(layer, QuantizedLayer):
-            layer.source = tuple(became.get(id(source), source) for source in layer.source)
+            layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}
     return _replace(model, final).eval()
 
 

@@ -30,7 +30,7 @@ class ChannelAffine(_ChannelwiseLayer):
 
     def __init__(self, norm: "_BatchNorm") -> None:
         nn.Module.__init__(self)
-        self.name, self.calls, self.quantization, self.source, self.regularization = norm.name, norm.calls, norm.quantization, norm.source, None
+        self.name, self.calls, self.quantization, self.sources, self.regularization = norm.name, norm.calls, norm.quantization, norm.sources, None
         self.input_quantizer, self.output_quantizer = norm.input_quantizer, norm.output_quantizer
         scale, shift = norm.scale_and_shift()
         self.weight = nn.Parameter(scale, requires_grad=False)

@@ -25,7 +25,7 @@ class _AvgPool(QuantizedLayer):
         return super(QuantizedLayer, self).forward(x)
 
     def _stays_float(self) -> bool:
-        return self.input_quantizer.is_float and self.output_quantizer.is_float and not self.source
+        return self.input_quantizer.is_float and self.output_quantizer.is_float and not self.sources
 
 
 class PQAvgPool1d(_AvgPool, nn.AvgPool1d):

@@ -448,7 +448,7 @@ def test_something_between_two_layers_is_quantized_again() -> None:
         (lambda y: torch.relu_(y), False),
     ]:
         model = pquant.compress(Between(change), None, FIXED, x)
-        assert bool(model.b.source) is skipped
+        assert bool(model.b.sources) is skipped
         seen: list[Tensor] = []
         model.b.linear_map = lambda y, *_, seen=seen: seen.append(y) or y
         model(x)

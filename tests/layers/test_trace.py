@@ -127,7 +127,7 @@ def test_a_relu_in_place_is_left_so_where_training_takes_more_than_the_example()
 def test_a_relu_in_place_whose_input_nothing_reads_again_is_not_left_so() -> None:
     net, x = in_place(lambda net, y: net.d(net.r(y)))
     model = pquant.compress(net, None, FIXED, x)
-    assert isinstance(model.r, PQActivation) and not model.r.overwrites and model.d.source
+    assert isinstance(model.r, PQActivation) and not model.r.overwrites and model.d.sources
 
 
 class Off(nn.Module):
@@ -157,7 +157,7 @@ def test_what_training_puts_off_the_grid_is_quantized_again(kind: str) -> None:
     torch.manual_seed(0)
     x, seen = 6 * torch.randn(64, 8), list[Tensor]()
     model = pquant.compress(Off(change), None, FIXED, x)
-    assert bool(model.b.source) is skipped
+    assert bool(model.b.sources) is skipped
     model.b.input_quantizer.register_forward_hook(lambda *args: seen.append(args[2].detach()))
     for training in (True, False):
         model.train(training)(x)
@@ -178,7 +178,7 @@ def test_tracing_training_draws_no_random_numbers(kind: str) -> None:
 def test_a_single_example_is_enough_for_batch_norm() -> None:
     net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
     model = pquant.compress(net, None, FIXED, torch.randn(1, 8))
-    assert [bool(model[at].source) for at in (1, 2, 3)] == [True] * 3
+    assert [bool(model[at].sources) for at in (1, 2, 3)] == [True] * 3
 
 
 @pytest.mark.parametrize("change", [lambda y: y * 1.7, lambda y: y.mul_(1.7)], ids=["another", "in place"])
@@ -187,7 +187,7 @@ def test_what_a_hook_changes_is_quantized_again(change: Callable[[Tensor], Tenso
         net, x, seen = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)), torch.randn(4, 8), list[Tensor]()
         getattr(net[index], register)(lambda module, args, y=None: change(args[0] if y is None else y))
         model = pquant.compress(net, None, FIXED, x)
-        assert not model[1].source
+        assert not model[1].sources
         model[1].input_quantizer.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
         model(x)
         assert torch.equal(seen[0], fixed_point(seen[0], 1, 3, 4))
