@@ -114,6 +114,10 @@ class PQActivation(QuantizedLayer):
             return x
         return F.relu(x) if self.multiplier is None else F.relu(x) * torch.exp2(round_straight_through(self.multiplier))
 
+    def quantizes(self, name: str) -> bool:
+        """Return whether a parameter has become part of a table."""
+        return not self.operand().is_float
+
     def output_source(self) -> Quantizer | None:
         """Return the output's quantizer, else the input's where it is the ReLU itself."""
         if not self.output_quantizer.is_float:

@@ -29,14 +29,14 @@ class Call(NamedTuple):
         output: shape of the output, likewise.
         batch_axis: axis of the input that grows with the batch, None where none does. An axis that joins batch and positions, as after
             ``x.reshape(batch * positions, features)``, has the positions of one example.
-        channel_axis: axis of the input that holds its features, counted from the end.
+        channel_axis: axis of the input that holds its features, counted from the end; None where no axis does.
         others: shape and batch axis of each further input, of a layer that takes several.
     """
 
     input: Shape
     output: Shape
     batch_axis: int | None = 0
-    channel_axis: int = -1
+    channel_axis: int | None = -1
     others: tuple[tuple[Shape, int | None], ...] = ()
 
     @property
@@ -54,6 +54,17 @@ class Call(NamedTuple):
 Calls = tuple[Call, ...]
 Widths = Callable[[Quantizer], Tensor]
 """Gives the bits of a quantizer, as EBOPs count them."""
+
+
+class Cost(NamedTuple):
+    """What a part of a model does in one forward on a batch: multiplications, of matrix products and convolutions, and float values made."""
+
+    multiplications: int = 0
+    activations: int = 0
+
+    def __add__(self, other: Any) -> "Cost":
+        """Return the sum of both."""
+        return Cost(self.multiplications + other.multiplications, self.activations + other.activations)
 
 
 def check_precision(module: nn.Module, name: str) -> None:
@@ -75,6 +86,10 @@ class QuantizedLayer(nn.Module):
 
     input_quantizers: ClassVar[tuple[str, ...]] = ("input_quantizer",)
     """Names of the quantizers of the layer's inputs, in the order of the inputs."""
+    tensors: ClassVar[tuple[str, ...]] = ("input", "output")
+    """The tensors that the layer has a format for, as ``layer_specific`` calls them."""
+    cost = Cost()
+    """What the layer does in one forward on the example input."""
 
     input_quantizer: Quantizer
     output_quantizer: Quantizer
@@ -143,6 +158,16 @@ class QuantizedLayer(nn.Module):
         if getattr(self, place).is_redundant_after(source):
             setattr(self, place, NoQuantizer())
 
+    def quantizes(self, name: str) -> bool:
+        """Return whether a parameter of the layer is quantized."""
+        quantizer = getattr(self, f"{name}_quantizer", None)
+        return quantizer is not None and not quantizer.is_float
+
+    def is_quantized(self) -> bool:
+        """Return whether all that the layer computes with is quantized: its inputs and its parameters."""
+        parameters = [name for name, parameter in self._parameters.items() if parameter is not None]
+        return all(map(self.quantizes, parameters)) and not any(self.operand(number).is_float for number in range(len(self.input_quantizers)))
+
     def quantizers(self) -> list[Quantizer]:
         """Return the layer's own quantizers."""
         return [child for child in self.children() if isinstance(child, Quantizer)]
@@ -160,7 +185,7 @@ class QuantizedLayer(nn.Module):
 
         Args:
             weight: bits of each weight, of the weight's shape.
-            bias: bits of each bias, (outputs,), or None.
+            bias: bits of each bias, (outputs,), or None; each is added to all values of its output.
             data: bits of the layer's input, broadcasting with one input.
 
         Raises:
@@ -170,7 +195,7 @@ class QuantizedLayer(nn.Module):
         for call in self.calls_of(weight):
             total = total + self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
             if bias is not None:
-                total = total + bias.sum() * (math.prod(call.output) // max(weight.shape[0], 1))
+                total = total + bias.sum() * (math.prod(call.output) // max(bias.numel(), 1))
         return total
 
     def calls_of(self, weight: Tensor) -> Calls:
@@ -241,6 +266,8 @@ class CompressedLayer(QuantizedLayer):
     ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
     """
 
+    tensors = ("weight", "bias", "input", "output")
+
     weight: Tensor
     bias: Any
     pruner: Pruner
@@ -301,11 +328,15 @@ class CompressedLayer(QuantizedLayer):
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input, and show the pruner what it needs to see."""
         y = self.linear_map(x, *self.effective())
+        self.show(x, y)
+        return y
+
+    def show(self, x: Tensor, y: Tensor) -> None:
+        """Let the pruner observe what it needs of the quantized input and the output before quantization, in steps of the train stage."""
         if self.training and self.pruner.needs and self.pruner.stage is Stage.TRAIN:
             for needed, values in (("input", x), ("output", y)):
                 if needed in self.pruner.needs:
                     self.pruner.observe(values.detach())
-        return y
 
     def counted(self) -> tuple[Quantizer, ...]:
         """Return the quantizers of weight, bias and input."""

@@ -3,6 +3,7 @@
 import copy
 import logging
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
-from pquant.layers.activation import KINDS, PQActivation
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
-from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d
-from pquant.layers.dense import PQDense
-from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
-from pquant.layers.pool import POOLS, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, fixed_pool
-from pquant.layers.trace import Example, Trace, arguments, same_random_numbers, traced
+from pquant.layers.composite import Composite
+from pquant.layers.constant import PQConstant
+from pquant.layers.coverage import note_costs
+from pquant.layers.expansion import COMPOSITES, Reasons, composites, functions_to_layers, use_modules_for_activations
+from pquant.layers.functional import takes_layers
+from pquant.layers.pool import POOLS, fixed_pool
+from pquant.layers.replacements import KEEPING, PASSING, REPLACEMENTS
+from pquant.layers.trace import Example, Trace, arguments, materialize, same_random_numbers, traced
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -26,22 +29,10 @@ from pquant.quantization.quantizer import FixedPointQuantizer
 
 log = logging.getLogger(__name__)
 
-REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
-    nn.Linear: PQDense,
-    nn.Conv1d: PQConv1d,
-    nn.Conv2d: PQConv2d,
-    nn.Conv3d: PQConv3d,
-    nn.AvgPool1d: PQAvgPool1d,
-    nn.AvgPool2d: PQAvgPool2d,
-    nn.AvgPool3d: PQAvgPool3d,
-    nn.BatchNorm1d: PQBatchNorm1d,
-    nn.BatchNorm2d: PQBatchNorm2d,
-    nn.BatchNorm3d: PQBatchNorm3d,
-    **dict.fromkeys(KINDS.values(), PQActivation),
-}
-# Modules that only move or pick values, and those that do in evaluation.
-KEEPING = (nn.Identity, nn.Sequential, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-PASSING = (*KEEPING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+MOST_NAMES = 5
+
+OWN = ("forward", "_conv_forward", "_output_padding", "_check_input_dim")
+"""Methods of torch's layers that make what they compute."""
 
 
 def compress(
@@ -66,53 +57,80 @@ def compress(
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
-    model = copy.deepcopy(model)
+    model, reasons = _expanded(copy.deepcopy(model), example_input)
     trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
-    convertible = {name: layer for name, layer in layers.items() if type(layer) in REPLACEMENTS and _has_statistics(layer)}
+    convertible = {name: layer for name, layer in layers.items() if counterpart(layer) and _has_statistics(layer)}
     quantization.check_names(list(convertible))
     quantization.check_tensors({name: _tensors(layer) for name, layer in convertible.items()})
-    pruning.check_names([name for name, layer in convertible.items() if issubclass(REPLACEMENTS[type(layer)], CompressedLayer)])
+    pruning.check_names([name for name, layer in convertible.items() if issubclass(_counterpart(layer), CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
-    explained: list[str] = []
     for name, layer in convertible.items():
         original = model.get_submodule(name)
         reason = _why_float(original, trace)
         if reason:
-            explained.append(_described(name, original))
-            log.warning("%s stays float: %s", explained[-1], reason)
+            reasons[original] = reason
             continue
         if isinstance(layer, nn.ReLU):
             layer.inplace = layer.inplace and (trace is None or original in trace.overwriting)
-        replaced[original] = REPLACEMENTS[type(layer)].from_float(layer, name, pruning, quantization, calls.get(original, ()))
+        replaced[original] = _counterpart(layer).from_float(layer, name, pruning, quantization, calls.get(original, ()))
     devices = {parameter.device for parameter in model.parameters()}
-    model = _replace(model, replaced)
+    model = replace_modules(model, replaced)
     _check_references(model, replaced)
     if len(devices) == 1:
         model.to(devices.pop())
-    _use_layers_of_transformers(model)
     _share_weights(model)
     _check_ties(model, pruning)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
     if trace:
         _connect(trace, replaced)
+        note_costs(model, trace, replaced)
         throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in _auto_quantizers(model)})
         calibrate(throwaway, [example_input])  # type: ignore[list-item]
-    for left in unconverted(model) + (trace.functions if trace else []):
-        if left not in explained:
-            log.warning("not converted, stays float: %s", left)
+    for line in grouped(_left(model, trace, reasons)):
+        log.warning("stays float: %s", line)
     return model
+
+
+def counterpart(layer: nn.Module) -> type[QuantizedLayer] | None:
+    """Return the class of ours that stands for a layer: for one of torch's, and for a subclass of it whose forward is torch's own."""
+    kind = type(layer)
+    if kind in REPLACEMENTS:
+        return REPLACEMENTS[kind]
+    base = next((base for base in kind.__mro__ if base in REPLACEMENTS), None)
+    if base is None or any(getattr(kind, name, None) is not getattr(base, name, None) for name in OWN):
+        return None
+    return type(f"PQ{kind.__name__}", (REPLACEMENTS[base], kind), {"__module__": REPLACEMENTS[base].__module__})
+
+
+def _counterpart(layer: nn.Module) -> type[QuantizedLayer]:
+    kind = counterpart(layer)
+    assert kind is not None
+    return kind
+
+
+def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Reasons]:
+    """Return a model in which layers stand for attention, recurrences and functional code, and why they do not for some of it."""
+    use_modules_for_activations(model)
+    _use_layers_of_transformers(model)
+    trace = None
+    if example is not None:
+        materialize(model, example)
+        trace = Trace(model, example)
+    made, reasons = composites(model, trace)
+    model = replace_modules(model, made)
+    if example is not None and trace is not None:
+        reasons |= functions_to_layers(model, trace, example)
+    return model, reasons
 
 
 def _tensors(layer: nn.Module) -> list[str]:
     """Return the tensors of a layer that a format can be given for."""
-    quantized = issubclass(REPLACEMENTS[type(layer)], CompressedLayer)
-    own = [
-        name for name in ("weight", "bias") if isinstance(layer, nn.modules.batchnorm._BatchNorm) or quantized and getattr(layer, name) is not None
-    ]
-    return [*own, "input", "output"]
+    kind = _counterpart(layer)
+    always = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return [name for name in kind.tensors if always or getattr(layer, name, kind) is not None]
 
 
 def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
@@ -136,7 +154,7 @@ def _check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
             raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; compress the float model it came from")
-        if not any(isinstance(module, kind) for kind in REPLACEMENTS):
+        if not any(isinstance(module, kind) for kind in (*REPLACEMENTS, *COMPOSITES)):
             continue
         if parametrize.is_parametrized(module):
             made = next(iter(module.parametrizations))
@@ -153,8 +171,14 @@ def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
     for name in vars(layer):
         if callable(getattr(type(layer), name, None)):
             return f"it has a {name} of its own"
-    if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and not layer.weight.numel():
+    if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) and not layer.weight.numel():
         return "it has no weights"
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+        return "it has max_norm, or sparse gradients"
+    if isinstance(layer, nn.Softmax) and layer.dim is None:
+        return "it has no dim"
+    if getattr(layer, "return_indices", False):
+        return "it returns indices"
     if trace is None:
         return None
     if layer in trace.read_elsewhere:
@@ -179,10 +203,11 @@ def _plain(module: nn.Module, calls: dict[nn.Module, Calls]) -> nn.Module:
 
 
 def _has_statistics(layer: nn.Module) -> bool:
-    return getattr(layer, "track_running_stats", True)
+    """Return whether a norm has the statistics that ours needs: batch norm running ones, instance norm none."""
+    return getattr(layer, "track_running_stats", True) is not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
 
 
-def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
 
     Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
@@ -248,30 +273,61 @@ def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
 
 
 def _connect(trace: Trace, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Tell each layer which quantizer made its input, where only modules that move or pick values stand between."""
+    """Tell each layer which quantizer made each of its inputs, where only modules that move or pick values stand between."""
     for original in filter(replaced.__contains__, trace.order):
-        layer, feed = replaced[original], trace.feeds[original]
-        moved = False
-        while isinstance(feed, KEEPING):
-            feed, moved = trace.feeds[feed], True
-        maker = replaced.get(feed) if feed is not None else None
-        source = maker.output_source() if isinstance(maker, QuantizedLayer) else None
-        if isinstance(layer, QuantizedLayer) and source is not None and not (moved and source.width().ndim):
-            layer.connect(source)
+        layer: Any = replaced[original]
+        for number, feed in enumerate(trace.feeds[original][: len(layer.input_quantizers)]):
+            moved = False
+            while isinstance(feed, KEEPING):
+                feed, moved = (trace.feeds[feed] or (None,))[0], True
+            maker = replaced.get(feed) if feed is not None else None
+            source = maker.output_source() if isinstance(maker, QuantizedLayer) else None
+            if source is not None and not (moved and source.width().ndim):
+                layer.connect(source, number)
+
+
+def _left(model: nn.Module, trace: Trace | None, reasons: Reasons) -> list[tuple[str, str, str]]:
+    """Return what stays float: the kind, a class or a function, the name of the module, and why, where that is known.
+
+    Modules of ``trace`` and ``reasons`` are those of the float model, which the compressed one has still where they were not replaced.
+    """
+    inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+    left = []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer) or type(module) in PASSING or name.startswith(inside):
+            continue
+        reason = reasons.get(module, "")
+        if not isinstance(module, Composite) and (next(module.children(), None) is None or _own_parameters(module)):
+            left.append((type(module).__name__, name, reason))
+        elif reason and not (trace and trace.functions.get(module)):
+            left.append((type(module).__name__, name, reason))
+        left += [(function, name, reason if takes_layers(function) else "") for function in sorted(trace.functions.get(module, ()) if trace else ())]
+    return left
+
+
+def _own_parameters(module: nn.Module) -> list[str]:
+    """Return the parameters of a module that no layer stands for."""
+    constants = {child.of for child in module.children() if isinstance(child, PQConstant)}
+    return [name for name, parameter in module._parameters.items() if parameter is not None and name not in constants]
+
+
+def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return one line for each kind of what stays float and each reason: ``12 x gelu (blocks.*.mlp)``."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for kind, name, reason in left:
+        places.setdefault((kind, reason), []).append(name or "model")
+    lines = []
+    for (kind, reason), names in places.items():
+        patterns = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names)) if len(names) > 1 else names
+        more = f" and {len(patterns) - MOST_NAMES} more" if len(patterns) > MOST_NAMES else ""
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        lines.append(f"{count}{kind} ({', '.join(patterns[:MOST_NAMES])}{more}){': ' + reason if reason else ''}")
+    return lines
 
 
 def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:
-    """Return what stays float in a compressed model: modules by name and class, and functional calls when an example input is given."""
-    inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
-    left = [
-        _described(name, module)
-        for name, module in model.named_modules()
-        if not isinstance(module, QuantizedLayer)
-        and type(module) not in PASSING
-        and not name.startswith(inside)
-        and (next(module.children(), None) is None or module._parameters)
-    ]
-    return left + (Trace(model, example_input).functions if example_input is not None else [])
+    """Return what stays float in a compressed model, one line for each kind: classes of modules, and functions when an example input is given."""
+    return grouped(_left(model, Trace(model, example_input) if example_input is not None else None, {}))
 
 
 @contextmanager
@@ -328,7 +384,7 @@ def finalize(model: nn.Module) -> nn.Module:
     for layer in final.values():
         if isinstance(layer, QuantizedLayer):
             layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}
-    return _replace(model, final).eval()
+    return replace_modules(model, final).eval()
 
 
 def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:

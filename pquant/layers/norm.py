@@ -19,6 +19,8 @@ def _by_channel(values: Tensor, x: Tensor) -> Tensor:
 class _ChannelwiseLayer(QuantizedLayer):
     """A layer whose weight multiplies by channel, and whose bias adds to that."""
 
+    tensors = ("weight", "bias", "input", "output")
+
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x * weight + bias by channel."""
         y = x * _by_channel(weight, x)
@@ -31,6 +33,7 @@ class ChannelAffine(_ChannelwiseLayer):
     def __init__(self, norm: "_BatchNorm") -> None:
         nn.Module.__init__(self)
         self.name, self.calls, self.quantization, self.sources, self.regularization = norm.name, norm.calls, norm.quantization, norm.sources, None
+        self.cost = norm.cost
         self.input_quantizer, self.output_quantizer = norm.input_quantizer, norm.output_quantizer
         scale, shift = norm.scale_and_shift()
         self.weight = nn.Parameter(scale, requires_grad=False)

@@ -1,4 +1,4 @@
-"""Average pooling."""
+"""Average and max pools."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pquant.layers.base import Calls, QuantizedLayer, Shape
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 
 class _AvgPool(QuantizedLayer):
@@ -66,3 +69,33 @@ def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
     pool: Any = POOLS[type(layer)](kernels.pop()).train(layer.training)
     pool.output_size, pool.sizes = layer.output_size, {call.input[-rank:] for call in calls}
     return pool
+
+
+class _MaxPool(QuantizedLayer):
+    """A max pool of quantized values: what it gives are some of these, so that it has no output quantizer."""
+
+    tensors = ("input",)
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
+        super()._equip(name, pruning, quantization, calls)
+        self.output_quantizer = NoQuantizer()
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the largest value of each window."""
+        return super(QuantizedLayer, self).forward(x)
+
+    def output_source(self) -> Quantizer | None:
+        """Return the quantizer of the input."""
+        return None if self.operand().is_float else self.operand()
+
+
+class PQMaxPool1d(_MaxPool, nn.MaxPool1d):
+    """``nn.MaxPool1d`` with a quantizer of its input."""
+
+
+class PQMaxPool2d(_MaxPool, nn.MaxPool2d):
+    """``nn.MaxPool2d`` with a quantizer of its input."""
+
+
+class PQMaxPool3d(_MaxPool, nn.MaxPool3d):
+    """``nn.MaxPool3d`` with a quantizer of its input."""

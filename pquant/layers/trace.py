@@ -5,23 +5,39 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from pquant.errors import ConfigError
-from pquant.layers.base import Call, Calls, QuantizedLayer, Shape
+from pquant.layers.base import Call, Calls, Cost, QuantizedLayer, Shape
+from pquant.layers.composite import Composite
+from pquant.layers.merge import is_shift
 
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
+
+class Shapes(NamedTuple):
+    """The shapes of one call: of its inputs and its output, and the axis of the first input that holds features, from the end."""
+
+    inputs: tuple[Shape, ...]
+    output: Shape
+    channel_axis: int
+
 # Functions that move values without changing them, or add them exactly: nothing to quantize.
 EXACT = frozenset(
+    "amax amin max min maximum minimum where masked_fill masked_fill_ roll flip gather unbind swapaxes moveaxis sum __ne__ __eq__ __lt__ __le__ "
+    "__gt__ __ge__ eq ne lt le gt ge logical_not all any argmax argmin sort topk tril triu chunk tensor_split vstack hstack adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d _assert unflatten copy_ repeat_interleave tile broadcast_to cpu cuda numpy item tolist is_nested "
+    "_is_all_true type_as as_tensor pixel_shuffle pixel_unshuffle channel_shuffle meshgrid arange "
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ neg __neg__ cat concat stack view reshape flatten ravel unflatten "
     "permute transpose movedim t squeeze unsqueeze expand expand_as repeat chunk split narrow select index_select __getitem__ __get__ "
     "__set__ size dim numel stride contiguous clone detach to float type max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d "
@@ -69,8 +85,11 @@ class Trace(TorchFunctionMode):
     Attributes:
         shapes: for each layer (childless module) the (input, output) shapes of its calls.
         order: those modules in the order of their first calls.
-        feeds: for each layer the layer whose output it is given as it is, or None when that differs by call or is no layer's.
-        functions: "relu in 'block1'"-like descriptions of calls made outside layers that change values.
+        feeds: for each layer the layer whose output each of its inputs is as it is, or None when that differs by call or is no layer's.
+        functions: for each module the names of the functions that it calls outside layers and that change values.
+        called: all modules that are called, layers or not.
+        packed: those that get sequences of different lengths.
+        cost: for each layer, and for each module that calls functions, its multiplications and the values that it makes.
         read_elsewhere: layers whose parameters something else reads, by the name of what does.
         overwriting: in-place ReLUs whose input, or a tensor that it is a view of, is used again.
         output: what the model gave.
@@ -78,10 +97,14 @@ class Trace(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, example: Example, training: bool = False) -> None:
         super().__init__()
-        self.shapes: dict[nn.Module, list[tuple[Shape, Shape, int]]] = defaultdict(list)
+        self.shapes: dict[nn.Module, list[Shapes]] = defaultdict(list)
         self.order: list[nn.Module] = []
-        self.feeds: dict[nn.Module, nn.Module | None] = {}
-        self.functions: list[str] = []
+        self.feeds: dict[nn.Module, tuple[nn.Module | None, ...]] = {}
+        self.functions: dict[nn.Module, set[str]] = defaultdict(set)
+        self.called: set[nn.Module] = set()
+        self.packed: set[nn.Module] = set()
+        self.cost: dict[nn.Module, Cost] = defaultdict(Cost)
+        self._flops = FlopCounterMode(display=False)
         self.read_elsewhere: dict[nn.Module, str] = {}
         self.overwriting: set[nn.Module] = set()
         self._made: dict[int, tuple[nn.Module, Tensor, int]] = {}
@@ -95,7 +118,7 @@ class Trace(TorchFunctionMode):
                 self._owners[id(parameter)].add(module)
             self._watch(name, module, copied)
         args, kwargs = arguments(example)
-        with torch.no_grad(), same_random_numbers(model), self:
+        with torch.no_grad(), same_random_numbers(model), self._flops, self:
             self.output = twin(*args, **kwargs)
         self._note_overwritten(_tensors(self.output))
         self._made.clear()
@@ -104,10 +127,16 @@ class Trace(TorchFunctionMode):
     def _watch(self, name: str, module: nn.Module, copied: nn.Module) -> None:
         leaf = isinstance(module, QuantizedLayer) or next(module.children(), None) is None
         in_place = type(copied) is nn.ReLU and copied.inplace
-        feed: list[nn.Module | None] = []
+        feed: list[tuple[nn.Module | None, ...]] = []
+        flops: list[int] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            feed.append(self._maker((*args, *kwargs.values())))
+            inputs = (*args, *kwargs.values())
+            feed.append(tuple(self._maker(x) for x in inputs if isinstance(x, Tensor)))
+            flops.append(self._flops.get_total_flops())
+            self.called.add(module)
+            if any(isinstance(x, PackedSequence) for x in inputs):
+                self.packed.add(module)
             self._inside.append((name, module))
             self._leaf_depth += leaf
 
@@ -118,9 +147,12 @@ class Trace(TorchFunctionMode):
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._inside.pop()
             self._leaf_depth -= leaf
-            inputs = (*args, *kwargs.values())
-            if leaf and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                self._note(module, inputs[0], output, feed[-1])
+            inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            makers, flops_before = feed.pop(), flops.pop()
+            if leaf and not self._leaf_depth:
+                self.cost[module] += Cost((self._flops.get_total_flops() - flops_before) // 2, _values(output))
+            if leaf and inputs and isinstance(output, Tensor):
+                self._note(module, inputs, output, makers)
                 if in_place:
                     self._overwritten[_storage(inputs[0])].add(module)
 
@@ -130,23 +162,24 @@ class Trace(TorchFunctionMode):
         copied.register_forward_hook(made, prepend=True)
         copied.register_forward_hook(leave, with_kwargs=True)
 
-    def _maker(self, inputs: tuple[Any, ...]) -> nn.Module | None:
-        """Return the layer that made the first input, provided that nothing wrote into it since, nor that a hook put another in its place."""
-        module, made, version = self._made.get(id(inputs[0]), (None, None, 0)) if inputs else (None, None, 0)
+    def _maker(self, x: Tensor) -> nn.Module | None:
+        """Return the layer that made ``x``, provided that nothing wrote into it since, nor that a hook put another in its place."""
+        module, made, version = self._made.get(id(x), (None, None, 0))
         return module if made is not None and made._version == version and _storage(made) not in self._overwritten else None
 
-    def _note(self, module: nn.Module, x: Tensor, y: Tensor, feed: nn.Module | None) -> None:
+    def _note(self, module: nn.Module, inputs: list[Tensor], y: Tensor, feed: tuple[nn.Module | None, ...]) -> None:
+        x = inputs[0]
         if module not in self.shapes:
             self.order.append(module)
             self.feeds[module] = feed
-        elif self.feeds[module] is not feed:
-            self.feeds[module] = None
+        else:
+            self.feeds[module] = common(self.feeds[module], feed)
         if isinstance(module, nn.Linear) or isinstance(module, CHANNELS_SECOND):
             self._features_last = isinstance(module, nn.Linear)
         channel_axis = -1 if self._features_last else min(1 - x.ndim, -1)
         if isinstance(module, nn.modules.conv._ConvNd):
             channel_axis = -1 - len(module.kernel_size)
-        self.shapes[module].append((tuple(x.shape), tuple(y.shape), channel_axis))
+        self.shapes[module].append(Shapes(tuple(tuple(tensor.shape) for tensor in inputs), tuple(y.shape), channel_axis))
 
     def _note_overwritten(self, used: list[Tensor]) -> None:
         if self._overwritten:
@@ -155,22 +188,41 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and note when it changes values outside any layer, or reads a layer's parameter or an overwritten tensor."""
         name = getattr(func, "__name__", str(func))
+        before = self._flops.get_total_flops()
         result = func(*args, **(kwargs or {}))
         if not self._inside:
             return result
-        if self._leaf_depth == 0 and name not in EXACT:
-            description = f"{name} in '{self._inside[-1][0] or 'model'}'"
-            if description not in self.functions:
-                self.functions.append(description)
+        where, module = self._inside[-1]
+        if self._leaf_depth == 0 and not self._is_exact(name, args, result) and not isinstance(module, Composite):
+            self.functions[module].add(name.strip("_"))
+            self.cost[module] += Cost((self._flops.get_total_flops() - before) // 2, _values(result))
         if name not in LIKE and _tensors(result):
             used = list(_tensors(args[:1] if name in CASTS else (args, kwargs)))
             self._note_overwritten(used)
-            where, module = self._inside[-1]
             for tensor in used:
                 owners = self._owners.get(id(tensor), set())
                 if owners and module not in owners:
                     self.read_elsewhere.update(dict.fromkeys(owners, f"{name} in '{where or 'model'}'"))
         return result
+
+
+    @staticmethod
+    def _is_exact(name: str, args: Any, result: Any) -> bool:
+        """Return whether a call only moves, picks, adds or shifts values, or makes none that are float."""
+        if name in EXACT or not any(tensor.is_floating_point() for tensor in _tensors(result)):
+            return True
+        numbers = [value for value in args if isinstance(value, (int, float))] if len(args) == 2 else []
+        return name.strip("_") in ("mul", "rmul", "imul", "div", "truediv", "idiv") and len(numbers) == 1 and is_shift(numbers[0])
+
+
+def common(first: tuple[nn.Module | None, ...], second: tuple[nn.Module | None, ...]) -> tuple[nn.Module | None, ...]:
+    """Return the modules that both have in the same place, None elsewhere."""
+    return tuple(one if one is other else None for one, other in zip(first, second, strict=False))
+
+
+def _values(output: Any) -> int:
+    """Return how many float values there are."""
+    return sum(tensor.numel() for tensor in _tensors(output) if tensor.is_floating_point())
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -187,7 +239,7 @@ def _storage(tensor: Tensor) -> UntypedStorage | None:
 
 
 def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, Calls]]:
-    """Return a trace of the model, and the calls of each of its layers with shapes for one example; lazy modules take their shapes from it.
+    """Return a trace of the model, and the calls of each of its layers with shapes for one example.
 
     It is that of evaluation, but ``feeds`` holds for training too, and ``overwriting`` has what either needs. Where the model does not take the
     example in training, nothing feeds a layer for certain, and all in-place ReLUs may be needed as such.
@@ -195,22 +247,21 @@ def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, C
     Two examples of different batch size tell which axis of a layer's input is the batch. That of the model's input is the first, unless what the
     model gives for one element of that axis depends on the others, and not so for the second axis (attention in the order sequence, batch, features).
     """
-    _materialize(model, example)
     trace, training = Trace(model, example), _in_training(model, example)
     _check_batch(model, trace, example)
-    trace.feeds = {module: feed if training and training.feeds.get(module) is feed else None for module, feed in trace.feeds.items()}
+    trace.feeds = {module: common(feed, training.feeds.get(module, ()) if training else ()) for module, feed in trace.feeds.items()}
     trace.overwriting.update(training.overwriting if training else trace.shapes)
     chosen = _pair(model, example, 0)
     if chosen is None or not chosen[2]:
         second = _pair(model, example, 1)
         chosen = second if second and second[2] else chosen
     if chosen is None:
-        return trace, {module: tuple(_as_it_is(*call) for call in calls) for module, calls in trace.shapes.items()}
+        return trace, {module: tuple(map(_as_it_is, calls)) for module, calls in trace.shapes.items()}
     two, three, _ = chosen
     return trace, {module: _for_one_example(calls, three.shapes.get(module, [])) for module, calls in two.shapes.items()}
 
 
-def _materialize(model: nn.Module, example: Example) -> None:
+def materialize(model: nn.Module, example: Example) -> None:
     """Give lazy modules the shapes and parameters that they get in a forward on the example."""
     if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         return
@@ -236,7 +287,7 @@ def _check_batch(model: nn.Module, trace: Trace, example: Example) -> None:
     """Raise a ConfigError where a convolution gets the example as one without a batch axis."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
-            for shape, *_ in trace.shapes.get(module, []):
+            for (shape, *_), *_ in trace.shapes.get(module, []):
                 if len(shape) == len(module.kernel_size) + 1 and [len(shape)] == [tensor.ndim for tensor in _tensors(example)][:1]:
                     raise ConfigError(
                         f"example_input must be a batch: layer '{name}' got an input of shape {shape}, which has no batch axis; give"
@@ -285,19 +336,26 @@ def _independent(two: Trace, three: Trace) -> bool:
     return True
 
 
-def _as_it_is(inputs: Shape, outputs: Shape, channel_axis: int) -> Call:
-    if len(inputs) < 2 or channel_axis == -len(inputs):
-        return Call(inputs, outputs, None, channel_axis)
-    return Call((1, *inputs[1:]), (1, *outputs[1:]), 0, channel_axis)
+def _as_it_is(shapes: Shapes) -> Call:
+    (first, *others), outputs, channel_axis = shapes
+    if len(first) < 2 or channel_axis == -len(first):
+        return Call(first, outputs, None, channel_axis, tuple((shape, None) for shape in others))
+    return Call((1, *first[1:]), (1, *outputs[1:]), 0, channel_axis, tuple(((1, *shape[1:]), 0) if shape[:1] == first[:1] else (shape, None) for shape in others))
 
 
-def _for_one_example(two: list[tuple[Shape, Shape, int]], three: list[tuple[Shape, Shape, int]]) -> Calls:
+def _for_one_example(two: list[Shapes], three: list[Shapes]) -> Calls:
     """Return the calls of one example, from those of two and of three; where each example has calls of its own, its share of them."""
     if len(two) != len(three):
-        return tuple(Call(inputs, outputs, None, axis) for inputs, outputs, axis in two[: max(2 * len(two) - len(three), 1)])
+        share = two[: max(2 * len(two) - len(three), 1)]
+        return tuple(Call(inputs[0], outputs, None, axis, tuple((shape, None) for shape in inputs[1:])) for inputs, outputs, axis in share)
     calls = []
     for (inputs, outputs, channel_axis), (more_inputs, more_outputs, _) in zip(two, three, strict=True):
-        growing = [axis for axis, (a, b) in enumerate(zip(inputs, more_inputs, strict=False)) if a != b]
-        one = [tuple(2 * a - b for a, b in zip(*pair, strict=False)) for pair in ((inputs, more_inputs), (outputs, more_outputs))]
-        calls.append(Call(one[0], one[1], growing[0] if growing else None, channel_axis))
+        first, *others = (_of_one(*pair) for pair in zip(inputs, more_inputs, strict=True))
+        calls.append(Call(first[0], _of_one(outputs, more_outputs)[0], first[1], channel_axis, tuple(others)))
     return tuple(calls)
+
+
+def _of_one(two: Shape, three: Shape) -> tuple[Shape, int | None]:
+    """Return the shape for one example and its batch axis, from the shapes for two and for three."""
+    growing = [axis for axis, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
+    return tuple(2 * a - b for a, b in zip(two, three, strict=False)), growing[0] if growing else None

@@ -18,12 +18,18 @@ DATA_FORGET = 0.01
 
 @dataclass(frozen=True)
 class LayerFormats:
-    """The formats of one layer's weight, bias, input and output."""
+    """The formats of one layer's tensors.
+
+    ``exponential`` and ``reciprocal`` are those of what the tables inside a softmax or a norm give. Their values are at most 1, and never negative,
+    so that they have one integer bit and no sign: an exponential as many bits in all as data has, and a reciprocal, which many values share, twice as many.
+    """
 
     weight: TensorFormat
     bias: TensorFormat
     input: TensorFormat
     output: TensorFormat
+    exponential: TensorFormat
+    reciprocal: TensorFormat
 
 
 @schema("quantization", "quantization")
@@ -54,8 +60,8 @@ class Quantization(Settings):
         enable_quantization: whether anything is quantized.
         hgq_gamma: regularization weight of the sum of all bit widths in the loss.
         hgq_beta: regularization weight of EBOPs in the loss: higher makes smaller networks.
-        layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output); the first rule that fits
-            wins.
+        layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output, and of a softmax or norm
+            exponential, reciprocal); the first rule that fits wins.
         use_hgq: whether bits are trained.
         use_real_tanh: whether tanh stays one; else it is a hard tanh, which needs no table in hardware.
         overflow_mode_data: what inputs and outputs beyond the range become.
@@ -148,12 +154,12 @@ class Quantization(Settings):
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""
         return self._quantizer(settings, bits_shape(settings.granularity, shape), forget=math.inf)
 
-    def data_quantizer(self, settings: TensorFormat, calls: Sequence[tuple[tuple[int, ...], int]]) -> Quantizer:
+    def data_quantizer(self, settings: TensorFormat, calls: Sequence[tuple[tuple[int, ...], int | None]]) -> Quantizer:
         """Return the quantizer of a layer's input or output.
 
         Args:
             settings: its format.
-            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that; none when not known.
+            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that, None where no axis holds channels; none when not known.
 
         Raises:
             ConfigError: bits by channel or value for data of unknown shape, or of several.
@@ -203,11 +209,15 @@ class Quantization(Settings):
             overflow_mode=self.overflow_mode_data,
             granularity=self.data_granularity,
         )
+        bits = data.k + data.f + (data.i if isinstance(data.i, int) else 0)
+        table = replace(data, k=False, i=1, f=min(max(bits - 1, -32), 32), granularity="per_tensor", enable=enable)
         return LayerFormats(
             weight=weight,
             bias=weight,
             input=replace(data, enable=enable and self.quantize_input),
             output=replace(data, enable=enable and self.quantize_output),
+            exponential=table,
+            reciprocal=replace(table, f=min(max(2 * bits - 1, -32), 32)),
         )
 
     def _overridden(self, pattern: str) -> LayerFormats:

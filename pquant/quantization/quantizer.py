@@ -41,16 +41,16 @@ class TensorFormat(Settings):
     enable: bool = True
 
 
-def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int = 0) -> tuple[int, ...]:
+def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | None = 0) -> tuple[int, ...]:
     """Return the shape of the bit widths of a tensor of ``shape``: one for all, one per channel, or one per value.
 
-    Per channel the shape begins with the channel axis, so that it broadcasts with tensors of any size before it.
+    Per channel the shape begins with the channel axis, so that it broadcasts with tensors of any size before it; without a channel axis all is shared.
     """
-    if granularity == "per_tensor":
+    if granularity == "per_tensor" or granularity == "per_channel" and channel_axis is None:
         return ()
     if granularity == "per_weight":
         return tuple(shape)
-    axis = channel_axis % max(len(shape), 1)
+    axis = (channel_axis or 0) % max(len(shape), 1)
     return tuple(shape[axis : axis + 1]) + (1,) * (len(shape) - axis - 1)
 
 

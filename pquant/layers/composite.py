@@ -1,0 +1,56 @@
+"""Modules made of layers that compress replaces one by one."""
+
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION
+from pquant.layers.replacements import REPLACEMENTS
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+
+
+class Composite(nn.Module):
+    """A module whose arithmetic is that of layers inside it; what it does beside calling them moves, picks, adds or masks values.
+
+    A subclass stands for a ``float_class`` of torch. ``of`` makes the float layers that compute what a module of that class does; compress replaces
+    them, so that each has its own name, formats and pruner. The constructor of a subclass takes the arguments of ``float_class``, and by keyword ``pruning``,
+    ``quantization`` (method objects) and ``name``; without these the layers stay float.
+    """
+
+    float_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, *args: object, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: object):
+        super().__init__()
+        self.take(self.float_class(*args, **kwargs))
+        if pruning is not None or quantization is not None:
+            self._replace_layers(name, pruning or NO_PRUNING, quantization or NO_QUANTIZATION)
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Self:
+        """Return the float layers that compute what ``layer`` does, with its parameters."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.take(layer)
+        return new.train(layer.training)
+
+    def take(self, layer: nn.Module) -> None:
+        """Make the float layers, with the parameters of ``layer``."""
+        raise NotImplementedError
+
+    def _replace_layers(self, name: str, pruning: PruningMethod, quantization: Quantization) -> None:
+        for inner, layer in list(self.named_modules()):
+            if type(layer) in REPLACEMENTS:
+                parent, _, attribute = inner.rpartition(".")
+                own = f"{name}.{inner}" if name else inner
+                setattr(self.get_submodule(parent), attribute, REPLACEMENTS[type(layer)].from_float(layer, own, pruning, quantization))
+
+
+def dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a dense layer with these parameters (outputs, inputs) and (outputs,); parts of a parameter are copied."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values is not None:
+            own = values if isinstance(values, nn.Parameter) else nn.Parameter(values.detach().clone(), requires_grad=values.requires_grad)
+            setattr(layer, name, own)
+    return layer

@@ -1,0 +1,68 @@
+"""Which share of a model is quantized."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pquant.errors import ConfigError
+from pquant.layers.base import Cost, QuantizedLayer
+from pquant.layers.constant import PQConstant
+from pquant.layers.replacements import PASSING
+from pquant.layers.trace import Trace
+from pquant.pruning.method import Pruner
+from pquant.quantization.ebops import BitRegularization
+from pquant.quantization.quantizer import Quantizer
+
+
+def note_costs(model: nn.Module, trace: Trace, replaced: Mapping[nn.Module, Any]) -> None:
+    """Let each layer of a compressed model know its ``cost``, and the model that of all that stays float, as ``float_cost``."""
+    left = Cost()
+    for module, cost in trace.cost.items():
+        if module in replaced:
+            replaced[module].cost = cost
+        elif not isinstance(module, PASSING):
+            left += cost
+    model.float_cost = left  # type: ignore[assignment]
+
+
+def coverage(model: nn.Module) -> dict[str, float]:
+    """Return which shares of a compressed or finalized model are quantized, each in [0, 1]; 1 where there is nothing of the kind.
+
+    ``parameters`` counts the values of all parameters of the model itself. ``multiplications`` counts those of matrix products and convolutions, quantized
+    where all their factors are. ``activations`` counts the values that layers and functions make, but for those that only move, pick, add or shift
+    values; quantized where a layer makes them of quantized values.
+
+    Raises:
+        ConfigError: the model was compressed without an example input, so that what it computes is not known.
+    """
+    if not isinstance(getattr(model, "float_cost", None), Cost):
+        raise ConfigError("coverage depends on what the model computes: give compress an example_input")
+    done, total = Cost(), model.float_cost
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer):
+            total += layer.cost
+            done += layer.cost if layer.is_quantized() else Cost()
+    quantized, parameters = _parameters(model)
+    return {
+        "parameters": quantized / parameters if parameters else 1.0,
+        "multiplications": done.multiplications / total.multiplications if total.multiplications else 1.0,
+        "activations": done.activations / total.activations if total.activations else 1.0,
+    }
+
+
+def _parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many values of the model's own parameters are quantized, and how many there are."""
+    done: dict[int, int] = {}
+    total: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, (Quantizer, Pruner, BitRegularization)):
+            continue
+        constants = {child.of for child in module.children() if isinstance(child, PQConstant) and child.is_quantized()}
+        for name, parameter in module._parameters.items():
+            if parameter is None or name == "multiplier":
+                continue
+            total[id(parameter)] = parameter.numel()
+            if name in constants or isinstance(module, QuantizedLayer) and module.quantizes(name):
+                done[id(parameter)] = parameter.numel()
+    return sum(done.values()), sum(total.values())

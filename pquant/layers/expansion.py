@@ -1,0 +1,99 @@
+"""A float model becomes one in which layers do what attention, recurrences and functional code do; it computes the same."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from pquant.layers.attention import PQMultiheadAttention
+from pquant.layers.capture import Arguments, NotCaptured, bound
+from pquant.layers.composite import Composite
+from pquant.layers.functional import takes_layers, with_layers
+from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
+from pquant.layers.trace import Example, Trace, arguments, same_random_numbers
+
+COMPOSITES: dict[type[nn.Module], type[Composite]] = {
+    kind.float_class: kind for kind in (PQMultiheadAttention, PQLSTM, PQGRU, PQRNN, PQLSTMCell, PQGRUCell, PQRNNCell)
+}
+ACTIVATIONS: dict[Callable[..., Tensor], type[nn.Module]] = {F.relu: nn.ReLU, F.gelu: nn.GELU, torch.relu: nn.ReLU}
+"""Functions that torch's transformer layers hold as attributes."""
+Reasons = dict[nn.Module, str]
+"""Why a module stays as it is."""
+
+
+def composites(model: nn.Module, trace: Trace | None) -> tuple[dict[nn.Module, nn.Module], Reasons]:
+    """Return what stands for attention and recurrences of a model, and why some of them stay float."""
+    used: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            used[id(parameter)] = used.get(id(parameter), 0) + 1
+    replaced: dict[nn.Module, nn.Module] = {}
+    reasons: Reasons = {}
+    for module in model.modules():
+        if type(module) not in COMPOSITES:
+            continue
+        reason = _why_float(module, trace, used)
+        if reason:
+            reasons[module] = reason
+        else:
+            replaced[module] = COMPOSITES[type(module)].of(module)
+    return replaced, reasons
+
+
+def _why_float(module: nn.Module, trace: Trace | None, used: Mapping[int, int]) -> str | None:
+    if any(used[id(parameter)] > 1 for parameter in module.parameters()):
+        return "something else has its parameters too"
+    if trace is None:
+        return None
+    if module in trace.packed:
+        return "it gets packed sequences; pad them to one length"
+    if module in trace.read_elsewhere:
+        return f"something else reads its parameters, {trace.read_elsewhere[module]}"
+    return None if module in trace.called else "the example input does not reach it"
+
+
+def use_modules_for_activations(model: nn.Module) -> None:
+    """Let torch's transformer layers call modules where they hold functions."""
+    for module in model.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and module.activation in ACTIVATIONS:
+            function = module.__dict__.pop("activation")
+            module.activation = ACTIVATIONS[function]()
+
+
+def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Reasons:
+    """Let the modules of a model call layers where they call functions that have one; return why some do not."""
+    wanted = [module for module, names in trace.functions.items() if any(map(takes_layers, names)) and not isinstance(module, Composite)]
+    calls, reasons = _calls(model, wanted, example)
+    for module in wanted:
+        if module in reasons:
+            continue
+        try:
+            with_layers(module, calls[module])
+        except NotCaptured as reason:
+            reasons[module] = str(reason)
+    return reasons
+
+
+def _calls(model: nn.Module, wanted: list[nn.Module], example: Example) -> tuple[dict[nn.Module, list[Arguments]], Reasons]:
+    """Return the arguments of the calls of some modules in one forward, or why they have none by name."""
+    calls: dict[nn.Module, list[Arguments]] = {module: [] for module in wanted}
+    reasons: Reasons = {}
+    twin = copy.deepcopy(model).eval()
+    for module, copied in zip(model.modules(), twin.modules(), strict=True):
+        if module in calls:
+
+            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module = module) -> None:
+                try:
+                    calls[module].append(tree_map_only(Tensor, torch.clone, bound(module, args, kwargs)))
+                except NotCaptured as reason:
+                    reasons[module] = str(reason)
+
+            copied.register_forward_pre_hook(note, with_kwargs=True)
+    args, kwargs = arguments(example)
+    with torch.no_grad(), same_random_numbers(model):
+        twin(*args, **kwargs)
+    return calls, reasons

@@ -1,0 +1,286 @@
+"""Calls of ``torch``, ``torch.nn.functional`` and tensor methods become the layers that they stand for."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pquant.layers.activation import KINDS
+from pquant.layers.attention import ScaledDotProductAttention
+from pquant.layers.capture import VALUE, Arguments, NotCaptured, attribute, captured
+from pquant.layers.constant import Constant
+from pquant.layers.merge import Mean, Merge, Scale, is_shift
+
+Operands = tuple[Any, ...]
+Made = tuple[nn.Module, Operands]
+"""A float layer, and the arguments that it is called with: nodes, or values."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "gelu": ("approximate",),
+    "elu": ("alpha",),
+    "celu": ("alpha",),
+    "leaky_relu": ("negative_slope",),
+    "hardtanh": ("min_val", "max_val"),
+    "softplus": ("beta", "threshold"),
+    "softshrink": ("lambd",),
+    "hardshrink": ("lambd",),
+}
+"""What functional activations take beside their input, in order."""
+ACTIVATIONS = frozenset(KINDS) - {"prelu"}
+POOLS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+SAME = {"bmm": "matmul", "imul": "mul", "imatmul": "matmul", "multiply": "mul", "truediv": "div", "itruediv": "div", "true_divide": "div", "divide": "div"}
+SAME |= {"rmul": "mul", "swish": "silu", "clip": "clamp"}
+JOINS = frozenset("add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze view reshape getitem to matmul einsum where".split())
+"""Functions by which a parameter takes part as a value of its own."""
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+"""By how much the layers may differ from the calls that they stand for: float rounding."""
+
+
+def name_of(target: Any) -> str:
+    """Return the plain name of a called function or method: ``mul`` for ``operator.mul``, ``torch.mul``, ``Tensor.__mul__`` and ``Tensor.mul_``."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    name = name.strip("_")
+    return SAME.get(name, name)
+
+
+def _is_values(node: Any) -> bool:
+    """Return whether an argument is a node that stands for float values."""
+    return isinstance(node, fx.Node) and isinstance(node.meta[VALUE], Tensor) and node.meta[VALUE].is_floating_point()
+
+
+def _options(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a call behind its input, by name."""
+    return {**dict(zip(names, node.args[1:], strict=False)), **{key: value for key, value in node.kwargs.items() if key not in ("input", "self")}}
+
+
+def _activation(node: fx.Node) -> Made | None:
+    name = name_of(node.target)
+    if name == "relu":
+        in_place = bool(_options(node, ("inplace",)).get("inplace")) or str(node.target).endswith("relu_")
+        return nn.ReLU(in_place), (_input(node),)
+    options = {key: value for key, value in _options(node, OPTIONS.get(name, ())).items() if key != "inplace"}
+    return KINDS[name](**options), (_input(node),)
+
+
+def _input(node: fx.Node) -> Any:
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def _softmax(node: fx.Node) -> Made | None:
+    options = _options(node, ("dim",))
+    return None if options.get("dim") is None or options.get("dtype") else (nn.Softmax(options["dim"]), (_input(node),))
+
+
+def _product(node: fx.Node) -> Made | None:
+    if len(node.args) != 2:
+        return None
+    first, second = node.args
+    if _is_values(first) and _is_values(second):
+        return (Merge("mul"), (first, second)) if name_of(node.target) == "mul" else None
+    values, number = (first, second) if _is_values(first) else (second, first)
+    divides = name_of(node.target) == "div"
+    if not _is_values(values) or not isinstance(number, (int, float)) or divides and values is second:
+        return None
+    return None if is_shift(number) else (Scale(float(number), divides), (values,))
+
+
+def _square(node: fx.Node) -> Made | None:
+    exponent = 2 if name_of(node.target) == "square" else _options(node, ("exponent",)).get("exponent")
+    return (Merge("mul"), (_input(node), _input(node))) if exponent == 2 else None
+
+
+def _matmul(node: fx.Node) -> Made | None:
+    return (Merge("matmul"), tuple(node.args)) if len(node.args) == 2 and all(map(_is_values, node.args)) else None
+
+
+def _einsum(node: fx.Node) -> Made | None:
+    equation, *operands = node.args
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = list(operands[0])
+    return (Merge("einsum", str(equation)), tuple(operands)) if len(operands) == 2 and all(map(_is_values, operands)) else None
+
+
+def _mean(node: fx.Node) -> Made | None:
+    options = _options(node, ("dim", "keepdim"))
+    dim = options.get("dim")
+    axes = tuple(dim) if isinstance(dim, (list, tuple)) else (dim,)
+    if dim is None or options.get("dtype") or not all(isinstance(axis, int) for axis in axes):
+        return None
+    return Mean(axes if isinstance(dim, (list, tuple)) else dim, bool(options.get("keepdim"))), (_input(node),)
+
+
+def _clamp(node: fx.Node) -> Made | None:
+    options = _options(node, ("min", "max"))
+    low, high = options.get("min"), options.get("max")
+    if low == 0 and high is None:
+        return nn.ReLU(), (_input(node),)
+    numbers = all(isinstance(bound, (int, float)) for bound in (low, high))
+    return (nn.Hardtanh(float(low), float(high)), (_input(node),)) if numbers and low < high else None
+
+
+def _average_pool(node: fx.Node) -> Made | None:
+    name = name_of(node.target)
+    adaptive, rank = name.startswith("adaptive"), name[-2:]
+    layer: Any = getattr(nn, f"{'Adaptive' * adaptive}AvgPool{rank}")
+    return layer(**_options(node, ("output_size",) if adaptive else POOLS)), (_input(node),)
+
+
+def _norm(node: fx.Node) -> Made | None:
+    options = _options(node, ("normalized_shape", "weight", "bias", "eps"))
+    if options.get("weight") is not None or options.get("bias") is not None:
+        return None
+    return nn.LayerNorm(options["normalized_shape"], options.get("eps", 1e-5), elementwise_affine=False), (_input(node),)
+
+
+def _attention(node: fx.Node) -> Made | None:
+    options = _options(node, ("key", "value", "attn_mask", "dropout_p", "is_causal"))
+    if "query" in options or options.get("enable_gqa") or not isinstance(options.get("dropout_p", 0.0), (int, float)):
+        return None
+    scale = options.get("scale")
+    scale = 1 / math.sqrt(node.args[0].meta[VALUE].shape[-1]) if scale is None else scale  # type: ignore[union-attr]
+    layer = ScaledDotProductAttention(float(scale), float(options.get("dropout_p", 0.0)))
+    return layer, (node.args[0], options["key"], options["value"], options.get("attn_mask"), bool(options.get("is_causal", False)))
+
+
+def _dropout(node: fx.Node) -> Made | None:
+    options = _options(node, ("p", "training", "inplace"))
+    return (nn.Dropout(options.get("p", 0.5)), (_input(node),)) if options.get("training", True) else None
+
+
+LAYERS: dict[str, Callable[[fx.Node], Made | None]] = {
+    **dict.fromkeys(ACTIVATIONS, _activation),
+    "softmax": _softmax,
+    "mul": _product,
+    "div": _product,
+    "pow": _square,
+    "square": _square,
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "mean": _mean,
+    "clamp": _clamp,
+    **dict.fromkeys([f"{kind}avg_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)], _average_pool),
+    "layer_norm": _norm,
+    "scaled_dot_product_attention": _attention,
+    "dropout": _dropout,
+}
+"""What makes the layer for a call, by the call's name; None where none stands for it."""
+SHORT = {"scaled_dot_product_attention": "attention"}
+
+
+def takes_layers(name: str) -> bool:
+    """Return whether a layer can stand for calls of a function of this name."""
+    return name_of(name) in LAYERS
+
+
+def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
+    """Let a module call layers, as children of its own, where its forward calls functions; its class becomes a subclass with another forward.
+
+    Args:
+        module: the module, whose children stay as they are.
+        calls: the arguments of its calls, in evaluation.
+
+    Raises:
+        NotCaptured: the forward cannot be traced, is another one in training, or the layers do not give what the functions give.
+    """
+    twin = copy.deepcopy(module)
+    graph = captured(twin, calls[0], training=True)
+    _check_modes(graph, captured(twin, calls[0], training=False))
+    before = set(dict(twin.named_children()))
+    changed = _parameters_to_layers(twin, graph) + _functions_to_layers(twin, graph)
+    if not changed:
+        return
+    graph.lint()
+    forward = type(fx.GraphModule(twin, graph)).forward
+    kind = type(module)
+    twin.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    _check_equal(module, twin, calls)
+    for name, child in twin.named_children():
+        if name not in before:
+            module.add_module(name, child)
+    module.__class__ = twin.__class__
+
+
+def _functions_to_layers(module: nn.Module, graph: fx.Graph) -> int:
+    count = 0
+    for node in list(graph.nodes):
+        make = LAYERS.get(name_of(node.target)) if node.op in ("call_function", "call_method") else None
+        if make is None or not _is_values(node):
+            continue
+        made = make(node)
+        if made is not None:
+            _put(module, graph, node, *made)
+            count += 1
+    return count
+
+
+def _parameters_to_layers(module: nn.Module, graph: fx.Graph) -> int:
+    count = 0
+    for node in [node for node in graph.nodes if node.op == "get_attr" and isinstance(attribute(module, node.target), nn.Parameter)]:
+        if node.users and all(name_of(user.target) in JOINS for user in node.users):
+            name = _free(module, f"{node.target.rpartition('.')[2]}_constant")
+            module.add_module(name, Constant(tuple(node.meta[VALUE].shape), node.target))
+            with graph.inserting_after(node):
+                new = graph.call_module(name, (node,))
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+            count += 1
+    return count
+
+
+def _put(module: nn.Module, graph: fx.Graph, node: fx.Node, layer: nn.Module, operands: Operands) -> None:
+    """Let a new child of the module stand for a node."""
+    called = name_of(node.target)
+    name = _free(module, SHORT.get(called, called))
+    module.add_module(name, layer.train(module.training))
+    with graph.inserting_before(node):
+        new = graph.call_module(name, operands)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _free(module: nn.Module, name: str) -> str:
+    """Return ``name``, with a number where the module has an attribute of this name."""
+    names = [name, *(f"{name}_{number}" for number in range(1, 1000))]
+    return next(name for name in names if not hasattr(module, name))
+
+
+def _check_modes(training: fx.Graph, evaluation: fx.Graph) -> None:
+    """Raise NotCaptured where a forward makes other calls in training than in evaluation, dropout left aside."""
+
+    def described(graph: fx.Graph) -> list[tuple[Any, ...]]:
+        return [(node.op, node.target, *_plain(node)) for node in graph.nodes]
+
+    if described(training) != described(evaluation):
+        raise NotCaptured("it computes something else in training")
+
+
+def _plain(node: fx.Node) -> tuple[Any, Any]:
+    """Return the arguments of a node, with the names of nodes, and without what says whether and how much to drop."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: inner.name)
+    name = name_of(node.target)
+    if name == "dropout":
+        return args[:1], None
+    if name == "scaled_dot_product_attention":
+        return args[:4], {key: value for key, value in kwargs.items() if key != "dropout_p"}
+    return args, kwargs
+
+
+@torch.no_grad()
+def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]) -> None:
+    """Raise NotCaptured where two modules differ on calls in evaluation."""
+    module, other = copy.deepcopy(module).eval(), copy.deepcopy(other).eval()
+    for arguments in calls:
+        with torch.random.fork_rng(devices=[]):
+            pairs = [_tensors(each(**copy.deepcopy(arguments))) for each in (module, other)]
+        for mine, theirs in zip(*pairs, strict=True):
+            if mine.is_floating_point() and not torch.allclose(mine, theirs, RELATIVE, ABSOLUTE * float(mine.abs().max() if mine.numel() else 0), True):
+                raise NotCaptured("layers in its place do not give the same values")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    leaves, _ = torch.utils._pytree.tree_flatten(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -1,0 +1,204 @@
+"""Norms by the statistics of each example: layer norm, group norm, instance norm and RMS norm."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pquant.layers.base import Calls, QuantizedLayer, Widths
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
+
+
+class _Norm(QuantizedLayer):
+    """(x - mean) / sigma * weight + bias, with the mean and sigma of each example's own groups of values.
+
+    The sums of values and of their squares are exact. 1 / sigma comes from a table; weight and bias multiply and add by feature. These three keep as many
+    significant bits as the formats ``reciprocal``, ``weight`` and ``bias`` have, each value with its own binary point, as their ranges are not known
+    beforehand.
+
+    EBOPs count, for each value, its square, its product with 1 / sigma, and that with the weight, each with the bits of the input.
+    """
+
+    weight: Any
+    bias: Any
+    eps: Any
+    reciprocal_quantizer: Quantizer
+    tensors = ("weight", "bias", "input", "output", "reciprocal")
+    centres = True
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
+        super()._equip(name, pruning, quantization, calls)
+        formats = quantization.formats(name)
+        for tensor in ("weight", "bias", "reciprocal"):
+            settings = getattr(formats, tensor)
+            there = tensor == "reciprocal" or getattr(self, tensor, None) is not None
+            setattr(self, f"{tensor}_quantizer", MantissaQuantizer(settings) if settings.enable and there else NoQuantizer())
+
+    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``x`` in a shape in which some axes share their statistics, and these axes."""
+        raise NotImplementedError
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the normalized ``x``."""
+        if all(quantizer.is_float for quantizer in self.quantizers()):
+            return super(QuantizedLayer, self).forward(x)
+        grouped, axes = self.axes(x)
+        if self.centres:
+            grouped = grouped - grouped.mean(axes, keepdim=True)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        reciprocal = self.reciprocal_quantizer(torch.rsqrt(grouped.square().mean(axes, keepdim=True) + eps))
+        return self.affine((grouped * reciprocal).reshape(x.shape), *self._values())
+
+    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return a weight or bias so that it broadcasts with ``x``."""
+        raise NotImplementedError
+
+    def affine(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return x * weight + bias, by feature."""
+        y = x if weight is None else x * self.by_feature(weight, x)
+        return y if bias is None else y + self.by_feature(bias, x)
+
+    def _values(self) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = (None if values is None else getattr(self, f"{name}_quantizer")(values) for name, values in self._named())
+        return weight, bias
+
+    @torch.no_grad()
+    def finalized_parameters(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the quantized weight and bias; None for a norm without weight."""
+        weight, bias = self._values()
+        return None if weight is None else (weight, bias)
+
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x * weight + bias, by feature."""
+        return self.affine(x, weight, bias)
+
+    def calls_of(self, weight: Tensor) -> Calls:
+        """Return the layer's calls in one inference.
+
+        Raises:
+            ConfigError: they are not known.
+        """
+        return super().calls_of(weight.flatten())
+
+    def trained_ebops(self, widths: Widths) -> Tensor:
+        """Return the EBOPs by the bits of the input, differentiable; those of weight and bias are fixed."""
+        total = self.data_operations(widths)
+        if self.weight is None:
+            return total
+        bits = [None if values is None else torch.full_like(values, self._significant(name)) for name, values in self._named()]
+        return total + self.operations(bits[0], bits[1], widths(self.operand()))
+
+    def _named(self) -> list[tuple[str, Tensor | None]]:
+        return [("weight", self.weight), ("bias", getattr(self, "bias", None))]
+
+    def _significant(self, name: str) -> float:
+        """Return the bits with which a weight, bias or reciprocal is counted: its significant ones, 32 for float values."""
+        quantizer = getattr(self, f"{name}_quantizer")
+        return float(quantizer.significant if isinstance(quantizer, MantissaQuantizer) else FLOAT_BITS)
+
+    def counted(self) -> tuple[Quantizer, ...]:
+        """Return the quantizer of the input."""
+        return (self.operand(),)
+
+    def data_operations(self, widths: Widths) -> Tensor:
+        """Return the bits of all values squared, and times the significant bits of 1 / sigma."""
+        data = widths(self.operand())
+        total = data.new_zeros(())
+        for call in self.calls:
+            bits = data.expand(call.input)
+            total = total + (bits * (bits + self._significant("reciprocal"))).sum()
+        return total
+
+    @torch.no_grad()
+    def finalized(self) -> nn.Module:
+        """Take the quantized weight and bias."""
+        super().finalized()
+        weight, bias = self._values()
+        for name, values in (("weight", weight), ("bias", bias)):
+            if values is not None:
+                quantizer = getattr(self, f"{name}_quantizer")
+                if isinstance(quantizer, MantissaQuantizer):
+                    setattr(self, f"{name}_quantizer", FoldedQuantizer(*quantizer.format_of(values)))
+                setattr(self, name, nn.Parameter(values.clone(), requires_grad=False))
+        return self
+
+
+class PQLayerNorm(_Norm, nn.LayerNorm):
+    """``nn.LayerNorm`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
+
+    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``x`` and the normalized axes, the last ones."""
+        return x, tuple(range(-len(self.normalized_shape), 0))
+
+    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return ``values``, whose axes are the last ones."""
+        return values
+
+
+class PQRMSNorm(_Norm, nn.RMSNorm):
+    """``nn.RMSNorm`` with a quantized 1 / rms and weight, and quantizers around it: B. Zhang, R. Sennrich, arXiv 1910.07467."""
+
+    tensors = ("weight", "input", "output", "reciprocal")
+    centres = False
+
+    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``x`` and the normalized axes, the last ones."""
+        return x, tuple(range(-len(self.normalized_shape), 0))
+
+    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return ``values``, whose axes are the last ones."""
+        return values
+
+
+class PQGroupNorm(_Norm, nn.GroupNorm):
+    """``nn.GroupNorm`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
+
+    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``x`` as (batch, groups, values) and the last axis."""
+        return x.reshape(len(x), self.num_groups, -1), (2,)
+
+    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return ``values`` along the second axis."""
+        return values.view(-1, *(1,) * (x.ndim - 2))
+
+
+class _InstanceNorm(_Norm):
+    rank: int
+    _check_input_dim: Any
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the normalized ``x``.
+
+        Raises:
+            ValueError: ``x`` has not the number of axes that the layer takes.
+        """
+        self._check_input_dim(x)
+        return super().compute(x)
+
+    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``x`` and its spatial axes, the last ones."""
+        return x, tuple(range(-self.rank, 0))
+
+    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return ``values`` along the axis before the spatial ones."""
+        return values.view(-1, *(1,) * self.rank)
+
+
+class PQInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """``nn.InstanceNorm1d`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
+
+    rank = 1
+
+
+class PQInstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d``, likewise; see :class:`PQInstanceNorm1d`."""
+
+    rank = 2
+
+
+class PQInstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """``nn.InstanceNorm3d``, likewise; see :class:`PQInstanceNorm1d`."""
+
+    rank = 3

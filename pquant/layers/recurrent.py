@@ -1,0 +1,222 @@
+"""Recurrent layers, unrolled over time and made of layers that compress replaces one by one.
+
+LSTM: S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997. GRU: K. Cho et al., arXiv 1406.1078.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pquant.layers.composite import Composite, dense
+from pquant.layers.merge import Merge
+
+
+class _Cell(Composite):
+    """One step of a recurrence: ``ih`` makes gates of the input, ``hh`` of the hidden state, both with a bias of their own.
+
+    The input's gates of all steps are made at once, outside :meth:`step`.
+    """
+
+    states: ClassVar[int] = 1
+
+    def take(self, layer: Any) -> None:
+        """Make the layers with the parameters of a cell of torch."""
+        self.take_parameters(layer, "")
+
+    def take_parameters(self, layer: Any, suffix: str) -> None:
+        """Make the layers with those parameters of ``layer`` whose names end with ``suffix``, such as ``_l0_reverse``."""
+        for name in ("ih", "hh"):
+            setattr(self, name, dense(getattr(layer, f"weight_{name}{suffix}"), getattr(layer, f"bias_{name}{suffix}", None)))
+        projection = getattr(layer, f"weight_hr{suffix}", None)
+        self.proj = None if projection is None else dense(projection, None)
+        self.hidden_size = self.hh.weight.shape[1]
+        self.make_gates(layer)
+
+    def make_gates(self, layer: Any) -> None:
+        """Make the layers that follow ``ih`` and ``hh``."""
+        raise NotImplementedError
+
+    def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the state, the hidden one first, after a step in which the input gives ``gates``, (batch, gates)."""
+        raise NotImplementedError
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the state before the first step, all 0, for inputs (..., batch, features)."""
+        return (x.new_zeros(x.shape[-2], self.hidden_size),)
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Return the state after one step, for an input (batch, features) or (features,), as the cell of torch does."""
+        x = input if input.ndim == 2 else input.unsqueeze(0)
+        given = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
+        state = self.start(x) if given is None else tuple(part if part.ndim == 2 else part.unsqueeze(0) for part in given)
+        after = self.step(self.ih(x), state)
+        after = after if input.ndim == 2 else tuple(part.squeeze(0) for part in after)
+        return after if self.states == 2 else after[0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("ih", "hh"):
+            for kind in ("weight", "bias"):
+                _rename(state_dict, f"{prefix}{kind}_{name}", f"{prefix}{name}.{kind}")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
+    if old in state_dict:
+        state_dict[new] = state_dict.pop(old)
+
+
+class PQLSTMCell(_Cell):
+    """``nn.LSTMCell``: the products ``forget`` (gate and cell state), ``update`` (gate and candidate) and ``output`` (gate and tanh of the cell state)."""
+
+    float_class = nn.LSTMCell
+    states = 2
+
+    def make_gates(self, layer: Any) -> None:
+        """Make the activations and the products."""
+        self.sigmoid, self.tanh, self.tanh_cell = nn.Sigmoid(), nn.Tanh(), nn.Tanh()
+        self.forget, self.update, self.output = Merge("mul"), Merge("mul"), Merge("mul")
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the hidden and the cell state before the first step."""
+        return *super().start(x), x.new_zeros(x.shape[-2], self.hh.weight.shape[0] // 4)
+
+    def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the hidden and the cell state after a step."""
+        hidden, cell = state
+        i, f, g, o = (gates + self.hh(hidden)).chunk(4, -1)
+        i, f, o = self.sigmoid(torch.cat((i, f, o), -1)).chunk(3, -1)
+        cell = self.forget(f, cell) + self.update(i, self.tanh(g))
+        hidden = self.output(o, self.tanh_cell(cell))
+        return hidden if self.proj is None else self.proj(hidden), cell
+
+
+class PQGRUCell(_Cell):
+    """``nn.GRUCell``: the products ``reset`` (gate and the state's candidate) and ``update`` (gate and the difference of state and candidate)."""
+
+    float_class = nn.GRUCell
+
+    def make_gates(self, layer: Any) -> None:
+        """Make the activations and the products."""
+        self.sigmoid, self.tanh = nn.Sigmoid(), nn.Tanh()
+        self.reset, self.update = Merge("mul"), Merge("mul")
+
+    def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the hidden state after a step: n + z * (h - n)."""
+        (hidden,) = state
+        of_input, of_state = gates.chunk(3, -1), self.hh(hidden).chunk(3, -1)
+        reset, update = self.sigmoid(torch.cat((of_input[0] + of_state[0], of_input[1] + of_state[1]), -1)).chunk(2, -1)
+        candidate = self.tanh(of_input[2] + self.reset(reset, of_state[2]))
+        return (candidate + self.update(update, hidden - candidate),)
+
+
+class PQRNNCell(_Cell):
+    """``nn.RNNCell``, with tanh or ReLU."""
+
+    float_class = nn.RNNCell
+
+    def make_gates(self, layer: Any) -> None:
+        """Make the activation."""
+        kind = getattr(layer, "nonlinearity", "tanh")
+        self.activation: nn.Module = nn.ReLU() if kind == "relu" else nn.Tanh()
+
+    def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the hidden state after a step."""
+        return (self.activation(gates + self.hh(state[0])),)
+
+
+class _Recurrent(Composite):
+    """Layers of cells over time: the cell ``l0`` and, where the layer has them, ``l0_reverse``, ``l1``...
+
+    It gives what torch's layer gives for tensors, and loads its state dict; it does not take packed sequences.
+    """
+
+    cell: ClassVar[type[_Cell]]
+    num_layers: int
+
+    def take(self, layer: Any) -> None:
+        """Make a cell for each layer and direction, with the parameters of ``layer``."""
+        self.num_layers, self.batch_first, self.bidirectional, self.hidden_size = (
+            layer.num_layers,
+            layer.batch_first,
+            layer.bidirectional,
+            layer.hidden_size,
+        )
+        self.dropout = nn.Dropout(layer.dropout)
+        for name in self._names():
+            cell = self.cell.__new__(self.cell)
+            nn.Module.__init__(cell)
+            cell.take_parameters(layer, f"_{name}")
+            self.add_module(name, cell)
+
+    def _names(self) -> list[str]:
+        return [f"l{at}{direction}" for at in range(self.num_layers) for direction in ("", "_reverse")[: 1 + self.bidirectional]]
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """Return (hidden states of all steps, last states); arguments and shapes are those of torch's layer.
+
+        Raises:
+            TypeError: ``input`` is no tensor.
+        """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"a quantized {self.float_class.__name__} takes tensors, got a {type(input).__name__}: pad the sequences to one length")
+        batched = input.ndim == 3
+        x = input if batched else input.unsqueeze(1)
+        x = x.transpose(0, 1) if self.batch_first and batched else x
+        states = None if hx is None else [part if batched else part.unsqueeze(1) for part in (hx if isinstance(hx, tuple) else (hx,))]
+        last: list[tuple[Tensor, ...]] = []
+        for at, names in enumerate(self._by_layer()):
+            x = x if at == 0 else self.dropout(x)
+            outputs = []
+            for name in names:
+                cell: Any = self.get_submodule(name)
+                start = cell.start(x) if states is None else tuple(part[len(last)] for part in states)
+                output, state = self._run(cell, x, start, name.endswith("_reverse"))
+                outputs.append(output)
+                last.append(state)
+            x = torch.cat(outputs, -1)
+        ends = [torch.stack(parts) for parts in zip(*last, strict=True)]
+        if not batched:
+            x, ends = x.squeeze(1), [part.squeeze(1) for part in ends]
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        return x, ends[0] if self.cell.states == 1 else tuple(ends)
+
+    def _by_layer(self) -> list[list[str]]:
+        names, directions = self._names(), 1 + self.bidirectional
+        return [names[at : at + directions] for at in range(0, len(names), directions)]
+
+    @staticmethod
+    def _run(cell: Any, x: Tensor, state: tuple[Tensor, ...], backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the hidden states (steps, batch, features) of one cell, and its last state."""
+        gates = cell.ih(x).unbind(0)
+        hidden = []
+        for at in reversed(range(len(gates))) if backwards else range(len(gates)):
+            state = cell.step(gates[at], state)
+            hidden.append(state[0])
+        return torch.stack(hidden[::-1] if backwards else hidden), state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self._names():
+            for old, new in (("ih", "ih"), ("hh", "hh"), ("hr", "proj")):
+                for kind in ("weight", "bias"):
+                    _rename(state_dict, f"{prefix}{kind}_{old}_{name}", f"{prefix}{name}.{new}.{kind}")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class PQLSTM(_Recurrent):
+    """``nn.LSTM``, with projections too; see :class:`PQLSTMCell`."""
+
+    float_class, cell = nn.LSTM, PQLSTMCell
+
+
+class PQGRU(_Recurrent):
+    """``nn.GRU``; see :class:`PQGRUCell`."""
+
+    float_class, cell = nn.GRU, PQGRUCell
+
+
+class PQRNN(_Recurrent):
+    """``nn.RNN``; see :class:`PQRNNCell`."""
+
+    float_class, cell = nn.RNN, PQRNNCell

@@ -1,0 +1,87 @@
+"""Softmax, with the tables of exponentials and reciprocals that hardware has."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pquant.layers.base import Call, Calls, QuantizedLayer, Shape, Widths
+from pquant.pruning.method import PruningMethod
+from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
+
+
+class ScaledSoftmax(nn.Softmax):
+    """softmax(scale * x) over one axis, as attention has it.
+
+    Args:
+        dim: the axis.
+        scale: constant factor of the input.
+    """
+
+    def __init__(self, dim: int, scale: float = 1.0) -> None:
+        super().__init__(dim)
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return softmax(scale * input)."""
+        return super().forward(input * self.scale)
+
+    def extra_repr(self) -> str:
+        """Return the axis and the scale."""
+        return f"{super().extra_repr()}, scale={self.scale}"
+
+
+class PQSoftmax(QuantizedLayer, ScaledSoftmax):
+    """Softmax of quantized values: exponentials of the distances to the largest one, times the reciprocal of their sum.
+
+    Exponentials and the reciprocal come from tables, so that each has a format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is exact.
+    A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or by a value of at most
+    half the lowest float, gets exactly 0, and so do all values where everything is masked.
+
+    Takes ``dim`` and ``scale`` and, by keyword, ``quantization`` (method object) and ``name``.
+    """
+
+    tensors = ("weight", "input", "output", "exponential", "reciprocal")
+    exponential_quantizer: Quantizer
+    reciprocal_quantizer: Quantizer
+    dim: int
+    scale: float
+
+    def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
+        self.scale = float(getattr(self, "scale", 1.0))
+        super()._equip(name, pruning, quantization, tuple(call._replace(channel_axis=None) for call in calls))
+        formats = quantization.formats(name)
+        self.exponential_quantizer = self._data_quantizer(formats.exponential, self.calls)
+        self.reciprocal_quantizer = self._data_quantizer(formats.reciprocal, [call._replace(input=self._sums(call)) for call in self.calls])
+        self.factor = float(MantissaQuantizer(formats.weight)(torch.tensor(self.scale))) if formats.weight.enable else self.scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the softmax of ``input``, any shape."""
+        if all(quantizer.is_float for quantizer in self.quantizers()):
+            return ScaledSoftmax.forward(self, input)
+        masked = input <= torch.finfo(input.dtype).min / 2
+        x = self.input_quantizer(input.masked_fill(masked, 0) * self.factor)
+        largest = x.masked_fill(masked, -torch.inf).amax(self.dim, keepdim=True)
+        distance = (largest - x).masked_fill(masked, 0)
+        exponential = self.exponential_quantizer(torch.exp(-distance)).masked_fill(masked, 0)
+        total = exponential.sum(self.dim, keepdim=True)
+        reciprocal = self.reciprocal_quantizer(torch.where(total == 0, 0, 1 / total.masked_fill(total == 0, 1)))
+        return self.output_quantizer(exponential * reciprocal)
+
+    def counted(self) -> tuple[Quantizer, ...]:
+        """Return the quantizers of both tables."""
+        return self.exponential_quantizer, self.reciprocal_quantizer
+
+    def data_operations(self, widths: Widths) -> Tensor:
+        """Return the bits of the exponentials times those of the reciprocals, over all products of both."""
+        exponential, reciprocal = widths(self.exponential_quantizer), widths(self.reciprocal_quantizer)
+        total = exponential.new_zeros(())
+        for call in self.calls:
+            total = total + (exponential.expand(call.input) * reciprocal.expand(self._sums(call))).sum()
+        return total
+
+    def _sums(self, call: Call) -> Shape:
+        """Return the shape of the sums in a call."""
+        dim = self.dim % len(call.input)
+        return (*call.input[:dim], 1, *call.input[dim + 1 :])
