@@ -52,6 +52,11 @@ class PQMultiheadAttention(Composite):
 
     float_class = nn.MultiheadAttention
     batch_first: bool
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    bias_k_constant: Constant | None
+    bias_v_constant: Constant | None
 
     def take(self, layer: Any) -> None:
         """Make the float layers, with the parameters of ``layer``."""
@@ -100,7 +105,7 @@ class PQMultiheadAttention(Composite):
 
     def _sources(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return projected keys and values, (batch, sources, features), with those that the layer adds of its own."""
-        if self.bias_k is not None and self.bias_v is not None:
+        if self.bias_k_constant is not None and self.bias_v_constant is not None:
             own = (self.bias_k_constant(self.bias_k), self.bias_v_constant(self.bias_v))
             key, value = (torch.cat((x, last.expand(len(x), -1, -1)), 1) for x, last in zip((key, value), own, strict=True))
         if self.add_zero_attn:

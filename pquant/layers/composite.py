@@ -14,13 +14,15 @@ class Composite(nn.Module):
     """A module whose arithmetic is that of layers inside it; what it does beside calling them moves, picks, adds or masks values.
 
     A subclass stands for a ``float_class`` of torch. ``of`` makes the float layers that compute what a module of that class does; compress replaces
-    them, so that each has its own name, formats and pruner. The constructor of a subclass takes the arguments of ``float_class``, and by keyword ``pruning``,
-    ``quantization`` (method objects) and ``name``; without these the layers stay float.
+    them, so that each has its own name, formats and pruner. The constructor of a subclass takes the arguments of ``float_class``, and by keyword
+    ``pruning``, ``quantization`` (method objects) and ``name``; without these the layers stay float.
     """
 
     float_class: ClassVar[type[nn.Module]]
 
-    def __init__(self, *args: object, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: object):
+    def __init__(
+        self, *args: object, pruning: PruningMethod | None = None, quantization: Quantization | None = None, name: str = "", **kwargs: object
+    ):
         super().__init__()
         self.take(self.float_class(*args, **kwargs))
         if pruning is not None or quantization is not None:

@@ -32,7 +32,7 @@ class Constant(nn.Module):
 
 
 class PQConstant(QuantizedLayer, Constant):
-    """A parameter in the format of a weight. It is quantized in each forward; a finalized model keeps the parameter's float values beside the format."""
+    """A parameter in the format of a weight, quantized in each forward; a finalized model keeps its float values beside the format."""
 
     tensors = ("weight",)
     shape: Any

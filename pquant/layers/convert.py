@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
@@ -21,7 +22,7 @@ from pquant.layers.expansion import COMPOSITES, Reasons, composites, functions_t
 from pquant.layers.functional import takes_layers
 from pquant.layers.pool import POOLS, fixed_pool
 from pquant.layers.replacements import KEEPING, PASSING, REPLACEMENTS
-from pquant.layers.trace import Example, Trace, arguments, materialize, same_random_numbers, traced
+from pquant.layers.trace import Example, Trace, arguments, is_layer, materialize, same_random_numbers, traced
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
@@ -99,6 +100,8 @@ def counterpart(layer: nn.Module) -> type[QuantizedLayer] | None:
     kind = type(layer)
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind]
+    if isinstance(layer, LazyModuleMixin):
+        return None
     base = next((base for base in kind.__mro__ if base in REPLACEMENTS), None)
     if base is None or any(getattr(kind, name, None) is not getattr(base, name, None) for name in OWN):
         return None
@@ -256,12 +259,12 @@ def _share_weights(model: nn.Module) -> None:
 
 
 def _check_ties(model: nn.Module, pruning: PruningMethod) -> None:
-    """Raise a ConfigError where a method would change the values of a weight that something else, which stays float, uses too."""
-    used = {id(own): name for name, module in model.named_modules() if not isinstance(module, QuantizedLayer) for own in module._parameters.values()}
+    """Raise a ConfigError where a method would change the values of a weight that something else, which is not pruned, uses too."""
+    used = {id(own): name for name, module in model.named_modules() if not isinstance(module, CompressedLayer) for own in module._parameters.values()}
     for layer in weight_layers(model).values():
         if layer.prunable and pruning.rescales and id(layer.weight) in used:
             raise ConfigError(
-                f"layer '{layer.name}' has its weight in common with '{used[id(layer.weight)]}', which stays float, and {type(pruning).__name__}"
+                f"layer '{layer.name}' has its weight in common with '{used[id(layer.weight)]}', which is not pruned, and {type(pruning).__name__}"
                 f" rescales the weights it keeps: name '{layer.name}' in disable_pruning_for_layers"
             )
 
@@ -297,11 +300,12 @@ def _left(model: nn.Module, trace: Trace | None, reasons: Reasons) -> list[tuple
         if isinstance(module, QuantizedLayer) or type(module) in PASSING or name.startswith(inside):
             continue
         reason = reasons.get(module, "")
-        if not isinstance(module, Composite) and (next(module.children(), None) is None or _own_parameters(module)):
+        functions = sorted(trace.functions.get(module, ())) if trace else []
+        counts = is_layer(module) or trace is None and next(module.children(), None) is None or _own_parameters(module)
+        if counts and not isinstance(module, Composite) or reason and not functions:
             left.append((type(module).__name__, name, reason))
-        elif reason and not (trace and trace.functions.get(module)):
-            left.append((type(module).__name__, name, reason))
-        left += [(function, name, reason if takes_layers(function) else "") for function in sorted(trace.functions.get(module, ()) if trace else ())]
+        else:
+            left += [(function, name, reason if takes_layers(function) else "") for function in functions]
     return left
 
 
@@ -318,7 +322,7 @@ def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
         places.setdefault((kind, reason), []).append(name or "model")
     lines = []
     for (kind, reason), names in places.items():
-        patterns = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names)) if len(names) > 1 else names
+        patterns = names if len(names) <= MOST_NAMES else list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
         more = f" and {len(patterns) - MOST_NAMES} more" if len(patterns) > MOST_NAMES else ""
         count = f"{len(names)} x " if len(names) > 1 else ""
         lines.append(f"{count}{kind} ({', '.join(patterns[:MOST_NAMES])}{more}){': ' + reason if reason else ''}")
@@ -380,7 +384,9 @@ def finalize(model: nn.Module) -> nn.Module:
     before = [dict(layer.named_children()) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
     _tie(parameters)
-    became = {id(old): getattr(layer, place) for layer, olds in zip(layers, before, strict=True) for place, old in olds.items() if hasattr(layer, place)}
+    became = {
+        id(old): getattr(layer, place) for layer, olds in zip(layers, before, strict=True) for place, old in olds.items() if hasattr(layer, place)
+    }
     for layer in final.values():
         if isinstance(layer, QuantizedLayer):
             layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}

@@ -29,16 +29,17 @@ def note_costs(model: nn.Module, trace: Trace, replaced: Mapping[nn.Module, Any]
 def coverage(model: nn.Module) -> dict[str, float]:
     """Return which shares of a compressed or finalized model are quantized, each in [0, 1]; 1 where there is nothing of the kind.
 
-    ``parameters`` counts the values of all parameters of the model itself. ``multiplications`` counts those of matrix products and convolutions, quantized
-    where all their factors are. ``activations`` counts the values that layers and functions make, but for those that only move, pick, add or shift
-    values; quantized where a layer makes them of quantized values.
+    ``parameters`` counts the values of all parameters of the model itself. ``multiplications`` counts those of matrix products and convolutions,
+    quantized where all their factors are. ``activations`` counts the values that layers and functions make, but for those that only move, pick, add
+    or shift values; quantized where a layer makes them of quantized values.
 
     Raises:
         ConfigError: the model was compressed without an example input, so that what it computes is not known.
     """
-    if not isinstance(getattr(model, "float_cost", None), Cost):
+    total = getattr(model, "float_cost", None)
+    if not isinstance(total, Cost):
         raise ConfigError("coverage depends on what the model computes: give compress an example_input")
-    done, total = Cost(), model.float_cost
+    done = Cost()
     for layer in model.modules():
         if isinstance(layer, QuantizedLayer):
             total += layer.cost

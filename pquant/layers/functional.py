@@ -31,9 +31,20 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """What functional activations take beside their input, in order."""
 ACTIVATIONS = frozenset(KINDS) - {"prelu"}
 POOLS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-SAME = {"bmm": "matmul", "imul": "mul", "imatmul": "matmul", "multiply": "mul", "truediv": "div", "itruediv": "div", "true_divide": "div", "divide": "div"}
+SAME = {
+    "bmm": "matmul",
+    "imul": "mul",
+    "imatmul": "matmul",
+    "multiply": "mul",
+    "truediv": "div",
+    "itruediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+}
 SAME |= {"rmul": "mul", "swish": "silu", "clip": "clamp"}
-JOINS = frozenset("add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze view reshape getitem to matmul einsum where".split())
+JOINS = frozenset(
+    "add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze view reshape getitem to matmul einsum where".split()
+)
 """Functions by which a parameter takes part as a value of its own."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """By how much the layers may differ from the calls that they stand for: float rounding."""
@@ -117,8 +128,9 @@ def _clamp(node: fx.Node) -> Made | None:
     low, high = options.get("min"), options.get("max")
     if low == 0 and high is None:
         return nn.ReLU(), (_input(node),)
-    numbers = all(isinstance(bound, (int, float)) for bound in (low, high))
-    return (nn.Hardtanh(float(low), float(high)), (_input(node),)) if numbers and low < high else None
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low >= high:
+        return None
+    return nn.Hardtanh(float(low), float(high)), (_input(node),)
 
 
 def _average_pool(node: fx.Node) -> Made | None:
@@ -277,7 +289,9 @@ def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]
         with torch.random.fork_rng(devices=[]):
             pairs = [_tensors(each(**copy.deepcopy(arguments))) for each in (module, other)]
         for mine, theirs in zip(*pairs, strict=True):
-            if mine.is_floating_point() and not torch.allclose(mine, theirs, RELATIVE, ABSOLUTE * float(mine.abs().max() if mine.numel() else 0), True):
+            if mine.is_floating_point() and not torch.allclose(
+                mine, theirs, RELATIVE, ABSOLUTE * float(mine.abs().max() if mine.numel() else 0), True
+            ):
                 raise NotCaptured("layers in its place do not give the same values")
 
 

@@ -1,6 +1,6 @@
 """Norms by the statistics of each example: layer norm, group norm, instance norm and RMS norm."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQ
 class _Norm(QuantizedLayer):
     """(x - mean) / sigma * weight + bias, with the mean and sigma of each example's own groups of values.
 
-    The sums of values and of their squares are exact. 1 / sigma comes from a table; weight and bias multiply and add by feature. These three keep as many
-    significant bits as the formats ``reciprocal``, ``weight`` and ``bias`` have, each value with its own binary point, as their ranges are not known
-    beforehand.
+    The sums of values and of their squares are exact. 1 / sigma comes from a table; weight and bias multiply and add by feature. These three keep as
+    many significant bits as the formats ``reciprocal``, ``weight`` and ``bias`` have, each value with its own binary point, as their ranges are not
+    known beforehand.
 
     EBOPs count, for each value, its square, its product with 1 / sigma, and that with the weight, each with the bits of the input.
     """
@@ -25,7 +25,7 @@ class _Norm(QuantizedLayer):
     bias: Any
     eps: Any
     reciprocal_quantizer: Quantizer
-    tensors = ("weight", "bias", "input", "output", "reciprocal")
+    tensors: ClassVar[tuple[str, ...]] = ("weight", "bias", "input", "output", "reciprocal")
     centres = True
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
@@ -49,13 +49,13 @@ class _Norm(QuantizedLayer):
             grouped = grouped - grouped.mean(axes, keepdim=True)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         reciprocal = self.reciprocal_quantizer(torch.rsqrt(grouped.square().mean(axes, keepdim=True) + eps))
-        return self.affine((grouped * reciprocal).reshape(x.shape), *self._values())
+        return self.scaled((grouped * reciprocal).reshape(x.shape), *self._values())
 
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
         """Return a weight or bias so that it broadcasts with ``x``."""
         raise NotImplementedError
 
-    def affine(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def scaled(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return x * weight + bias, by feature."""
         y = x if weight is None else x * self.by_feature(weight, x)
         return y if bias is None else y + self.by_feature(bias, x)
@@ -72,7 +72,7 @@ class _Norm(QuantizedLayer):
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x * weight + bias, by feature."""
-        return self.affine(x, weight, bias)
+        return self.scaled(x, weight, bias)
 
     def calls_of(self, weight: Tensor) -> Calls:
         """Return the layer's calls in one inference.
@@ -85,10 +85,8 @@ class _Norm(QuantizedLayer):
     def trained_ebops(self, widths: Widths) -> Tensor:
         """Return the EBOPs by the bits of the input, differentiable; those of weight and bias are fixed."""
         total = self.data_operations(widths)
-        if self.weight is None:
-            return total
-        bits = [None if values is None else torch.full_like(values, self._significant(name)) for name, values in self._named()]
-        return total + self.operations(bits[0], bits[1], widths(self.operand()))
+        weight, bias = (None if values is None else torch.full_like(values, self._significant(name)) for name, values in self._named())
+        return total if weight is None else total + self.operations(weight, bias, widths(self.operand()))
 
     def _named(self) -> list[tuple[str, Tensor | None]]:
         return [("weight", self.weight), ("bias", getattr(self, "bias", None))]

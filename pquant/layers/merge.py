@@ -5,7 +5,6 @@ Sums, differences, concatenations and maxima make none: their values lie on the 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +68,10 @@ class PQMerge(QuantizedLayer, Merge):
     other_quantizer: Quantizer
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
-        axes = {} if self.kind in BY_CHANNEL else {"channel_axis": None}
-        super()._equip(name, pruning, quantization, tuple(call._replace(**axes) for call in calls))
+        calls = calls if self.kind in BY_CHANNEL else tuple(call._replace(channel_axis=None) for call in calls)
+        super()._equip(name, pruning, quantization, calls)
 
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
         """Return the function of both tensors, quantized as set."""
         return self.output_quantizer(Merge.forward(self, self.input_quantizer(input), self.other_quantizer(other)))
 

@@ -19,6 +19,9 @@ class _Cell(Composite):
     """
 
     states: ClassVar[int] = 1
+    hidden_size: int
+    ih: nn.Linear
+    hh: nn.Linear
 
     def take(self, layer: Any) -> None:
         """Make the layers with the parameters of a cell of torch."""
@@ -67,10 +70,11 @@ def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
 
 
 class PQLSTMCell(_Cell):
-    """``nn.LSTMCell``: the products ``forget`` (gate and cell state), ``update`` (gate and candidate) and ``output`` (gate and tanh of the cell state)."""
+    """``nn.LSTMCell``: the products ``forget`` (gate, cell state), ``update`` (gate, candidate) and ``output`` (gate, tanh of the cell state)."""
 
     float_class = nn.LSTMCell
     states = 2
+    proj: nn.Linear | None
 
     def make_gates(self, layer: Any) -> None:
         """Make the activations and the products."""

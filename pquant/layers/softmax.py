@@ -1,7 +1,5 @@
 """Softmax, with the tables of exponentials and reciprocals that hardware has."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -35,9 +33,9 @@ class ScaledSoftmax(nn.Softmax):
 class PQSoftmax(QuantizedLayer, ScaledSoftmax):
     """Softmax of quantized values: exponentials of the distances to the largest one, times the reciprocal of their sum.
 
-    Exponentials and the reciprocal come from tables, so that each has a format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is exact.
-    A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or by a value of at most
-    half the lowest float, gets exactly 0, and so do all values where everything is masked.
+    Exponentials and the reciprocal come from tables, so that each has a format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is
+    exact. A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or by a
+    value of at most half the lowest float, gets exactly 0, and so do all values where everything is masked.
 
     Takes ``dim`` and ``scale`` and, by keyword, ``quantization`` (method object) and ``name``.
     """

@@ -32,12 +32,13 @@ class Shapes(NamedTuple):
     output: Shape
     channel_axis: int
 
+
 # Functions that move values without changing them, or add them exactly: nothing to quantize.
 EXACT = frozenset(
     "amax amin max min maximum minimum where masked_fill masked_fill_ roll flip gather unbind swapaxes moveaxis sum __ne__ __eq__ __lt__ __le__ "
     "__gt__ __ge__ eq ne lt le gt ge logical_not all any argmax argmin sort topk tril triu chunk tensor_split vstack hstack adaptive_max_pool1d "
     "adaptive_max_pool2d adaptive_max_pool3d _assert unflatten copy_ repeat_interleave tile broadcast_to cpu cuda numpy item tolist is_nested "
-    "_is_all_true type_as as_tensor pixel_shuffle pixel_unshuffle channel_shuffle meshgrid arange "
+    "_is_all_true type_as as_tensor pixel_shuffle pixel_unshuffle channel_shuffle meshgrid arange view_as reshape_as "
     "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ neg __neg__ cat concat stack view reshape flatten ravel unflatten "
     "permute transpose movedim t squeeze unsqueeze expand expand_as repeat chunk split narrow select index_select __getitem__ __get__ "
     "__set__ size dim numel stride contiguous clone detach to float type max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d "
@@ -83,7 +84,7 @@ class Trace(TorchFunctionMode):
     ``nn.ReLU(inplace=True)`` runs out of place in it, so that a later use of its input can be told from one of its output.
 
     Attributes:
-        shapes: for each layer (childless module) the (input, output) shapes of its calls.
+        shapes: for each layer the (input, output) shapes of its calls.
         order: those modules in the order of their first calls.
         feeds: for each layer the layer whose output each of its inputs is as it is, or None when that differs by call or is no layer's.
         functions: for each module the names of the functions that it calls outside layers and that change values.
@@ -125,7 +126,7 @@ class Trace(TorchFunctionMode):
         self._overwritten.clear()
 
     def _watch(self, name: str, module: nn.Module, copied: nn.Module) -> None:
-        leaf = isinstance(module, QuantizedLayer) or next(module.children(), None) is None
+        leaf = is_layer(module)
         in_place = type(copied) is nn.ReLU and copied.inplace
         feed: list[tuple[nn.Module | None, ...]] = []
         flops: list[int] = []
@@ -205,7 +206,6 @@ class Trace(TorchFunctionMode):
                     self.read_elsewhere.update(dict.fromkeys(owners, f"{name} in '{where or 'model'}'"))
         return result
 
-
     @staticmethod
     def _is_exact(name: str, args: Any, result: Any) -> bool:
         """Return whether a call only moves, picks, adds or shifts values, or makes none that are float."""
@@ -213,6 +213,12 @@ class Trace(TorchFunctionMode):
             return True
         numbers = [value for value in args if isinstance(value, (int, float))] if len(args) == 2 else []
         return name.strip("_") in ("mul", "rmul", "imul", "div", "truediv", "idiv") and len(numbers) == 1 and is_shift(numbers[0])
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module counts as one layer, whatever it calls: a quantized one, or one without children whose forward is torch's or ours."""
+    known = type(module).forward.__module__.startswith(("torch.nn.", "pquant.layers."))
+    return isinstance(module, QuantizedLayer) or known and next(module.children(), None) is None
 
 
 def common(first: tuple[nn.Module | None, ...], second: tuple[nn.Module | None, ...]) -> tuple[nn.Module | None, ...]:
@@ -340,7 +346,13 @@ def _as_it_is(shapes: Shapes) -> Call:
     (first, *others), outputs, channel_axis = shapes
     if len(first) < 2 or channel_axis == -len(first):
         return Call(first, outputs, None, channel_axis, tuple((shape, None) for shape in others))
-    return Call((1, *first[1:]), (1, *outputs[1:]), 0, channel_axis, tuple(((1, *shape[1:]), 0) if shape[:1] == first[:1] else (shape, None) for shape in others))
+    return Call(
+        (1, *first[1:]),
+        (1, *outputs[1:]),
+        0,
+        channel_axis,
+        tuple(((1, *shape[1:]), 0) if shape[:1] == first[:1] else (shape, None) for shape in others),
+    )
 
 
 def _for_one_example(two: list[Shapes], three: list[Shapes]) -> Calls:

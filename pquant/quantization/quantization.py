@@ -20,8 +20,8 @@ DATA_FORGET = 0.01
 class LayerFormats:
     """The formats of one layer's tensors.
 
-    ``exponential`` and ``reciprocal`` are those of what the tables inside a softmax or a norm give. Their values are at most 1, and never negative,
-    so that they have one integer bit and no sign: an exponential as many bits in all as data has, and a reciprocal, which many values share, twice as many.
+    ``exponential`` and ``reciprocal`` are those of what the tables inside a softmax or a norm give. Their values are at most 1 and never negative, so
+    that they have one integer bit and no sign: an exponential has as many bits as data, a reciprocal, which many values share, twice as many.
     """
 
     weight: TensorFormat
@@ -159,7 +159,8 @@ class Quantization(Settings):
 
         Args:
             settings: its format.
-            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that, None where no axis holds channels; none when not known.
+            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that, None where no axis holds channels; none
+                when not known.
 
         Raises:
             ConfigError: bits by channel or value for data of unknown shape, or of several.

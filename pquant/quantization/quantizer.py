@@ -44,7 +44,7 @@ class TensorFormat(Settings):
 def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | None = 0) -> tuple[int, ...]:
     """Return the shape of the bit widths of a tensor of ``shape``: one for all, one per channel, or one per value.
 
-    Per channel the shape begins with the channel axis, so that it broadcasts with tensors of any size before it; without a channel axis all is shared.
+    Per channel the shape begins with the channel axis, so that it broadcasts with any axes before it; without a channel axis all is shared.
     """
     if granularity == "per_tensor" or granularity == "per_channel" and channel_axis is None:
         return ()

@@ -85,8 +85,8 @@ def test_a_layer_with_a_forward_of_its_own_stays_float_and_is_named(example: boo
     net, x = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), torch.randn(4, 6)
     net[1].forward = lambda x, layer=net[1]: 3 * nn.Linear.forward(layer, x)
     model = pquant.compress(net, None, FIXED, x if example else None)
-    assert type(model[0]) is PQDense and type(model[1]) is nn.Linear and pquant.unconverted(model) == ["Linear '1'"]
-    assert "Linear '1' stays float: it has a forward of its own" in caplog.messages
+    assert type(model[0]) is PQDense and type(model[1]) is nn.Linear and pquant.unconverted(model) == ["Linear (1)"]
+    assert "stays float: Linear (1): it has a forward of its own" in caplog.messages
     assert torch.equal(model(x), net[1](model[0](x)))
 
 

@@ -342,7 +342,7 @@ def test_examples_by_keyword_and_of_other_things_than_tensors() -> None:
         model = pquant.compress(net, None, AUTO, example)
         assert model.b.input_quantizer.i > model.a.input_quantizer.i + 3
         assert [layer.calls[0].input for layer in (model.a, model.b)] == [(1, 3), (1, 5)]
-        assert pquant.unconverted(model, example) == ["mul in 'model'"]
+        assert pquant.unconverted(model, example) == ["mul (model)"]
         pquant.calibrate(model, [example])
         pquant.trace_ranges(model, [example])
     assert type(pquant.compress(net, None, FIXED, (x,)).b) is nn.Linear, "the example does not reach it"
