@@ -217,7 +217,7 @@ class Trace(TorchFunctionMode):
 
 def is_layer(module: nn.Module) -> bool:
     """Return whether a module counts as one layer, whatever it calls: a quantized one, or one without children whose forward is torch's or ours."""
-    known = type(module).forward.__module__.startswith(("torch.nn.", "pquant.layers."))
+    known = str(type(module).forward.__module__).startswith(("torch.nn.", "pquant.layers."))
     return isinstance(module, QuantizedLayer) or known and next(module.children(), None) is None
 
 
