@@ -108,7 +108,8 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
-            output = model.eval()(example)
+            model.eval()
+            output = model(example)
     finally:
         for handle in handles:
             handle.remove()

@@ -75,7 +75,8 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     wide = [row for row in rows if not row.float32_exact]
     for row in wide:
         log.warning("layer '%s' needs %d bits for a sum, more than float32 has: the model is checked in float64", row.layer, row.partial_bits)
-    reference = copy.deepcopy(model).eval().to(torch.float64 if wide else torch.float32)
+    reference = copy.deepcopy(model).to(torch.float64 if wide else torch.float32)
+    reference.eval()
     reference_graph = _outputs_of(reference)
     inputs, outputs = [], []
     for start in range(0, len(vectors), BATCH):

@@ -224,7 +224,8 @@ class FITCompress(Settings):
 
 def _searchable(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model, for evaluation, that computes with float values."""
-    work = copy.deepcopy(model).eval()
+    work = copy.deepcopy(model)
+    work.eval()
     defer(work)
     return work
 

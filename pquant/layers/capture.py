@@ -12,6 +12,8 @@ Arguments = dict[str, Any]
 """The arguments of one call of a module by parameter name, defaults included."""
 VALUE = "value"
 """Key of a node's ``meta`` under which its value in the call stands."""
+KNOWN = ("torch", "pquant")
+COMMON = ("device", "dtype", "ndim", "layout", "is_cuda")
 
 
 class NotCaptured(Exception):
@@ -32,6 +34,13 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return dict(list(call.arguments.items())[1:])
 
 
+class _Proxy(fx.Proxy):
+    """Stands for a value in the graph; of what all calls have in common, such as a dtype, it gives the value itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node.meta[VALUE], name) if name in COMMON and isinstance(self.node.meta[VALUE], Tensor) else super().__getattr__(name)
+
+
 class _Tracer(fx.Tracer):
     """Records the calls of one forward, and computes them along the way, so that branches by sizes are followed and guarded."""
 
@@ -42,6 +51,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self.computing else super().call_module(m, forward, args, kwargs)
 
@@ -49,6 +61,8 @@ class _Tracer(fx.Tracer):
         return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        if kind == "call_function" and inspect.isfunction(target) and str(target.__module__).partition(".")[0] not in KNOWN:
+            return target(*args, **kwargs)  # a function that its author marked as one node
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self.computing = True
         try:
@@ -63,7 +77,7 @@ class _Tracer(fx.Tracer):
     def _computed(self, kind: str, target: Any, node: fx.Node) -> Any:
         if kind == "placeholder":
             return self.arguments[target]
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: inner.meta[VALUE])
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         if kind == "call_function":
             return target(*args, **kwargs)
         if kind == "call_method":
@@ -71,6 +85,10 @@ class _Tracer(fx.Tracer):
         if kind == "call_module":
             return self.root.get_submodule(target)(*args, **kwargs)
         return attribute(self.root, target) if kind == "get_attr" else None
+
+    def _value(self, node: fx.Node) -> Any:
+        """Return the value of a node; a buffer gets its node without :meth:`create_proxy`."""
+        return node.meta[VALUE] if VALUE in node.meta else node.meta.setdefault(VALUE, attribute(self.root, str(node.target)))
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return which branch the call takes, and let the graph check that others take it too; only sizes may decide."""
@@ -102,7 +120,8 @@ def captured(module: nn.Module, arguments: Arguments, training: bool) -> fx.Grap
     Raises:
         NotCaptured: the forward cannot be traced, keeps state of its own, or takes tensors inside other arguments.
     """
-    twin = copy.deepcopy(module).train(training)
+    twin = copy.deepcopy(module)
+    twin.train(training)
     arguments = tree_map_only(Tensor, torch.clone, arguments)
     for value in arguments.values():
         if not isinstance(value, (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)):

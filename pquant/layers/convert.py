@@ -378,7 +378,8 @@ def finalize(model: nn.Module) -> nn.Module:
 
     Its output is, bit for bit, that of ``model`` in evaluation mode.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model)
+    model.eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
     before = [dict(layer.named_children()) for layer in layers]
@@ -390,7 +391,9 @@ def finalize(model: nn.Module) -> nn.Module:
     for layer in final.values():
         if isinstance(layer, QuantizedLayer):
             layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}
-    return replace_modules(model, final).eval()
+    model = replace_modules(model, final)
+    model.eval()
+    return model
 
 
 def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:

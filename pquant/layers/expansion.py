@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pquant.layers.capture import Arguments, NotCaptured, bound
 from pquant.layers.composite import Composite
 from pquant.layers.functional import takes_layers, with_layers
 from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
-from pquant.layers.trace import Example, Trace, arguments, same_random_numbers
+from pquant.layers.trace import Example, Trace, arguments, is_layer, resized, same_random_numbers
 
 COMPOSITES: dict[type[nn.Module], type[Composite]] = {
     kind.float_class: kind for kind in (PQMultiheadAttention, PQLSTM, PQGRU, PQRNN, PQLSTMCell, PQGRUCell, PQRNNCell)
@@ -66,10 +67,10 @@ def use_modules_for_activations(model: nn.Module) -> None:
 
 def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Reasons:
     """Let the modules of a model call layers where they call functions that have one; return why some do not."""
-    wanted = [module for module, names in trace.functions.items() if any(map(takes_layers, names)) and not isinstance(module, Composite)]
-    calls, reasons = _calls(model, wanted, example)
+    wanted = [module for module in model.modules() if module in trace.called and _may_call_layers(module, trace)]
+    calls, reasons = _calls(model, wanted, _of_two_sizes(example))
     for module in wanted:
-        if module in reasons:
+        if module in reasons or not calls[module]:
             continue
         try:
             with_layers(module, calls[module])
@@ -78,11 +79,26 @@ def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Rea
     return reasons
 
 
-def _calls(model: nn.Module, wanted: list[nn.Module], example: Example) -> tuple[dict[nn.Module, list[Arguments]], Reasons]:
-    """Return the arguments of the calls of some modules in one forward, or why they have none by name."""
+def _of_two_sizes(example: Example) -> list[Example]:
+    """Return the example, and one with a batch of three where it has a batch."""
+    with suppress(IndexError):
+        return [example, resized(example, 0, 3)]
+    return [example]
+
+
+def _may_call_layers(module: nn.Module, trace: Trace) -> bool:
+    """Return whether a module calls functions that have a layer, or has parameters of its own to use."""
+    if is_layer(module) or isinstance(module, Composite):
+        return False
+    return any(map(takes_layers, trace.functions.get(module, ()))) or any(parameter is not None for parameter in module._parameters.values())
+
+
+def _calls(model: nn.Module, wanted: list[nn.Module], examples: list[Example]) -> tuple[dict[nn.Module, list[Arguments]], Reasons]:
+    """Return the arguments of the calls of some modules, of those examples that the model takes, or why they have none by name."""
     calls: dict[nn.Module, list[Arguments]] = {module: [] for module in wanted}
     reasons: Reasons = {}
-    twin = copy.deepcopy(model).eval()
+    twin = copy.deepcopy(model)
+    twin.eval()
     for module, copied in zip(model.modules(), twin.modules(), strict=True):
         if module in calls:
 
@@ -93,7 +109,8 @@ def _calls(model: nn.Module, wanted: list[nn.Module], example: Example) -> tuple
                     reasons[module] = str(reason)
 
             copied.register_forward_pre_hook(note, with_kwargs=True)
-    args, kwargs = arguments(example)
-    with torch.no_grad(), same_random_numbers(model):
-        twin(*args, **kwargs)
+    for example in examples:
+        args, kwargs = arguments(example)
+        with suppress(Exception), torch.no_grad(), same_random_numbers(model):
+            twin(*args, **kwargs)
     return calls, reasons

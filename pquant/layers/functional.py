@@ -43,7 +43,8 @@ SAME = {
 }
 SAME |= {"rmul": "mul", "swish": "silu", "clip": "clamp"}
 JOINS = frozenset(
-    "add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze view reshape getitem to matmul einsum where".split()
+    "add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze squeeze view reshape flatten permute "
+    "transpose contiguous getitem index_select chunk split to matmul einsum where".split()
 )
 """Functions by which a parameter takes part as a value of its own."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
@@ -59,7 +60,8 @@ def name_of(target: Any) -> str:
 
 def _is_values(node: Any) -> bool:
     """Return whether an argument is a node that stands for float values."""
-    return isinstance(node, fx.Node) and isinstance(node.meta[VALUE], Tensor) and node.meta[VALUE].is_floating_point()
+    value = node.meta.get(VALUE) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _options(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def _product(node: fx.Node) -> Made | None:
         return (Merge("mul"), (first, second)) if name_of(node.target) == "mul" else None
     values, number = (first, second) if _is_values(first) else (second, first)
     divides = name_of(node.target) == "div"
+    number = number.meta[VALUE] if isinstance(number, fx.Node) else number
     if not _is_values(values) or not isinstance(number, (int, float)) or divides and values is second:
         return None
     return None if is_shift(number) else (Scale(float(number), divides), (values,))
@@ -184,7 +187,7 @@ SHORT = {"scaled_dot_product_attention": "attention"}
 
 def takes_layers(name: str) -> bool:
     """Return whether a layer can stand for calls of a function of this name."""
-    return name_of(name) in LAYERS
+    return name_of(name) in LAYERS or name == "linear"
 
 
 def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
@@ -219,9 +222,12 @@ def _functions_to_layers(module: nn.Module, graph: fx.Graph) -> int:
     count = 0
     for node in list(graph.nodes):
         make = LAYERS.get(name_of(node.target)) if node.op in ("call_function", "call_method") else None
-        if make is None or not _is_values(node):
+        if not _is_values(node):
             continue
-        made = make(node)
+        if name_of(node.target) == "linear" and (owner := _owner(module, node)):
+            _call(graph, node, owner, (_input(node),))
+            count += 1
+        made = make(node) if make else None
         if made is not None:
             _put(module, graph, node, *made)
             count += 1
@@ -247,11 +253,29 @@ def _put(module: nn.Module, graph: fx.Graph, node: fx.Node, layer: nn.Module, op
     called = name_of(node.target)
     name = _free(module, SHORT.get(called, called))
     module.add_module(name, layer.train(module.training))
+    _call(graph, node, name, operands)
+
+
+def _call(graph: fx.Graph, node: fx.Node, name: str, operands: Operands) -> None:
+    """Let the call of a module take the place of a node."""
     with graph.inserting_before(node):
         new = graph.call_module(name, operands)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+
+
+def _owner(module: nn.Module, node: fx.Node) -> str:
+    """Return the name of the dense layer whose weight and bias a call of ``linear`` takes, or "" where these are not those of one."""
+    options = _options(node, ("weight", "bias"))
+    paths = [
+        value.target if isinstance(value, fx.Node) and value.op == "get_attr" else None for value in (options.get("weight"), options.get("bias"))
+    ]
+    owner = str(paths[0]).rpartition(".")[0]
+    layer = attribute(module, owner) if owner else None
+    bias = None if options.get("bias") is None else f"{owner}.bias"
+    fits = type(layer) is nn.Linear and paths == [f"{owner}.weight", bias] and (bias is None) == (layer.bias is None)
+    return owner if fits else ""
 
 
 def _free(module: nn.Module, name: str) -> str:
@@ -284,11 +308,16 @@ def _plain(node: fx.Node) -> tuple[Any, Any]:
 @torch.no_grad()
 def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]) -> None:
     """Raise NotCaptured where two modules differ on calls in evaluation."""
-    module, other = copy.deepcopy(module).eval(), copy.deepcopy(other).eval()
+    module, other = copy.deepcopy(module), copy.deepcopy(other)
+    module.eval()
+    other.eval()
     for arguments in calls:
-        with torch.random.fork_rng(devices=[]):
-            pairs = [_tensors(each(**copy.deepcopy(arguments))) for each in (module, other)]
-        for mine, theirs in zip(*pairs, strict=True):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                pairs = [_tensors(each(**copy.deepcopy(arguments))) for each in (module, other)]
+        except AssertionError as error:
+            raise NotCaptured("sizes decide what it computes") from error
+        for mine, theirs in zip(*pairs, strict=False):
             if mine.is_floating_point() and not torch.allclose(
                 mine, theirs, RELATIVE, ABSOLUTE * float(mine.abs().max() if mine.numel() else 0), True
             ):

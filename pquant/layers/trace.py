@@ -113,7 +113,9 @@ class Trace(TorchFunctionMode):
         self._inside: list[tuple[str, nn.Module]] = []
         self._leaf_depth, self._features_last = 0, False
         self._owners: dict[int, set[nn.Module]] = defaultdict(set)
-        twin = copy.deepcopy(model).train(training)
+        twin = copy.deepcopy(model)
+        twin.train(training)
+        twin.requires_grad_(False)
         for (name, module), copied in zip(model.named_modules(), twin.modules(), strict=True):
             for parameter in (parameter for parameter in copied._parameters.values() if parameter is not None):
                 self._owners[id(parameter)].add(module)
@@ -271,7 +273,8 @@ def materialize(model: nn.Module, example: Example) -> None:
     """Give lazy modules the shapes and parameters that they get in a forward on the example."""
     if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         return
-    twin, (args, kwargs) = copy.deepcopy(model).eval(), arguments(example)
+    twin, (args, kwargs) = copy.deepcopy(model), arguments(example)
+    twin.eval()
     with torch.no_grad(), same_random_numbers(model):
         twin(*args, **kwargs)
     pairs = list(zip(model.modules(), twin.modules(), strict=True))
@@ -285,7 +288,7 @@ def _in_training(model: nn.Module, example: Example) -> Trace | None:
     with suppress(Exception):
         return Trace(model, example, training=True)
     with suppress(Exception):
-        return Trace(model, _resized(example, 0, 2), training=True)
+        return Trace(model, resized(example, 0, 2), training=True)
     return None
 
 
@@ -307,12 +310,12 @@ def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace, 
     None where the model does not take them, whatever it raises.
     """
     with suppress(Exception):
-        two, three = (Trace(model, _resized(example, axis, count)) for count in (2, 3))
+        two, three = (Trace(model, resized(example, axis, count)) for count in (2, 3))
         return two, three, _independent(two, three)
     return None
 
 
-def _resized(example: Example, axis: int, count: int) -> Example:
+def resized(example: Example, axis: int, count: int) -> Example:
     """Return the example with ``count`` elements along an axis, in all tensors that are as long there as the first one.
 
     Raises:
@@ -322,10 +325,10 @@ def _resized(example: Example, axis: int, count: int) -> Example:
     length = first.shape[: first.ndim - 1][axis]
     order = torch.arange(count) % length
 
-    def resized(x: Tensor) -> Tensor:
+    def of_count(x: Tensor) -> Tensor:
         return x.index_select(axis, order.to(x.device)) if x.ndim > axis and x.shape[axis] == length else x
 
-    return tree_map_only(Tensor, resized, example)
+    return tree_map_only(Tensor, of_count, example)
 
 
 def _independent(two: Trace, three: Trace) -> bool:

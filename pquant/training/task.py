@@ -89,7 +89,9 @@ def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
     needed = (len(x), splits.num_outputs)
     with torch.random.fork_rng(devices=[]):
         try:
-            output = copy.deepcopy(model).train()(x.to(device))
+            twin = copy.deepcopy(model)
+            twin.train()
+            output = twin(x.to(device))
             fits = isinstance(output, Tensor) and tuple(output.shape) == needed
             if fits:
                 task.loss(output.float(), y.to(device)).backward()

@@ -247,7 +247,8 @@ class Trainer:
 
         ``on_batch`` gets the (output, target) of every batch.
         """
-        model = (model or self.model).eval()
+        model = model or self.model
+        model.eval()
         loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for x, y in batches(getattr(self.splits, part), 4 * self.training.batch_size):
             x, y = x.to(self.device), y.to(self.device)
@@ -261,7 +262,8 @@ class Trainer:
     @torch.no_grad()
     def gives_one_output(self, model: nn.Module) -> bool:
         """Return whether a model gives the same output for all examples of the validation set, so that nothing is left of it."""
-        outputs = [model.eval()(x.to(self.device)) for x, _ in batches(self.splits.validation, 4 * self.training.batch_size)]
+        model.eval()
+        outputs = [model(x.to(self.device)) for x, _ in batches(self.splits.validation, 4 * self.training.batch_size)]
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
