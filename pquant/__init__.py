@@ -1,6 +1,7 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
 from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
+from pquant.layers.coverage import coverage
 from pquant.metrics import ebops, layer_table, model_metrics, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.reporting.layers import summarize
@@ -15,6 +16,7 @@ __all__ = [
     "Stage",
     "calibrate",
     "compress",
+    "coverage",
     "ebops",
     "finalize",
     "layer_table",

@@ -27,6 +27,7 @@ from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
 from pquant.fitcompress.fitcompress import FITCompress
 from pquant.layers.convert import compress, finalize
+from pquant.layers.coverage import coverage
 from pquant.metrics import layer_table, model_metrics
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
@@ -163,7 +164,7 @@ class Experiment:
     def _finish(self, trainer: Trainer, splits: Splits, run: Run, baseline: dict[str, Any], start: float) -> dict[str, Any]:
         """Finalize the trained model, evaluate, save, export and report it; return the metrics of ``summary.json``."""
         trainer.trace_ranges()
-        measured = model_metrics(trainer.model)
+        measured = model_metrics(trainer.model) | {f"coverage/{share}": value for share, value in coverage(trainer.model).items()}
         final = finalize(trainer.model)
         constant = trainer.gives_one_output(final)
         if constant:

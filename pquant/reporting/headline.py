@@ -23,6 +23,7 @@ def headline(summary: Mapping[str, Any]) -> list[HeadlineMetric]:
         "nonzero_params": f"of {show('params', summary.get('params'))}",
         "weight_bits": "mean of the non-zero weights",
         "ebops": "",
+        "coverage/multiplications": _coverage(summary),
         "size_bytes": "non-zero weights and biases, no index",
         "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
     }
@@ -55,6 +56,11 @@ def _baseline(summary: Mapping[str, Any], name: str) -> str:
     return f"float baseline {show(name, baseline)}{difference}"
 
 
+def _coverage(summary: Mapping[str, Any]) -> str:
+    parameters, activations = (show("share", summary.get(f"coverage/{share}")) for share in ("parameters", "activations"))
+    return f"of the multiplications; {parameters} of the parameters, {activations} of the activations"
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
@@ -84,9 +90,10 @@ def duration(seconds: float) -> str:
 
 
 _LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
+_LABELS |= {"coverage/multiplications": "Quantized"}
 _LABELS |= {"luts_estimated": "LUTs (estimated)", "luts_yosys": "LUTs (Yosys)"}
 _FORMATS: dict[str, Callable[[float], str]] = {
-    **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity"), _percent),
+    **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity", "multiplications", "share"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),
     **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "epochs"), _count),
     **dict.fromkeys(("seconds", "wall_seconds"), duration),

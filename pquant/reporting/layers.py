@@ -6,6 +6,7 @@ from torch import nn
 
 from pquant.layers.base import CompressedLayer
 from pquant.layers.convert import unconverted
+from pquant.layers.coverage import coverage
 from pquant.layers.trace import Example
 from pquant.metrics import ebops, layer_table, sparsity
 from pquant.pruning.method import NoPruner
@@ -43,6 +44,9 @@ def summarize(model: nn.Module, example_input: Example | None = None) -> None:
     if not console.is_terminal and not console.is_jupyter:
         console.width = WIDTH
     console.print(table)
+    if hasattr(model, "float_cost"):
+        shares = [f"{100 * share:.1f} % of the {name}" for name, share in coverage(model).items()]
+        console.print(f"quantized: {', '.join(shares)}")
     for left in unconverted(model, example_input):
         console.print(f"stays float: {left}")
 
