@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def test_help_fits_a_terminal_and_leaves_no_template_behind(told: str) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_help_names_every_section_and_exactly_its_choices(told: str, group: str) -> None:
-    line = next(line for line in told.splitlines() if line.split(" ")[0] == group)
-    assert set(line[46:].split()) == {file.stem for file in (CONF / group).glob("*.yaml")}
+    line, *rest = told[told.index(f"\n{group} ") + 1 :].splitlines()
+    choices = line[46:] + "".join(takewhile(lambda more: more.startswith(" " * 46), rest))
+    assert set(choices.split()) == {file.stem for file in (CONF / group).glob("*.yaml")}
     assert line[14:46].strip()
 
 

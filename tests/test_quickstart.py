@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
 
@@ -22,8 +24,20 @@ def line_with(word: str) -> str:
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
     rows = [f"{index % 7},{index % 5},{'ab'[index % 2]}" for index in range(60)]
     (tmp_path / "events.csv").write_text("\n".join(["x,y,label", *rows]))
-    done = run(line_with("data=table") + " dry_run=true", tmp_path)
+    done = run(line_with("data.target=label") + " dry_run=true", tmp_path)
     assert done.returncode == 0 and "32 x 2" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_table_without_a_target_is_reconstructed(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("\n".join(["x,y", *(f"{index % 7},{index % 5}" for index in range(60))]))
+    done = run(line_with("data.target=null") + " dry_run=true", tmp_path)
+    assert done.returncode == 0 and "32 x 2" in done.stdout and "2 x 32" in done.stdout, done.stdout + done.stderr
+
+
+def test_particles_of_ones_own(tmp_path: Path) -> None:
+    np.savez(tmp_path / "particles.npz", x=np.random.default_rng(0).normal(size=(60, 20, 3)), y=np.arange(60) % 2)
+    done = run(line_with("data=constituents") + " dry_run=true", tmp_path)
+    assert done.returncode == 0 and "32 x 3" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_network_of_ones_own(tmp_path: Path) -> None:

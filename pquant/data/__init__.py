@@ -1,10 +1,11 @@
 """Data sources: each gives the same splits for the same seed."""
 
 from pquant.data.batches import Batches, TensorBatches, batches
+from pquant.data.constituents import Constituents
 from pquant.data.digits import Digits
 from pquant.data.images import Cifar10, Mnist
 from pquant.data.jets import Jets
 from pquant.data.splits import DataSource, Splits
 from pquant.data.table import Table
 
-__all__ = ["Batches", "Cifar10", "DataSource", "Digits", "Jets", "Mnist", "Splits", "Table", "TensorBatches", "batches"]
+__all__ = ["Batches", "Cifar10", "Constituents", "DataSource", "Digits", "Jets", "Mnist", "Splits", "Table", "TensorBatches", "batches"]

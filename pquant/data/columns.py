@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pquant.data.files import MISSING, file_kind, read_frame, read_npz
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 Task = Literal["auto", "classification", "regression"]
 MOST_CLASSES = 100
@@ -24,8 +27,8 @@ class Columns:
     test_rows: int = 0
 
 
-def read_columns(path: str | Path, target: str) -> Columns:
-    """Return the columns of a csv, tsv, parquet or npz file.
+def read_columns(path: str | Path, target: str | None) -> Columns:
+    """Return the columns of a csv, tsv, parquet or npz file; without ``target`` all are features, and the targets are 0.
 
     Raises:
         ConfigError: no such file, no such target, an empty part, features that are not numbers or not finite, other targets.
@@ -57,14 +60,17 @@ def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
     return codes, [str(name) for name in names]
 
 
-def _read_npz(path: str | Path, target: str) -> Columns:
-    arrays = read_npz(path, ("x", target), ("x_train", f"{target}_train", "x_test", f"{target}_test"))
+def _read_npz(path: str | Path, target: str | None) -> Columns:
+    if target is None:
+        arrays = [array for x in read_npz(path, ("x",), ("x_train", "x_test")) for array in (x, np.zeros(x.shape[:1]))]
+    else:
+        arrays = read_npz(path, ("x", target), ("x_train", f"{target}_train", "x_test", f"{target}_test"))
     parts = ("x_train", "x_test") if len(arrays) == 4 else ("x",)
     for part, x, y in zip(parts, arrays[::2], arrays[1::2], strict=True):
         if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
         _require_some(path, x.shape, f" in {part}")
-    targets = [plain(y, target) for y in arrays[1::2]]
+    targets = [plain(y, target or "") for y in arrays[1::2]]
     if len({y.dtype.kind == "U" for y in targets}) > 1:
         raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
@@ -72,21 +78,26 @@ def _read_npz(path: str | Path, target: str) -> Columns:
     return Columns(_finite(path, x, names), y, test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
 
-def _read_frame(path: str | Path, target: str) -> Columns:
+def _read_frame(path: str | Path, target: str | None) -> Columns:
     frame = read_frame(path, target)
     from pandas.api.types import is_numeric_dtype
 
-    if target not in frame.columns:
+    if target is not None and target not in frame.columns:
         raise ConfigError(f"data.target: {unknown(f'column of {path}', target, frame.columns)}")
-    features, y = frame.drop(columns=target), frame[target]
+    features = frame if target is None else frame.drop(columns=target)
     _require_some(path, features.shape)
-    if y.isna().any():
-        raise ConfigError(f"{path}: target '{target}' has {y.isna().sum()} missing values")
+    y = np.zeros(len(frame)) if target is None else _targets(path, frame[target], target)
     for name, column in features.items():
         if not is_numeric_dtype(column):
             raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it or leave it out")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
-    return Columns(_finite(path, x, [str(name) for name in features.columns]), plain(y.to_numpy(), target))
+    return Columns(_finite(path, x, [str(name) for name in features.columns]), y)
+
+
+def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:
+    if y.isna().any():
+        raise ConfigError(f"{path}: target '{target}' has {y.isna().sum()} missing values")
+    return plain(y.to_numpy(), target)
 
 
 def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> None:

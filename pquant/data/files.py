@@ -123,7 +123,7 @@ def save_npz(path: Path, **arrays: Array) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_frame(path: str | Path, target: str) -> "DataFrame":
+def read_frame(path: str | Path, target: str | None) -> "DataFrame":
     """Return the columns of a csv, tsv or parquet file by name.
 
     An index with a name is a column, too; one without a name is left out, as is a column of row numbers without a name. In a text file the words
@@ -142,7 +142,7 @@ def read_frame(path: str | Path, target: str) -> "DataFrame":
         raise ConfigError(f"{path}: a {kind} file needs pip install 'pquant[tables]'; an .npz file needs nothing") from error
 
 
-def _read_text(path: str | Path, source: Path, kind: str, target: str) -> "DataFrame":
+def _read_text(path: str | Path, source: Path, kind: str, target: str | None) -> "DataFrame":
     import pandas
 
     options: Any = {"sep": SEPARATORS[kind], "compression": COMPRESSIONS.get(source.suffix.lower()), "low_memory": False}
@@ -168,7 +168,7 @@ def _read_parquet(path: str | Path, source: Path) -> "DataFrame":
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
-def _without_row_numbers(path: str | Path, frame: "DataFrame", target: str) -> "DataFrame":
+def _without_row_numbers(path: str | Path, frame: "DataFrame", target: str | None) -> "DataFrame":
     """Return the table without row numbers that a program saved as a column without a name, which pandas calls "Unnamed: 0"; they are no feature."""
     unnamed = [(place, name) for place, name in enumerate(frame.columns, 1) if name.startswith("Unnamed: ") and name != target]
     for place, name in unnamed:

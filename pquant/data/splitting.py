@@ -27,12 +27,15 @@ class Fractions(Settings):
         test_fraction: share of all rows held out for the test.
         standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows.
         scale_target: whether the real numbers of a regression are, too. Losses are those of the scaled target, metrics are in the target's own units.
+        reconstruct: whether the targets are the features themselves, as standardised and as one axis, for an autoencoder; a target column then only
+            keeps its classes in proportion in each part.
     """
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     test_fraction: float = setting(0.2, gt=0, lt=1)
     standardize: bool = True
     scale_target: bool = True
+    reconstruct: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields, and that rows are left to train on."""
@@ -43,7 +46,7 @@ class Fractions(Settings):
     def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0) -> Splits:
         """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
 
-        The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too.
+        The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too. With ``reconstruct`` the inputs are the targets.
 
         Raises:
             ConfigError: too few examples, in a class or in total, or values too large to scale.
@@ -56,7 +59,9 @@ class Fractions(Settings):
         parts = (train, validation, test)
         inputs = [torch.from_numpy(x[part]) for part in parts]
         if self.standardize:
-            standardize(inputs, 0)
+            self.scale(inputs)
+        if self.reconstruct:
+            return reconstruction(inputs)
         targets = [y[part] for part in parts]
         if classes or not self.scale_target:
             return to_splits(inputs, targets, len(classes) if classes else None)
@@ -64,6 +69,10 @@ class Fractions(Settings):
         offset, scale = (value.item() for value in moments(torch.from_numpy(targets[0]), 0))
         splits = to_splits(inputs, [(part - offset) / scale for part in targets], None)
         return dataclasses.replace(splits, target_scale=scale, target_offset=offset)
+
+    def scale(self, parts: Sequence[Tensor]) -> None:
+        """Shift and scale the features of all ``parts`` in place by mean and deviation of the first."""
+        standardize(parts, 0)
 
 
 def portion(total: int, fraction: float) -> int:
@@ -136,6 +145,12 @@ def to_splits(inputs: Sequence[Tensor], targets: Sequence[Array], num_classes: i
     """Return splits of training, validation and test ``inputs`` as float32, with int64 class indices or float32 targets (N, 1)."""
     train, validation, test = (TensorDataset(x.float(), _target(y, num_classes)) for x, y in zip(inputs, targets, strict=True))
     return Splits(train, validation, test, num_classes)
+
+
+def reconstruction(inputs: Sequence[Tensor]) -> Splits:
+    """Return splits of training, validation and test ``inputs`` as float32 whose targets are the same values (N, features)."""
+    train, validation, test = (TensorDataset(x.float(), x.float().flatten(1)) for x in inputs)
+    return Splits(train, validation, test, None)
 
 
 def _target(y: Array, num_classes: int | None) -> Tensor:

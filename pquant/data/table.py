@@ -22,12 +22,12 @@ class Table(Fractions):
     Args:
         path: the file; csv and tsv also compressed, as in ``a.csv.gz``. An npz file has features ``x`` (N, F) and targets (N,) under the name
             ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used.
-        target: the column to predict.
+        target: the column to predict; null, with ``reconstruct``, where all columns are features.
         task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
 
     path: str = ""
-    target: str = "y"
+    target: str | None = "y"
     task: Task = "auto"
 
     def load(self, seed: int) -> Splits:
@@ -38,9 +38,13 @@ class Table(Fractions):
         """
         if not self.path:
             raise self.error("path", f"the path of a {FILES}")
+        if self.target is None and not self.reconstruct:
+            raise self.error("target", "the name of a column, or data.reconstruct=true")
         columns = read_columns(self.path, self.target)
-        y, classes = encode(columns.y, self.task, self.target)
-        if classes:
+        y, classes = (columns.y, None) if self.target is None else encode(columns.y, self.task, self.target)
+        if self.reconstruct:
+            log.info("reconstruction of %d features", columns.x.shape[1])
+        elif classes:
             more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
             log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
         else:

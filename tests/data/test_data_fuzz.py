@@ -20,21 +20,21 @@ import pytest
 import torch
 from pyarrow.parquet import write_table
 
-from pquant.data import Mnist, Splits, Table
+from pquant.data import Constituents, Mnist, Splits, Table
 from pquant.data.checks import check_data
 from pquant.errors import ConfigError
 
 from .test_images import images
 
 TEXT = ("a.csv", "a.TSV", "a.csv.gz", "a.csv.bz2", "a.tsv.xz", "a.csv.zip")
-KINDS = (*TEXT, "a.parquet", "a.npz", "images.npz")
+KINDS = (*TEXT, "a.parquet", "a.npz", "images.npz", "jets.npz")
 ROWS = 40
 CELLS = ("", "NA", "nan", "inf", "-1e400", "1e300", "True", "9" * 400, "0x1", "1,5", '"', '"a\nb"', "é", "\0", "2020-01-01", " 1", "\t", "#", "1_0")
 NAMES = ("", "y", "x", "x.1", "Unnamed: 0", " ", "\n", '"', "é", "y ", "0")
 VALUES = (None, 1, 1.5, float("nan"), float("inf"), 1e300, 10**18, True, "a", "", "NA", b"\xff", Decimal("1.5"), date(2020, 1, 1), [1])
 DTYPES = ("f2", "f4", "f8", ">f8", "f16", "i1", ">i2", "u8", "?", "c8", "U3", "S3", "M8[s]", "m8[s]", "V4", "O", "i4,f8")
 TYPES = (pyarrow.decimal128(20, 3), pyarrow.date32(), pyarrow.timestamp("s", "UTC"), pyarrow.duration("s"), pyarrow.uint64(), pyarrow.float16())
-SHAPES = ((), (0,), (ROWS,), (ROWS, 0), (0, 2), (ROWS, 2), (ROWS, 1), (ROWS, 2, 2), (ROWS + 1, 2), (10, 28, 28), (ROWS, 28, 28, 1))
+SHAPES = ((), (0,), (ROWS,), (ROWS, 0), (0, 2), (ROWS, 2), (ROWS, 1), (ROWS, 2, 2), (ROWS + 1, 2), (10, 28, 28), (ROWS, 28, 28, 1), (ROWS, 3, 2))
 ARRAYS = ("x", "y", "x_train", "y_train", "x_test", "y_test", "z")
 
 
@@ -109,6 +109,8 @@ def write_parquet(path: Path, draw: random.Random, damaged: bool) -> None:
 def write_npz(path: Path, draw: random.Random, damaged: bool) -> None:
     x, y = np.arange(2.0 * ROWS).reshape(ROWS, 2), np.arange(ROWS) % draw.choice([2, ROWS])
     arrays: dict[str, Any] = {"x_train": x, "y_train": y, "x_test": x, "y_test": y} if draw.random() < 0.5 else {"x": x, "y": y}
+    if path.name == "jets.npz":
+        arrays = {"x": np.arange(6.0 * ROWS).reshape(ROWS, 3, 2), "y": np.arange(ROWS) % 2}
     _write_arrays(path, images((28, 28)) if path.name == "images.npz" else arrays, draw, damaged)
 
 
@@ -172,6 +174,12 @@ def write_for(name: str) -> Callable[[Path, random.Random, bool], None]:
     return write_text if name in TEXT else write_parquet if name == "a.parquet" else write_npz
 
 
+def source_of(path: Path) -> Table | Mnist | Constituents:
+    if path.name == "images.npz":
+        return Mnist(path=str(path), validation_fraction=0.25)
+    return Constituents(path=str(path)) if path.name == "jets.npz" else Table(path=str(path))
+
+
 def loads(source: Source) -> bool:
     """Return whether there are splits, of finite values; if not, there was one line."""
     try:
@@ -191,7 +199,7 @@ def outcomes(name: str, seeds: range, folder: Path) -> set[bool]:
     for seed in seeds:
         draw, path = random.Random(f"{name} {seed}"), folder / name
         damage = draw.choice(["none", "content", "file", "file", "both"])
-        source: Table | Mnist = Mnist(path=str(path), validation_fraction=0.25) if name == "images.npz" else Table(path=str(path))
+        source = source_of(path)
         if isinstance(source, Table) and draw.random() < 0.5:
             source = dataclasses.replace(source, task=draw.choice(["classification", "regression"]), target=draw.choice(["y", "x", "Y", ""]))
         try:

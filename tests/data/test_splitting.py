@@ -175,3 +175,13 @@ def test_standardised_values_are_finite_and_bounded_also_for_constant_columns(x:
     assert torch.isfinite(train).all()
     assert (train[:, -1] == 0).all()
     assert train.abs().max() <= len(x) ** 0.5 * 1.001 or train.abs().max() < 1e-3
+
+
+def test_inputs_of_any_shape_can_be_the_targets() -> None:
+    x = np.random.default_rng(0).normal(5, 2, (90, 1, 4, 4))
+    splits = Fractions(reconstruct=True).split(x, np.array([0, 1, 2] * 30), 0, CLASSES)
+    assert splits.num_classes is None and splits.num_outputs == 16
+    for part in (splits.train, splits.validation, splits.test):
+        inputs, targets = part.tensors
+        assert torch.equal(targets, inputs.flatten(1))
+    assert torch.allclose(splits.train.tensors[1].mean(0), torch.zeros(16), atol=1e-6)

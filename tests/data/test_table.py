@@ -74,6 +74,40 @@ def test_task(tmp_path: Path, target: np.ndarray, task: str, classes: int | None
     assert splits.num_classes == classes
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
+def test_without_a_target_every_column_is_a_feature_to_reconstruct(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
+    table = frame().drop(columns="kind")
+    np.savez(tmp_path / "table.npz", x=table.to_numpy())
+    path = str(tmp_path / "table.npz") if suffix == "npz" else written(tmp_path, table, suffix)
+    with caplog.at_level(logging.INFO):
+        splits = Table(path=path, target=None, reconstruct=True).load(0)
+    assert caplog.messages == ["reconstruction of 3 features"]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [42, 6, 12]
+    assert splits.num_classes is None and splits.num_outputs == 3
+    x, y = splits.train.tensors
+    assert y.dtype == torch.float32 and torch.equal(x, y)
+    assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-6)
+
+
+def test_the_parts_of_an_npz_need_no_target_to_be_reconstructed(tmp_path: Path) -> None:
+    x = np.arange(50.0)[:, None]
+    np.savez(tmp_path / "a.npz", x_train=x[:40], x_test=x[40:])
+    splits = Table(path=str(tmp_path / "a.npz"), target=None, reconstruct=True, standardize=False).load(0)
+    assert splits.test.tensors[1][:, 0].tolist() == list(range(40, 50))
+
+
+def test_classes_stay_in_proportion_where_the_features_are_reconstructed(tmp_path: Path) -> None:
+    path = written(tmp_path, frame().drop(columns="price"))
+    features, classes = (Table(path=path, target="kind", standardize=False, reconstruct=reconstruct).load(0) for reconstruct in (True, False))
+    assert torch.equal(features.test.tensors[1], classes.test.tensors[0])
+    assert features.num_outputs == 2 and features.units == {"target_scale": 1.0, "target_offset": 0.0}
+
+
+def test_no_target_is_an_error_where_something_is_to_be_predicted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Table.target must be the name of a column, or data.reconstruct=true, got None"):
+        Table(path=written(tmp_path, frame()), target=None).load(0)
+
+
 def test_the_seed_decides(tmp_path: Path) -> None:
     source = Table(path=written(tmp_path, frame().drop(columns="price")), target="kind")
     first, again, other = (source.load(seed).train.tensors[0] for seed in (0, 0, 1))

@@ -6,7 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
-SHAPES = {"mlp": (64,), "jet_tagger": (16,), "cnn": (1, 8, 8), "resnet20": (3, 32, 32)}
+SHAPES = {"mlp": (64,), "jet_tagger": (16,), "cnn": (1, 8, 8), "resnet20": (3, 32, 32), "autoencoder": (5,)} | dict.fromkeys(
+    ("deep_sets", "interaction_network", "jedi_linear", "particle_transformer", "conv1d"), (16, 3)
+)
 
 
 def test_every_model_file_is_here() -> None:

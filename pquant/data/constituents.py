@@ -1,0 +1,79 @@
+"""Jets as the particles that they consist of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from pquant.data.columns import encode, plain
+from pquant.data.files import file_kind, read_npz
+from pquant.data.splits import Splits
+from pquant.data.splitting import Array, Fractions, moments
+from pquant.errors import ConfigError
+from pquant.settings import schema, setting
+
+
+@schema("data", "constituents")
+@dataclass(frozen=True)
+class Constituents(Fractions):
+    """The particles of jets: an npz file with ``x`` (jets, particles, features) and labels ``y`` (jets,); inputs are (particles, features).
+
+    Classes are numbered by their sorted names. A particle whose features are all 0 is padding. Each feature is standardised by its mean and deviation
+    over all other particles of the training jets, and padding stays 0, which then is the mean.
+
+    Args:
+        path: the npz file.
+        particles: how many particles of each jet to keep: the first ones, which are the hardest where a file has them in that order; null for all.
+    """
+
+    path: str = ""
+    particles: int | None = setting(None, ge=1)
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits.
+
+        Raises:
+            ConfigError: no such file or arrays, arrays of other shapes or kinds, values that are not finite, fewer particles in the file, or
+                too few examples.
+        """
+        x, y = self._checked()
+        codes, classes = encode(plain(y, "y"), "classification", "y")
+        return self.split(x, codes, seed, classes)
+
+    def scale(self, parts: Sequence[Tensor]) -> None:
+        """Shift and scale (jets, particles, features) in place by mean and deviation over the particles of the first part; padding stays 0.
+
+        Raises:
+            ConfigError: the first part has only padding, or values that are too large to scale.
+        """
+        real = parts[0].any(-1)
+        if not real.any():
+            raise ConfigError(f"{self.path}: all features of all particles to train on are 0")
+        mean, scale = moments(parts[0][real], 0)
+        for part in parts:
+            padding = ~part.any(-1, keepdim=True)
+            part.sub_(mean).div_(scale).masked_fill_(padding, 0)
+
+    def _checked(self) -> tuple[Array, Array]:
+        """Return the particles as float32, only those to keep, and the labels as they are."""
+        if not self.path:
+            raise self.error("path", "the path of an npz file with x (jets, particles, features) and labels y (jets,)")
+        if file_kind(self.path) != ".npz":
+            raise ConfigError(f"{self.path}: expected an .npz file with x (jets, particles, features) and labels y (jets,)")
+        x, y = read_npz(self.path, ("x", "y"))
+        if x.ndim != 3 or not x.size or x.dtype.kind not in "iufb" or y.shape != (len(x),):
+            found = f"x {x.dtype} {x.shape} and y {y.dtype} {y.shape}"
+            raise ConfigError(f"{self.path}: expected numbers x (jets, particles, features) and labels y (jets,), got {found}")
+        if self.particles is not None and self.particles > x.shape[1]:
+            raise self.error("particles", f"at most {x.shape[1]}, the particles of a jet in {self.path}")
+        with np.errstate(over="ignore"):
+            kept = x[:, : self.particles].astype(np.float32)
+        finite = np.isfinite(kept)
+        if not finite.all():
+            jet, particle, feature = np.argwhere(~finite)[0].tolist()
+            where = f"x[{jet}, {particle}, {feature}]"
+            raise ConfigError(
+                f"{self.path}: {(~finite).sum()} values are not finite numbers of 32 bits; the first is {where} = {x[jet, particle, feature]}"
+            )
+        return kept, y
