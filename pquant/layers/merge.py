@@ -126,7 +126,9 @@ class PQScale(QuantizedLayer, Scale):
         super()._equip(name, pruning, quantization, calls)
         weight = quantization.formats(name).weight
         constant = torch.tensor(1 / self.factor if self.divides else self.factor)
-        self.register_buffer("constant", MantissaQuantizer(weight)(constant) if weight.enable else constant, persistent=False)
+        self.register_buffer(
+            "constant", constant if is_shift(float(constant)) or not weight.enable else MantissaQuantizer(weight)(constant), persistent=False
+        )
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the scaled input."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import Call, Calls, QuantizedLayer, Shape, Widths
+from pquant.layers.merge import is_shift
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
@@ -52,7 +53,8 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         formats = quantization.formats(name)
         self.exponential_quantizer = self._data_quantizer(formats.exponential, self.calls)
         self.reciprocal_quantizer = self._data_quantizer(formats.reciprocal, [call._replace(input=self._sums(call)) for call in self.calls])
-        self.factor = float(MantissaQuantizer(formats.weight)(torch.tensor(self.scale))) if formats.weight.enable else self.scale
+        exact = is_shift(self.scale) or not formats.weight.enable
+        self.factor = self.scale if exact else float(MantissaQuantizer(formats.weight)(torch.tensor(self.scale)))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the softmax of ``input``, any shape."""

@@ -15,7 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pquant
-from pquant.layers import PQActivation, PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, PQBatchNorm1d, PQBatchNorm2d, PQConv1d, PQConv2d, PQConv3d, PQDense
+from pquant.layers import (
+    Mean,
+    PQActivation,
+    PQAvgPool1d,
+    PQAvgPool2d,
+    PQAvgPool3d,
+    PQBatchNorm1d,
+    PQBatchNorm2d,
+    PQConv1d,
+    PQConv2d,
+    PQConv3d,
+    PQDense,
+    Scale,
+    ScaledSoftmax,
+)
 from pquant.layers.norm import ChannelAffine
 from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import FixedPointQuantizer, NoQuantizer, Quantization, TensorFormat, fixed_point
@@ -54,6 +68,9 @@ WEIGHTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d circular": (lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular", bias=False), (2, 5, 5)),
     "conv2d by channel": (lambda: nn.Conv2d(3, 6, 2, groups=3), (3, 5, 4)),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 3, 4, 3)),
+    "transposed conv1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 5)),
+    "transposed conv2d": (lambda: nn.ConvTranspose2d(3, 4, (2, 3), dilation=2, bias=False), (3, 4, 3)),
+    "transposed conv3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2)),
 }
 OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch norm 1d": (lambda: nn.BatchNorm1d(4), (4,)),
@@ -69,6 +86,23 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "gelu": (lambda: nn.GELU("tanh"), (3, 4)),
     "silu in place": (lambda: nn.SiLU(inplace=True), (5,)),
     "prelu": (lambda: nn.PReLU(4, init=0.3), (4, 3)),
+    "max pool 1d": (lambda: nn.MaxPool1d(3, stride=2, padding=1), (2, 8)),
+    "max pool 2d": (lambda: nn.MaxPool2d(2, ceil_mode=True, dilation=2), (2, 7, 5)),
+    "max pool 3d": (lambda: nn.MaxPool3d(2), (2, 4, 4, 2)),
+    "layer norm": (lambda: nn.LayerNorm(6), (6,)),
+    "layer norm over two axes": (lambda: nn.LayerNorm((4, 5), bias=False), (3, 4, 5)),
+    "layer norm without weight": (lambda: nn.LayerNorm(6, elementwise_affine=False), (3, 6)),
+    "rms norm": (lambda: nn.RMSNorm(6), (3, 6)),
+    "group norm": (lambda: nn.GroupNorm(2, 6, eps=1e-3), (6, 3, 2)),
+    "instance norm 1d": (lambda: nn.InstanceNorm1d(3, affine=True), (3, 5)),
+    "instance norm 2d": (lambda: nn.InstanceNorm2d(3), (3, 4, 4)),
+    "instance norm 3d": (lambda: nn.InstanceNorm3d(2, affine=True), (2, 2, 3, 2)),
+    "softmax": (lambda: nn.Softmax(-1), (5,)),
+    "softmax of channels": (lambda: nn.Softmax(1), (3, 4)),
+    "scaled softmax": (lambda: ScaledSoftmax(-1, 0.35), (2, 5)),
+    "factor": (lambda: Scale(0.3), (5,)),
+    "quotient": (lambda: Scale(3, divides=True), (5,)),
+    "mean": (lambda: Mean(1), (3, 4)),
 }
 KINDS = WEIGHTED | OTHERS
 
@@ -219,6 +253,7 @@ def test_what_a_layer_computes_with_is_on_the_grid_and_pruned(kind: str) -> None
     model = pquant.compress(layer, DST(threshold_init=0.1), FIXED, x)
     pquant.set_stage(model, pquant.Stage.TRAIN)
     weight, bias = model.effective()
+    weight = model.stored(weight)
     expected = fixed_point(layer.weight * (layer.weight.abs() > 0.1), 1, 0, 6)
     assert torch.equal(weight, expected) and torch.equal(pquant.finalize(model).weight, expected)
     assert bias is None or torch.equal(bias, fixed_point(layer.bias, 1, 0, 6))
