@@ -56,6 +56,11 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         exact = is_shift(self.scale) or not formats.weight.enable
         self.factor = self.scale if exact else float(MantissaQuantizer(formats.weight)(torch.tensor(self.scale)))
 
+    def connect(self, source: Quantizer, number: int = 0) -> None:
+        """Take note of the quantizer that makes the input; where the layer scales the input, its own has still something to do."""
+        if self.factor == 1:
+            super().connect(source, number)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the softmax of ``input``, any shape."""
         if all(quantizer.is_float for quantizer in self.quantizers()):

@@ -33,17 +33,17 @@ class Shapes(NamedTuple):
     channel_axis: int
 
 
-# Functions that move values without changing them, or add them exactly: nothing to quantize.
+# Functions that make no values on a new grid, by their names without underscores: they move values, pick some, add them exactly, make constants, or
+# only look at a tensor.
 EXACT = frozenset(
-    "amax amin max min maximum minimum where masked_fill masked_fill_ roll flip gather unbind swapaxes moveaxis sum __ne__ __eq__ __lt__ __le__ "
-    "__gt__ __ge__ eq ne lt le gt ge logical_not all any argmax argmin sort topk tril triu chunk tensor_split vstack hstack adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d _assert unflatten copy_ repeat_interleave tile broadcast_to cpu cuda numpy item tolist is_nested "
-    "_is_all_true type_as as_tensor pixel_shuffle pixel_unshuffle channel_shuffle meshgrid arange view_as reshape_as "
-    "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ neg __neg__ cat concat stack view reshape flatten ravel unflatten "
-    "permute transpose movedim t squeeze unsqueeze expand expand_as repeat chunk split narrow select index_select __getitem__ __get__ "
-    "__set__ size dim numel stride contiguous clone detach to float type max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d "
-    "_max_pool3d boolean_dispatch fn dropout dropout1d dropout2d dropout3d pad is_floating_point untyped_storage __len__ __bool__ "
-    "__repr__ has_names".split()
+    "view reshape flatten unflatten ravel permute transpose movedim moveaxis swapaxes t squeeze unsqueeze expand expand_as repeat "
+    "repeat_interleave tile broadcast_to cat concat concatenate stack vstack hstack chunk split tensor_split unbind narrow select index_select "
+    "gather getitem setitem get set contiguous clone detach to float type type_as view_as reshape_as copy cpu cuda numpy pad roll flip "
+    "pixel_shuffle pixel_unshuffle channel_shuffle tril triu meshgrid dropout dropout1d dropout2d dropout3d max min amax amin maximum minimum "
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d boolean_dispatch fn where masked_fill sort "
+    "topk argmax argmin add radd iadd sub rsub isub neg sum zeros ones full eye arange linspace tensor as_tensor zeros_like ones_like full_like "
+    "new_zeros new_ones new_full new_tensor eq ne lt le gt ge logical_not all any size dim numel stride item tolist len bool repr has_names "
+    "is_nested is_all_true is_floating_point untyped_storage assert".split()
 )
 # Functions that look at the dtype, device or shape of a tensor alone; of "to" and "type_as" this holds for the second argument.
 LIKE = frozenset("new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split())
@@ -211,7 +211,7 @@ class Trace(TorchFunctionMode):
     @staticmethod
     def _is_exact(name: str, args: Any, result: Any) -> bool:
         """Return whether a call only moves, picks, adds or shifts values, or makes none that are float."""
-        if name in EXACT or not any(tensor.is_floating_point() for tensor in _tensors(result)):
+        if name.strip("_") in EXACT or not any(tensor.is_floating_point() for tensor in _tensors(result)):
             return True
         numbers = [value for value in args if isinstance(value, (int, float))] if len(args) == 2 else []
         return name.strip("_") in ("mul", "rmul", "imul", "div", "truediv", "idiv") and len(numbers) == 1 and is_shift(numbers[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pquant
-from pquant.layers import Mean, Merge, PQMerge, Scale, ScaledSoftmax
+from pquant.layers import Mean, PQMerge, Scale, ScaledSoftmax
 from pquant.quantization import Quantization
 from pquant.quantization.fixed_point import OverflowMode, RoundMode
 
