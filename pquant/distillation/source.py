@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from pquant.data.splits import Splits, examples
@@ -104,7 +105,7 @@ def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.M
 def keep(teacher: TeacherModel, folder: Path) -> str:
     """Write the teacher into a run's folder, atomically; return the digest of the file."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in teacher.module.state_dict().items() if isinstance(value, Tensor)}
-    content = safetensors.torch.save(tensors, {"sections": json.dumps(teacher.sections)})
+    content = tensor_bytes(tensors, {"sections": json.dumps(teacher.sections)})
     write_atomic(folder / TEACHER, content)
     return _digest(content)
 
@@ -135,7 +136,7 @@ def _with_weights(module: nn.Module, path: Path) -> nn.Module:
         ConfigError: there is no such file, or its weights do not fit.
     """
     try:
-        module.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        module.load_state_dict(load_tensors(path.read_bytes()))
     except FileNotFoundError as error:
         raise ConfigError(f"{FIELD}: there is no file {path}") from error
     except (OSError, SafetensorError, ValueError) as error:
