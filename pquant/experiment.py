@@ -141,7 +141,8 @@ class Experiment:
             self.export.check(model, tuple(splits.input_shape))
             trainer = self.trainer(model, splits, self._distiller(model, float_model, splits, run, state))
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
-            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings(), *self.distillation.warnings(splits)]:
+            teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
+            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings(), *teacher]:
                 log.warning(warning)
             if self.dry_run:
                 return self._preview(model, splits)

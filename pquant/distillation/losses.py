@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.distillation.source import TeacherModel, keep
+from pquant.distillation.source import SEED, TeacherModel, keep
 from pquant.training.stage import Stage
 
 OutputLoss = Callable[[Tensor, Tensor], Tensor]
@@ -85,6 +85,10 @@ class NoDistiller:
     """Columns of a run's metrics beside those of the two losses."""
     teacher: TeacherModel | None = None
 
+    def warnings(self, seed: int) -> list[str]:
+        """Return what may be wrong with the teacher of a run with this ``seed``."""
+        return []
+
     def to(self, device: torch.device) -> None:
         """Go to a device."""
 
@@ -131,6 +135,14 @@ class Distiller(NoDistiller):
         self.active = False
         for name, recorder in zip(features.values(), self.teacher_features, strict=True):
             self.module.get_submodule(name).register_forward_hook(recorder)
+
+    def warnings(self, seed: int) -> list[str]:
+        """Return what may be wrong with the teacher of a run with this ``seed``."""
+        other = (self.teacher.sections or {}).get(SEED, seed)
+        leaks = (
+            f"the teacher's run had seed {other} and this one has {seed}: if the seed splits the data, the teacher has seen examples of this test set"
+        )
+        return [leaks] if other != seed else []
 
     def take(self, trained: nn.Module) -> None:
         """Take the weights of a trained module of the teacher's kind."""

@@ -32,6 +32,7 @@ SUFFIX = ".safetensors"
 WEIGHTS = "model.safetensors"
 SECTIONS = ("model", "pruning", "quantization", "fitcompress")
 """The sections of a run that make its model."""
+SEED = "seed"
 FIELD = "distillation.source"
 Model = nn.Module | Callable[..., nn.Module]
 
@@ -43,7 +44,7 @@ class TeacherModel:
     Attributes:
         module: the teacher, with its weights, unless it is a baseline that is to be trained.
         baseline: whether it is the float baseline of the run.
-        sections: the sections of the run that it comes from, if any: what builds it again.
+        sections: of the run that it comes from, if any: the sections that build it again, and the seed.
         digest: SHA-256 of the file in which this run keeps it, None for one that is not kept yet.
     """
 
@@ -73,7 +74,7 @@ def load_teacher(source: str, model: Model | None, float_model: nn.Module, split
     if path.suffix == SUFFIX:
         return TeacherModel(_with_weights(_own(model, splits), path))
     config = resolved_config(saved_config(FIELD, path))
-    sections = {name: plain(OmegaConf.to_container(config[name])) for name in SECTIONS if name in config}
+    sections = {name: plain(OmegaConf.to_container(config[name])) for name in SECTIONS if name in config} | {SEED: config.get(SEED)}
     if not (path / WEIGHTS).is_file():
         raise ConfigError(f"{FIELD}: the run in {path} has no {WEIGHTS}, as it did not finish: resume it first, with resume={path}")
     return TeacherModel(_with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS), sections=sections)

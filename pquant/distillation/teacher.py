@@ -76,7 +76,7 @@ class Teacher(Settings):
 
     source: str = FLOAT
     model: Any = None
-    temperature: float = setting(4.0, gt=0)
+    temperature: float = setting(2.0, gt=0)
     weight: float = setting(0.5, ge=0, le=1)
     features: Any = None
     feature_weight: float = setting(1.0, ge=0)

@@ -119,7 +119,9 @@ def test_the_finalized_model_of_a_run_teaches_another(kind: list[str], tmp_path:
     x, y = splits.test.tensors
     accuracy = float((distiller.teacher.module(x).argmax(1) == y).float().mean())
     assert accuracy == pytest.approx(json.loads((first / "summary.json").read_text())["test/accuracy"], abs=1e-6)
-    command(tmp_path / "second", *TAUGHT, f"distillation.source={first}")
+    for seed in (0, 1):
+        printed = command(tmp_path / "second", *TAUGHT, f"distillation.source={first}", f"seed={seed}")
+        assert ("the teacher's run had seed 0 and this one has 1" in printed) is bool(seed)
     assert float(rows(tmp_path / "second")[0]["train/distillation"]) > 0
 
 
@@ -150,7 +152,7 @@ def test_a_killed_run_resumes_to_the_same_end_without_its_source(kind: str, sour
     own = "distillation.model={_target_: pquant.models.MLP, _partial_: true, sizes: [null, 12, null]}"
     chosen = {
         "float": ["distillation.features=[layers.0]"],
-        "run": [f"distillation.source={source}", "distillation.temperature=2"],
+        "run": [f"distillation.source={source}", "distillation.temperature=4"],
         "file": [f"distillation.source={source / 'own.safetensors'}", own],
     }
     given = [*TAUGHT, "pruning=dst", *chosen[kind]]
@@ -182,8 +184,8 @@ def test_a_changed_teacher_is_refused_in_one_line_and_changes_nothing(tmp_path: 
 
 def test_another_teacher_is_no_resume(tmp_path: Path) -> None:
     command(tmp_path / "run", *TAUGHT)
-    line = command(tmp_path / "run", *TAUGHT, "distillation.temperature=2", "resume=auto", code=1)
-    assert "distillation.temperature = 4.0 instead of 2.0" in line
+    line = command(tmp_path / "run", *TAUGHT, "distillation.temperature=4", "resume=auto", code=1)
+    assert "distillation.temperature = 2.0 instead of 4.0" in line
 
 
 def test_errors_come_before_training(tmp_path: Path) -> None:

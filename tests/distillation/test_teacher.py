@@ -37,7 +37,7 @@ def trained(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"temperature": 2.0},
+        {"temperature": 4.0},
         {"weight": 0.9},
         {"features": ["0"]},
         {"features": {"0": "1"}},
@@ -64,8 +64,8 @@ def test_a_weight_of_0_trains_as_no_teacher_does() -> None:
     ("fields", "classes", "lines"),
     [
         ({}, 3, []),
-        ({"temperature": 2.0}, 3, []),
-        ({"temperature": 2.0}, None, ["distillation.temperature = 2 has no effect on a regression"]),
+        ({"temperature": 4.0}, 3, []),
+        ({"temperature": 4.0}, None, ["distillation.temperature = 4 has no effect on a regression"]),
         ({"feature_weight": 2.0}, 3, ["distillation.feature_weight = 2 has no effect without distillation.features"]),
         ({"weight": 0}, 3, ["the teacher has no effect: distillation.weight is 0, and no features count"]),
         ({"weight": 0, "features": ["0"]}, 3, []),
