@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
 from pquant.data.splits import DataSource, Splits, examples
-from pquant.distillation.losses import Distiller, NoDistiller
+from pquant.distillation.losses import NoDistiller
 from pquant.distillation.source import Kept
 from pquant.distillation.teacher import Distillation, NoDistillation
 from pquant.errors import ConfigError
@@ -237,8 +237,7 @@ class Experiment:
         experiment = dataclasses.replace(self, training=dataclasses.replace(training, save_weights_epoch=-1))
         trainer = experiment.trainer(copy.deepcopy(float_model), main.splits)
         trainer.fit(lambda row: None)
-        if isinstance(main.distiller, Distiller) and main.distiller.teacher.baseline:
-            main.distiller.take(trainer.model)
+        main.distiller.take_baseline(trainer.model)
         seed_everything(self.seed)
         return trainer.evaluate("test", "float")
 

@@ -142,8 +142,8 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
         composed = saved_config("from_run", Path(config.from_run))
         given = _checked("from_run", overrides, TAKEN_BY_FROM_RUN)
         _take(composed, config, dict.fromkeys(["export", "tracker", "progress", "from_run", "from_epoch", *given]))
-        settings = resolved_config(composed)
-        return _run(own, composed, settings, command, overrides), settings
+        resolved = _resolved(composed)
+        return _run(own, composed, resolved, command, overrides), resolved
     if config.resume in (None, AUTO):
         resumes = (resume or config.resume == AUTO) and has_checkpoint(own / CHECKPOINT)
         return _run(own, config, config, command, overrides, resumes), config
@@ -152,12 +152,12 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
     _take(composed, config, _checked("resume", overrides, TAKEN_BY_RESUME))
     if composed.get("from_run") is not None:
         raise ConfigError(f"the run in {folder} evaluated the model of another one: give from_run={composed.from_run}")
-    settings = resolved_config(composed)
+    resolved = _resolved(composed)
     if _is_longer(folder, composed):
         if own.resolve() == folder.resolve():
             raise ConfigError(f"{folder} keeps the run as it ended: choose another hydra.run.dir for the longer one")
-        return _run(own, composed, settings, command, overrides, True, folder), settings
-    return _run(folder, composed, settings, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), settings
+        return _run(own, composed, resolved, command, overrides, True, folder), resolved
+    return _run(folder, composed, resolved, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), resolved
 
 
 def _check_command(config: DictConfig, environment: Mapping[str, Any]) -> None:
@@ -236,7 +236,7 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
 
 
 @contextmanager
-def _environment_refused() -> Iterator[None]:
+def environment_refused() -> Iterator[None]:
     """Let ``${oc.env:...}`` raise a ConfigError, as a configuration from somebody else could send what a variable holds anywhere."""
     if ENVIRONMENT in allowed_packages():
         yield
@@ -254,10 +254,10 @@ def _environment_refused() -> Iterator[None]:
         OmegaConf.register_resolver(ENVIRONMENT, oc.env, replace=True)
 
 
-def resolved_config(composed: DictConfig) -> DictConfig:
+def _resolved(composed: DictConfig) -> DictConfig:
     """Return an earlier run's configuration with its interpolations resolved."""
     resolved = composed.copy()
-    with _environment_refused():
+    with environment_refused():
         OmegaConf.resolve(resolved)
     return resolved
 

@@ -89,6 +89,9 @@ class NoDistiller:
         """Return what may be wrong with the teacher of a run with this ``seed``."""
         return []
 
+    def take_baseline(self, trained: nn.Module) -> None:
+        """Let the float baseline, now trained, be the teacher, if that is what the teacher is."""
+
     def to(self, device: torch.device) -> None:
         """Go to a device."""
 
@@ -144,9 +147,10 @@ class Distiller(NoDistiller):
         )
         return [leaks] if other != seed else []
 
-    def take(self, trained: nn.Module) -> None:
-        """Take the weights of a trained module of the teacher's kind."""
-        self.module.load_state_dict(trained.state_dict())
+    def take_baseline(self, trained: nn.Module) -> None:
+        """Let the float baseline, now trained, be the teacher, if that is what the teacher is."""
+        if self.teacher.baseline:
+            self.module.load_state_dict(trained.state_dict())
 
     def to(self, device: torch.device) -> None:
         """Bring the teacher to a device."""

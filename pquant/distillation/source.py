@@ -21,7 +21,7 @@ from pquant.data.splits import Splits, examples
 from pquant.errors import ConfigError
 from pquant.layers.convert import compress, finalize
 from pquant.models.build import build_model
-from pquant.resume import resolved_config, saved_config
+from pquant.resume import environment_refused, saved_config
 from pquant.targets import build
 from pquant.tracking.files import plain, write_atomic
 
@@ -73,11 +73,12 @@ def load_teacher(source: str, model: Model | None, float_model: nn.Module, split
     path = Path(source)
     if path.suffix == SUFFIX:
         return TeacherModel(_with_weights(_own(model, splits), path))
-    config = resolved_config(saved_config(FIELD, path))
-    sections = {name: plain(OmegaConf.to_container(config[name])) for name in SECTIONS if name in config} | {SEED: config.get(SEED)}
+    config = saved_config(FIELD, path)
+    with environment_refused():
+        sections = {name: plain(OmegaConf.to_container(config[name], resolve=True)) for name in SECTIONS if name in config}
     if not (path / WEIGHTS).is_file():
         raise ConfigError(f"{FIELD}: the run in {path} has no {WEIGHTS}, as it did not finish: resume it first, with resume={path}")
-    return TeacherModel(_with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS), sections=sections)
+    return TeacherModel(_with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS), sections=sections | {SEED: config.get(SEED)})
 
 
 def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:

@@ -219,10 +219,8 @@ class Trainer:
         if skipped > allowed or not (math.isfinite(sum(totals)) and bool(all_finite(trained(self.model, self.optimizer)))):
             assert self.safe is not None
             self._load(self.safe)
-            where = (
-                Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step).locate(self.loader, self.device)
-                or "a value is not finite"
-            )
+            diagnosis = Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step)
+            where = diagnosis.locate(self.loader, self.device) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))

@@ -21,6 +21,8 @@ from pquant.quantization import Quantization
 from pquant.training import Training
 from pquant.training.trainer import Trainer
 
+from ..training.test_devices import OnOneDevice
+
 EIGHT_BITS = Quantization(
     default_weight_keep_negatives=True,
     default_weight_fractional_bits=7,
@@ -48,6 +50,7 @@ def taught(
     training: Training = LENGTHS,
     optimizer: Any = torch.optim.Adam,
     quantization: Quantization | None = EIGHT_BITS,
+    device: str = "cpu",
 ) -> Trainer:
     """Return the trainer of a pruned student of 8 bits; its teacher has weights of its own."""
     splits = splits or data()
@@ -56,9 +59,9 @@ def taught(
     student = pquant.compress(float_model, DST(alpha=1e-3), quantization, splits.train[:4][0])
     distiller = section.distiller(student, float_model, splits, training, None)
     if isinstance(distiller, Distiller):
-        distiller.take(other)
+        distiller.take_baseline(other)
     constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
-    return Trainer(student, splits, training, partial(optimizer, lr=1e-2), constant, torch.device("cpu"), 0, distiller)
+    return Trainer(student, splits, training, partial(optimizer, lr=1e-2), constant, torch.device(device), 0, distiller)
 
 
 def by_hand(student: list[list[float]], teacher: list[list[float]], temperature: float) -> float:
@@ -179,6 +182,22 @@ def test_no_step_waits_for_the_device(on_nan: str, no_host_sync: Callable[[], Ab
         with no_host_sync():
             *losses, _ = run.step(x, y)
     assert len(losses) == 3
+
+
+def test_a_step_on_another_device_stays_there() -> None:
+    run = taught(Teacher(features=["0"]), device="meta")
+    run.model.train()
+    run.distiller.set_stage(run.plan[0].stage)
+    with run.distiller.attached(run.model), OnOneDevice():
+        *losses, _ = run.step(torch.empty(16, 6, device="meta"), torch.empty(16, dtype=torch.int64, device="meta"))
+    assert len(losses) == 3 and all(loss.is_meta for loss in losses)
+
+
+def test_bf16_leaves_the_teacher_in_float32() -> None:
+    run = taught(Teacher(weight=1.0), training=Training(pretraining_epochs=1, epochs=1, batch_size=16, compile=False, precision="bf16"))
+    seen: list[torch.dtype] = []
+    run.distiller.teacher.module.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    assert parts(run)[2].dtype is torch.float32 and seen == [torch.float32]
 
 
 def test_a_diverged_teacher_is_named() -> None:

@@ -150,6 +150,10 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "other shapes": (lambda tmp: linear(tmp) | {"model": nn.Linear(6, 4)}, "do not fit the teacher: .*size mismatch for weight"),
     "no run": (lambda tmp: {"source": str(tmp / "nowhere")}, "distillation.source must be the folder of an earlier run, with .hydra/config.yaml"),
     "no model": (lambda tmp: {"source": str(run_folder(tmp / "r", model=False))}, "has no model.safetensors, as it did not finish: resume it first"),
+    "environment": (
+        lambda tmp: {"source": str(run_folder(tmp / "r", model=True, sections="model: {sizes: '${oc.env:SECRET}'}\n"))},
+        "reads the environment variable 'SECRET'",
+    ),
     "no sections": (lambda tmp: {"source": str(run_folder(tmp / "r", model=True))}, "the configuration of .* has no section 'pruning'"),
 }
 
