@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pquant
+from pquant.config import CONFIGURATION_ERRORS, explain
 from pquant.data import Splits
 from pquant.distillation import NoDistillation, Teacher
 from pquant.distillation.source import Kept, keep, load_teacher
@@ -150,10 +151,6 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "other shapes": (lambda tmp: linear(tmp) | {"model": nn.Linear(6, 4)}, "do not fit the teacher: .*size mismatch for weight"),
     "no run": (lambda tmp: {"source": str(tmp / "nowhere")}, "distillation.source must be the folder of an earlier run, with .hydra/config.yaml"),
     "no model": (lambda tmp: {"source": str(run_folder(tmp / "r", model=False))}, "has no model.safetensors, as it did not finish: resume it first"),
-    "environment": (
-        lambda tmp: {"source": str(run_folder(tmp / "r", model=True, sections="model: {sizes: '${oc.env:SECRET}'}\n"))},
-        "reads the environment variable 'SECRET'",
-    ),
     "no sections": (lambda tmp: {"source": str(run_folder(tmp / "r", model=True))}, "the configuration of .* has no section 'pruning'"),
 }
 
@@ -164,6 +161,15 @@ def test_a_teacher_that_cannot_teach_is_refused(case: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=message) as caught:
         distiller(Teacher(**fields(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "message"), [("model", "reads the environment variable 'SECRET'"), ("tracker", "has no section 'model'")])
+def test_the_environment_is_not_read_for_the_model_of_a_teacher(section: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    folder = run_folder(tmp_path / "r", model=True, sections=f"{section}: {{a: '${{oc.env:SECRET}}'}}\n")
+    with pytest.raises(CONFIGURATION_ERRORS) as caught:
+        distiller(Teacher(source=str(folder)))
+    assert message in explain(caught.value) and "s3cret" not in explain(caught.value)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
