@@ -233,8 +233,9 @@ class Experiment:
         if not self.training.baseline and not (teacher and teacher.baseline):
             return {}
         console.note("training the float baseline")
-        training = dataclasses.replace(self.training, pretraining_epochs=self.training.total_epochs, epochs=0, fine_tuning_epochs=0, rewind="never")
-        experiment = dataclasses.replace(self, training=dataclasses.replace(training, save_weights_epoch=-1))
+        lengths = {"pretraining_epochs": self.training.total_epochs, "epochs": 0, "fine_tuning_epochs": 0}
+        training = dataclasses.replace(self.training, **lengths, rewind="never", save_weights_epoch=-1)  # type: ignore[arg-type]
+        experiment = dataclasses.replace(self, training=training)
         trainer = experiment.trainer(copy.deepcopy(float_model), main.splits)
         trainer.fit(lambda row: None)
         main.distiller.take_baseline(trainer.model)

@@ -232,3 +232,9 @@ def test_a_folder_from_before_there_were_teachers_resumes(tmp_path: Path) -> Non
         (tmp_path / "run" / name).unlink()
     command(tmp_path / "log", f"resume={tmp_path / 'run'}")
     assert len(rows(tmp_path / "run")) == 4
+
+
+def test_a_baseline_is_trained_beside_rounds_that_rewind(tmp_path: Path) -> None:
+    rounds = ["training.rounds=2", "training.rewind=every-round", "training.save_weights_epoch=1"]
+    summary = run(tmp_path, *TAUGHT, *rounds, "pruning=cs")
+    assert summary["epochs"] == 6 and summary["float/accuracy"] > 0
