@@ -14,7 +14,8 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-import pquant.export  # noqa: F401  (each import registers schemas)
+import pquant.distillation  # noqa: F401  (each import registers schemas)
+import pquant.export  # noqa: F401
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
 from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
@@ -22,7 +23,7 @@ from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
-from pquant.targets import build, check_targets
+from pquant.targets import INSIDE, KINDS, build, check_targets
 from pquant.tracking.files import without_passwords
 from pquant.training.seed import seed_everything
 from pquant.training.training import total_epochs
@@ -95,8 +96,10 @@ def _built(section: str, node: Any) -> Any:
         return node
     with blaming(section):
         built = build(section, node)
-    if isinstance(built, partial):
-        _check_kinds(section, built)
+    inside = {f"{section}.{key}": getattr(built, key, None) for above, key in INSIDE if above == section}
+    for name, part in {section: built, **inside}.items():
+        if isinstance(part, partial):
+            _check_kinds(name, part)
     return built
 
 
@@ -128,7 +131,7 @@ FLAGS_WITH_A_VALUE = "--cfg -c --package -p --config-path -cp --config-name -cn 
 """Hydra's, whose value may be the next word of the command line."""
 MERGED = re.compile(r"Error merging override '?([^=\s]+)=")
 """What Hydra says when OmegaConf refuses a value, whose own message may name only the place in a list."""
-SECTIONS = tuple(field.name for field in fields(Experiment) if field.default is MISSING)
+SECTIONS = tuple(field.name for field in fields(Experiment) if field.name in KINDS)
 
 
 def explain(error: BaseException) -> str:

@@ -86,7 +86,8 @@ def fields(cls: Any, prefix: str = "") -> list[Field]:
         hint, name = hints[field.name], prefix + field.name
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         nested = inspect.isclass(hint) and issubclass(hint, Settings)
-        found.append(Field(name, _type(hint), "" if nested else _shown(default), _range(field), texts.get(field.name, "")))
+        written = "" if nested or isinstance(default, Settings) else _shown(default)
+        found.append(Field(name, _type(hint), written, _range(field), texts.get(field.name, "")))
         if nested:
             found += fields(hint, f"{name}.")
     return found

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pquant.data.checks import check_data
-from pquant.data.splits import DataSource, Splits
-from pquant.errors import ConfigError, blaming
+from pquant.data.splits import DataSource, Splits, examples
+from pquant.distillation.losses import NoDistiller
+from pquant.distillation.source import Kept
+from pquant.distillation.teacher import Distillation, NoDistillation
+from pquant.errors import ConfigError
 from pquant.export.exporter import Exporter
 from pquant.export.front import write_front
 from pquant.export.weights import save_model
@@ -29,6 +30,7 @@ from pquant.fitcompress.fitcompress import FITCompress
 from pquant.layers.convert import compress, finalize
 from pquant.layers.coverage import coverage
 from pquant.metrics import layer_table, model_metrics
+from pquant.models.build import build_model
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.reporting.confusion import Confusion
@@ -54,8 +56,6 @@ from pquant.training.training import Training
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 32
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -73,6 +73,7 @@ class Experiment:
         finetuning: the study that this job is a trial of, if any.
         tracker: logs the run to a service, in addition to the files in its folder.
         export: the exporter of the finalized model.
+        distillation: the teacher, if any.
         seed: the seed of data splits, initial weights, the order of examples and dropout.
         dry_run: print which layers would be pruned and with which bits; train nothing.
         resume: a run's folder: resume after its last complete epoch; "auto": resume in hydra.run.dir if it has a checkpoint.
@@ -92,6 +93,7 @@ class Experiment:
     finetuning: FineTuning
     tracker: Tracker
     export: Exporter
+    distillation: Distillation = NoDistillation()
     seed: int = setting(0, ge=0, lt=2**32)
     dry_run: bool = False
     resume: str | None = None
@@ -136,18 +138,19 @@ class Experiment:
             seed_everything(self.seed)
             float_model = self.build_model(splits)
             check_model(float_model, splits, task_for(splits))
-            model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, _example(splits))
+            model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, examples(splits))
             self.export.check(model, tuple(splits.input_shape))
-            trainer = self.trainer(model, splits)
+            trainer = self.trainer(model, splits, self._distiller(model, float_model, splits, run, state))
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
-            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings()]:
+            teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
+            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings(), *teacher]:
                 log.warning(warning)
             if self.dry_run:
                 return self._preview(model, splits)
             for warning in self.fitcompress.prepare(model):
                 log.warning(warning)
             if not leads:
-                return self._assist(trainer, float_model, splits, state)
+                return self._assist(trainer, float_model, state)
             if not run.goes_on_here:
                 held.enter_context(only_run_in(run.folder))
             run.begin(state)
@@ -155,7 +158,7 @@ class Experiment:
                 if self.from_run:
                     baseline = self._load_earlier_run(trainer, Path(self.from_run))
                 else:
-                    baseline = self._baseline(float_model, splits, console)
+                    baseline = self._baseline(float_model, trainer, console)
                     self._fit(trainer, run, state, console, callback)
                 summary = self._finish(trainer, splits, run, baseline, start)
         console.summary(summary, run.folder)
@@ -205,37 +208,45 @@ class Experiment:
 
     def build_model(self, splits: Splits) -> nn.Module:
         """Return the float model for the data."""
-        if isinstance(self.model, nn.Module):
-            return self.model
-        offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
-        taken = signature(self.model.func if isinstance(self.model, partial) else self.model).parameters
-        with blaming("model"):
-            try:
-                return self.model(**{name: value for name, value in offered.items() if name in taken})
-            except (RuntimeError, MemoryError) as error:
-                raise ConfigError(f"model: cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        return build_model(self.model, splits)
 
-    def trainer(self, model: nn.Module, splits: Splits) -> Trainer:
+    def trainer(self, model: nn.Module, splits: Splits, distiller: NoDistiller | None = None) -> Trainer:
         """Seed all generators and return a trainer for ``model``."""
         seed_everything(self.seed)
-        return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed)
+        return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed, distiller)
 
-    def _baseline(self, float_model: nn.Module, splits: Splits, console: Console) -> dict[str, Any]:
-        """Train a float baseline for the same number of epochs and return its test metrics as ``float/...``; {} without ``training.baseline``."""
-        if not self.training.baseline:
+    def _distiller(self, model: nn.Module, float_model: nn.Module, splits: Splits, run: Run, state: dict[str, Any] | None) -> NoDistiller:
+        """Return what adds the teacher's losses; nothing for an earlier run, which is not trained."""
+        if self.from_run:
+            return NoDistiller()
+        kept = Kept(run.source or run.folder, state["teacher"]) if state and "teacher" in state else None
+        return self.distillation.distiller(model, float_model, splits, self.training, kept)
+
+    def _baseline(self, float_model: nn.Module, main: Trainer, console: Console) -> dict[str, Any]:
+        """Train a float baseline for the same number of epochs, and let it be the teacher if that is what the teacher is.
+
+        Returns its test metrics as ``float/...``; {} where neither ``training.baseline`` nor the teacher asks for one. A baseline that the run
+        has kept as its teacher is not trained again.
+        """
+        teacher = main.distiller.teacher
+        if teacher and teacher.baseline and teacher.digest:
+            return main.evaluate("test", "float", teacher.module)
+        if not self.training.baseline and not (teacher and teacher.baseline):
             return {}
         console.note("training the float baseline")
-        training = dataclasses.replace(self.training, pretraining_epochs=self.training.total_epochs, epochs=0, fine_tuning_epochs=0, rewind="never")
-        experiment = dataclasses.replace(self, training=dataclasses.replace(training, save_weights_epoch=-1))
-        trainer = experiment.trainer(copy.deepcopy(float_model), splits)
+        lengths = {"pretraining_epochs": self.training.total_epochs, "epochs": 0, "fine_tuning_epochs": 0}
+        training = dataclasses.replace(self.training, **lengths, rewind="never", save_weights_epoch=-1)  # type: ignore[arg-type]
+        experiment = dataclasses.replace(self, training=training)
+        trainer = experiment.trainer(copy.deepcopy(float_model), main.splits)
         trainer.fit(lambda row: None)
+        main.distiller.take_baseline(trainer.model)
         seed_everything(self.seed)
         return trainer.evaluate("test", "float")
 
     def _fit(self, trainer: Trainer, run: Run, state: dict[str, Any] | None, console: Console, callback: Callable[[Row], None]) -> None:
         metrics = MetricsCsv(run.folder / "metrics.csv")
         archive = ParetoArchive(run.folder, trainer.task) if self._keeps_front() else None
-        identity = run.identity()
+        identity = run.identity() | trainer.distiller.keep(run.folder)
         if state:
             self._load(trainer, state)
             console.note(f"resuming after epoch {trainer.position}")
@@ -261,10 +272,10 @@ class Experiment:
         finally:
             console.finish()
 
-    def _assist(self, trainer: Trainer, float_model: nn.Module, splits: Splits, state: dict[str, Any] | None) -> dict[str, Any]:
+    def _assist(self, trainer: Trainer, float_model: nn.Module, state: dict[str, Any] | None) -> dict[str, Any]:
         """Train in a process of rank 1 or higher, which writes no files; return no metrics."""
         if not self.from_run:
-            self._baseline(float_model, splits, Console("quiet"))
+            self._baseline(float_model, trainer, Console("quiet"))
             if state:
                 self._load(trainer, state)
             trainer.fit(lambda row: None, lambda: self._search(trainer, None))
@@ -308,12 +319,5 @@ class Experiment:
 
     def _preview(self, model: nn.Module, splits: Splits) -> dict[str, Any]:
         """Print for each layer whether it would be pruned and with which bits; train nothing."""
-        summarize(model, _example(splits))
+        summarize(model, examples(splits))
         return {}
-
-
-def _example(splits: Splits) -> Tensor:
-    count = min(EXAMPLES, len(splits.train))  # type: ignore[arg-type]
-    if not count:
-        raise ConfigError("the training set is empty")
-    return torch.stack([splits.train[index][0] for index in range(count)])

@@ -99,7 +99,7 @@ class Run:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, text)
         if state and self.source:
-            for name in ("fitcompress.json", "pareto", "pareto.csv"):
+            for name in ("fitcompress.json", "teacher.safetensors", "pareto", "pareto.csv"):
                 copy_over(self.source / name, self.folder / name)
             save_checkpoint(self.folder / CHECKPOINT, state | self.identity())
 
@@ -236,7 +236,7 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
 
 
 @contextmanager
-def _environment_refused() -> Iterator[None]:
+def environment_refused() -> Iterator[None]:
     """Let ``${oc.env:...}`` raise a ConfigError, as a configuration from somebody else could send what a variable holds anywhere."""
     if ENVIRONMENT in allowed_packages():
         yield
@@ -257,7 +257,7 @@ def _environment_refused() -> Iterator[None]:
 def _resolved(composed: DictConfig) -> DictConfig:
     """Return an earlier run's configuration with its interpolations resolved."""
     resolved = composed.copy()
-    with _environment_refused():
+    with environment_refused():
         OmegaConf.resolve(resolved)
     return resolved
 

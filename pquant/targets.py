@@ -67,6 +67,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "pruning": (Kind("pquant.pruning", "pquant.pruning.method.PruningMethod"),),
     "quantization": (Kind("pquant.quantization", SETTINGS),),
     "fitcompress": (Kind("pquant.fitcompress", SETTINGS),),
+    "distillation": (Kind("pquant.distillation", SETTINGS),),
     "finetuning": (Kind("pquant.finetuning", SETTINGS),),
     "tracker": (Kind("pquant.tracking", SETTINGS),),
     "export": (Kind("pquant.export", SETTINGS),),
@@ -74,6 +75,8 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "early_stopping": (Kind("optuna.pruners", "optuna.pruners.BasePruner"),),
 }
 """What each section may build, at any depth."""
+INSIDE = {("distillation", "model"): "model"}
+"""The fields of sections that may build what another section may, by section and key."""
 
 
 def allowed_packages() -> tuple[str, ...]:
@@ -103,7 +106,8 @@ def check_targets(config: Mapping[Any, Any]) -> None:
         ConfigError: names that are not allowed (the message has all of them), or that do not exist.
     """
     sections = {str(key): config[key] for key in config if isinstance(config[key], Mapping)}
-    refused = [(section, name) for section, node in sections.items() for name in _refused(section, node)]
+    found = dict.fromkeys(pair for section, node in sections.items() for pair in _targets(section, node))
+    refused = [(section, name) for section, name in found if not is_allowed(section, name)]
     if refused:
         names = ", ".join(f"'{name}' ({section})" for section, name in refused)
         kinds = " or ".join(map(str, KINDS.get(refused[0][0], ()))) or "nothing"
@@ -123,8 +127,9 @@ def build(section: str, node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     check_targets({section: node})
-    packages = (*(kind.module for kind in KINDS.get(section, ())), *allowed_packages())
-    return instantiate(node, _convert_="all", _execution_whitelist_=[*_targets(node), *(f"{package}.*" for package in packages)])
+    found = list(_targets(section, node))
+    packages = (*(kind.module for name in {section, *(name for name, _ in found)} for kind in KINDS.get(name, ())), *allowed_packages())
+    return instantiate(node, _convert_="all", _execution_whitelist_=[*(target for _, target in found), *(f"{package}.*" for package in packages)])
 
 
 def named(section: str, target: str) -> Any:
@@ -150,18 +155,14 @@ def _find(target: str) -> Any:
     return getattr(owner, name)
 
 
-def _refused(section: str, node: Any) -> list[str]:
-    return [target for target in dict.fromkeys(_targets(node)) if not is_allowed(section, target)]
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Yield each ``_target_`` inside a node, as it will be built, interpolations resolved."""
+def _targets(section: str, node: Any) -> Iterator[tuple[str, str]]:
+    """Yield each ``_target_`` inside a node, as it will be built, interpolations resolved, behind the section whose kinds it must be of."""
     if isinstance(node, Mapping):
         for key in node:
             if key == "_target_":
-                yield str(node[key])
+                yield section, str(node[key])
             else:
-                yield from _targets(node[key])
+                yield from _targets(INSIDE.get((section, str(key)), section), node[key])
     elif isinstance(node, (ListConfig, Sequence)) and not isinstance(node, str):
         for item in node:
-            yield from _targets(item)
+            yield from _targets(section, item)

@@ -13,7 +13,7 @@ from .test_fuzz import WRONG
 SECONDS = 5.0
 LENGTHS = ["training.pretraining_epochs=0", "training.epochs=1", "training.fine_tuning_epochs=0", "tracker=none", "progress=quiet"]
 PLATEAU = "~scheduler.T_max ~scheduler.eta_min scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
-GROUPS = "data model optimizer scheduler training pruning quantization fitcompress finetuning tracker export".split()
+GROUPS = "data model optimizer scheduler training pruning quantization fitcompress distillation finetuning tracker export".split()
 SYNTAX: dict[str, str] = {
     "training.epochs": "training.epochs",
     "training.epochs = 3": "training.epochs",

@@ -20,7 +20,7 @@ from pquant.settings import Settings
 from . import test_run
 from .test_config import NEEDED, OPTIONS, build
 
-GROUPS = ("pruning", "quantization", "training", "fitcompress", "data", "export", "finetuning", "tracker")
+GROUPS = ("pruning", "quantization", "training", "fitcompress", "distillation", "data", "export", "finetuning", "tracker")
 ELSEWHERE = ("device", "compile", "threads", "batch_size", "precision")
 """Fields of training that depend on the machine, or that change nothing in a single step."""
 

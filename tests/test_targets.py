@@ -70,11 +70,22 @@ def test_nothing_dangerous_is_on_the_list() -> None:
         ("early_stopping", "optuna.pruners.MedianPruner"),
         ("training", "pquant.training.Training.from_config"),
         ("data", "pquant.data.Table"),
+        ("distillation", "pquant.distillation.Teacher"),
     ],
 )
 def test_each_kind_is_taken_by_its_own_section(section: str, target: str) -> None:
     assert is_allowed(section, target)
     assert not [other for other in KINDS if other != section and is_allowed(other, target)]
+
+
+def test_a_teachers_model_may_be_what_a_model_may_be() -> None:
+    teacher = {"_target_": "pquant.distillation.Teacher", "model": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.ReLU"}]}}
+    check_targets({"distillation": teacher})
+    with pytest.raises(ConfigError, match=r"'torch.nn.ReLU' \(distillation\): distillation takes a Settings"):
+        check_targets({"distillation": teacher | {"source": {"_target_": "torch.nn.ReLU"}}})
+    for name in ("os.system", "torch.optim.Adam", "pquant.distillation.Teacher"):
+        with pytest.raises(ConfigError, match=rf"'{name}' \(model\): model takes a Module of torch.nn"):
+            check_targets({"distillation": teacher | {"model": {"_target_": name}}})
 
 
 def test_constructors_of_models_are_taken_by_name() -> None:

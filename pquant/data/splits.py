@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pquant.errors import ConfigError
+
+EXAMPLES = 32
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -45,3 +49,15 @@ class DataSource(Protocol):
     def load(self, seed: int) -> Splits:
         """Return the splits, the same ones for the same seed."""
         ...
+
+
+def examples(splits: Splits) -> Tensor:
+    """Return the inputs of the first training examples, up to 32: (examples, *input_shape).
+
+    Raises:
+        ConfigError: there are none.
+    """
+    count = min(EXAMPLES, len(splits.train))  # type: ignore[arg-type]
+    if not count:
+        raise ConfigError("the training set is empty")
+    return torch.stack([splits.train[index][0] for index in range(count)])

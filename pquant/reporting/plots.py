@@ -47,7 +47,7 @@ def stages(rows: Rows) -> list[str]:
 def curves(rows: Rows) -> list[Plot]:
     """Return a plot by epoch for each metric, the losses, sparsity and EBOPs, stages shaded; a metric that is always 0 is left out."""
     metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
-    names = dict.fromkeys((*metrics, "loss", "penalty", "sparsity", "ebops"))
+    names = dict.fromkeys((*metrics, "loss", "penalty", "distillation", "sparsity", "ebops"))
     series = {name: _series(rows, name) for name in names}
     return [Plot(label(name), _curve(rows, name, lines)) for name, lines in series.items() if lines]
 

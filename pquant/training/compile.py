@@ -19,7 +19,7 @@ from pquant.training import distributed
 
 log = logging.getLogger(__name__)
 
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 TRITON_TAKES = (7, 0)
 """Compute capability of the GPUs from which on Triton compiles for them."""
 WARM_UP, TIMED = 5, 20
@@ -39,7 +39,7 @@ class StepCompiler:
     left take to compile. Batches that are smaller than the first one, and steps in which pruners look at activations, stay eager.
 
     Args:
-        losses: computes (loss, auxiliary loss) from inputs and targets.
+        losses: computes the losses from inputs and targets.
         model: the model that it trains.
         mode: the setting ``training.compile``.
         device: where it trains.
@@ -66,8 +66,8 @@ class StepCompiler:
         self._graph: Losses | None = None
         self._full, self._timed = 0, list[float]()
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (loss, auxiliary loss) of a batch."""
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Return the losses of a batch."""
         self._full = self._full or len(x)
         if not self.compiled or len(x) != self._full or self._observing():
             return self.losses(x, y)

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from pquant.data.batches import Batches
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Makes an optimizer step on inputs and targets; returns the task's loss, the auxiliary one, and whether the inputs were finite, three scalars."""
+Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Makes an optimizer step on inputs and targets; returns the losses (task, penalty, a teacher's if any) and whether the inputs were finite."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -39,14 +39,14 @@ class SkipStep:
     def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer) -> None:
         self.step, self.model, self.optimizer = step, model, optimizer
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Make a step and return its losses, 0 if it was taken back, and whether it was kept."""
         before = {key: tensor.clone() for key, tensor in self._tensors().items()}
-        loss, auxiliary, good = self.step(x, y)
-        good = good & torch.isfinite(loss + auxiliary) & all_finite(trained(self.model, self.optimizer))
+        *losses, good = self.step(x, y)
+        good = good & torch.isfinite(sum(losses, torch.zeros_like(losses[0]))) & all_finite(trained(self.model, self.optimizer))
         for key, tensor in self._tensors().items():
             tensor.copy_(torch.where(good, tensor, before.get(key, 0)))
-        return torch.where(good, loss, 0), torch.where(good, auxiliary, 0), good
+        return *(torch.where(good, loss, 0) for loss in losses), good
 
     def _tensors(self) -> dict[Any, Tensor]:
         tensors = chain(self.model.named_parameters(), self.model.named_buffers(), _memory(self.optimizer).items())
@@ -67,13 +67,15 @@ class Diagnosis:
     Args:
         model: the model, as it was at the start of the epoch.
         optimizer: its optimizer, likewise.
-        losses: computes (loss, auxiliary loss) from inputs and targets.
+        losses: computes the losses from inputs and targets: the task's, the penalty, a teacher's if any.
+        total: what a step differentiates, from these losses.
         update: makes the optimizer's update and lets pruners follow it.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    losses: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    total: Callable[[tuple[Tensor, ...]], Tensor]
     update: Callable[[], None]
 
     def locate(self, batches: Batches, device: torch.device) -> str | None:
@@ -90,12 +92,12 @@ class Diagnosis:
         """Make a step; return what is first not finite in it."""
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             return "the data are not finite"
-        loss, auxiliary = self.losses(x, y)
+        losses = self.losses(x, y)
         if layers:
             return f"the output of layer '{layers[0]}' is not finite"
         self.optimizer.zero_grad()
-        (loss + auxiliary).backward()
-        for name, value in (("loss", loss), ("penalty", auxiliary)):
+        self.total(losses).backward()
+        for name, value in zip(("loss", "penalty", "distillation loss"), losses, strict=False):
             if not bool(torch.isfinite(value)):
                 return f"the {name} is not finite"
         parameters = dict(self.model.named_parameters())

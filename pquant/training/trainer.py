@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
+from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import pruned_layers
 from pquant.layers.convert import calibrate, trace_ranges
@@ -63,6 +64,7 @@ class Trainer:
         scheduler: makes the learning rate schedule from the optimizer, stepped once an epoch over the whole run.
         device: where to train.
         seed: of the order of the training data.
+        distiller: adds a teacher's losses to the steps; None: no teacher.
 
     ``state_dict`` holds everything that a resume needs beside the constructor's arguments.
     """
@@ -76,9 +78,11 @@ class Trainer:
         scheduler: Callable[[Optimizer], LRScheduler],
         device: torch.device,
         seed: int,
+        distiller: NoDistiller | None = None,
     ) -> None:
         self.model, self.training, self.device = model.to(device), training, device
-        self.task = task_for(splits)
+        self.task, self.distiller = task_for(splits), distiller or NoDistiller()
+        self.distiller.to(device)
         self.splits = replace(splits, train=_on(device, splits.train), validation=_on(device, splits.validation), test=_on(device, splits.test))
         with blaming("optimizer"):
             self.optimizer = optimizer(parameter_groups(self.model))
@@ -106,30 +110,31 @@ class Trainer:
         """
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
-        for epoch in self.plan[self.position :]:
-            start = time.perf_counter()
-            if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
-                before_train()
-            if self._enter(epoch) or self.safe is None:
+        with self.distiller.attached(self.model):
+            for epoch in self.plan[self.position :]:
+                start = time.perf_counter()
+                if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
+                    before_train()
+                if self._enter(epoch) or self.safe is None:
+                    self.safe = cloned(self._state())
+                losses = self._train_epoch(epoch, after_step)
+                self._leave(epoch, losses["train/loss"])
+                learning_rate = self.optimizer.param_groups[0]["lr"]
+                row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
+                follow_schedule(self.scheduler, row["val/loss"])
+                self.position += 1
+                parameters = finalized_parameters(self.model)
+                row |= {
+                    "sparsity": sparsity(self.model, parameters),
+                    "ebops": ebops(self.model, parameters),
+                    "lr": learning_rate,
+                    "seconds": time.perf_counter() - start,
+                }
+                if not math.isfinite(row["val/loss"]):
+                    raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
+                self.rows.append(row)
                 self.safe = cloned(self._state())
-            losses = self._train_epoch(epoch, after_step)
-            self._leave(epoch, losses["train/loss"])
-            learning_rate = self.optimizer.param_groups[0]["lr"]
-            row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
-            follow_schedule(self.scheduler, row["val/loss"])
-            self.position += 1
-            parameters = finalized_parameters(self.model)
-            row |= {
-                "sparsity": sparsity(self.model, parameters),
-                "ebops": ebops(self.model, parameters),
-                "lr": learning_rate,
-                "seconds": time.perf_counter() - start,
-            }
-            if not math.isfinite(row["val/loss"]):
-                raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
-            self.rows.append(row)
-            self.safe = cloned(self._state())
-            on_epoch(row)
+                on_epoch(row)
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
@@ -198,48 +203,53 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
-        total, extra, count, good = torch.zeros(4, device=self.device).unbind()
+        self.distiller.set_stage(epoch.stage)
+        names = ("train/loss", "train/penalty", *self.distiller.metrics)
+        *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
         for x, y in self.loader:
             with self.losses.timed():
-                loss, auxiliary, kept = self.step(x.to(self.device), y.to(self.device))
-                total.add_(loss, alpha=len(x))
-                extra.add_(auxiliary, alpha=len(x))
+                *losses, kept = self.step(x.to(self.device), y.to(self.device))
+                for total, loss in zip(totals, losses, strict=False):
+                    total.add_(loss, alpha=len(x))
                 count.add_(kept, alpha=len(x))
                 good.add_(kept)
             self.step_count += 1
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
-        if skipped > allowed or not (math.isfinite(total + extra) and bool(all_finite(trained(self.model, self.optimizer)))):
+        if skipped > allowed or not (math.isfinite(sum(totals)) and bool(all_finite(trained(self.model, self.optimizer)))):
             assert self.safe is not None
             self._load(self.safe)
-            where = Diagnosis(self.model, self.optimizer, self._losses, self.follow_step).locate(self.loader, self.device) or "a value is not finite"
+            diagnosis = Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step)
+            where = diagnosis.locate(self.loader, self.device) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
         if skipped:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
-        return {"train/loss": float(total) / float(count), "train/penalty": float(extra) / float(count)}
+        return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         finite = torch.isfinite(x).all()
         (x, y), weight = distributed.part(x, y)
-        loss, auxiliary = self.losses(x, y)
+        losses = self.losses(x, y)
         self.optimizer.zero_grad()
-        together = loss + auxiliary
+        together = self.distiller.total(losses)
         (together if weight == 1 else together * weight).backward()
         distributed.total_gradients(self.model.parameters())
         self.follow_step()
-        return distributed.total(loss.detach() * weight), auxiliary.detach(), finite
+        loss, penalty, *taught = (value.detach() for value in losses)
+        return distributed.total(loss * weight), penalty, *(distributed.total(value * weight) for value in taught), finite
 
     def follow_step(self) -> None:
         """Make the update that the gradients ask for, and let the pruners follow it."""
         self.optimizer.step()
         self.step_events()
 
-    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the task's loss and the auxiliary ones, all that a training step differentiates."""
+    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Return the task's loss, the penalty, and where a teacher teaches its loss: all that a training step differentiates."""
         reduced = self.training.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
             output = self.model(x)
-        return self.task.loss(output.float(), y), self.penalty().to(self.device)
+        output = output.float()
+        return self.task.loss(output, y), self.penalty().to(self.device), *self.distiller.losses(x, output)
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, on_batch: OnBatch = _ignore) -> Row:

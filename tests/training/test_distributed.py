@@ -20,6 +20,7 @@ METHODS = {
     "wanda": ["pruning=wanda", "pruning.t_start_collecting_batch=3", "pruning.t_delta=10"],
     "activation": ["pruning=activation_pruning", "pruning.t_start_collecting_batch=3", "pruning.t_delta=10"],
     "dst-hgq": ["pruning=dst", "quantization=hgq"],
+    "teacher": ["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"],
     "wrap": ["pruning=none", "quantization=hgq", "quantization.overflow_mode_data=WRAP"],
 }
 

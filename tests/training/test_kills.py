@@ -69,19 +69,22 @@ def left(folder: Path) -> dict[str, Any]:
     with (folder / "metrics.csv").open() as file:
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    same = [folder / "model.safetensors", folder / "model.json", *sorted(folder.glob("pareto*/*")), *folder.glob("pareto.*")]
+    same = [
+        folder / "model.safetensors",
+        folder / "model.json",
+        folder / "teacher.safetensors",
+        *sorted(folder.glob("pareto*/*")),
+        *folder.glob("pareto.*"),
+    ]
     whole = {path.name: path.read_bytes() for path in same if path.is_file()}
     return {"summary": {key: value for key, value in summary.items() if key != "wall_seconds"}, "rows": rows, "files": files} | whole
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, bits: str, server: Server, tmp_path: Path) -> None:
-    overrides = [f"pruning={method}", *METHODS[method], f"quantization={bits}", *BITS[bits]]
+def kill(overrides: list[str], name: str, server: Server, tmp_path: Path) -> None:
+    """Run once in peace, and once with kills at moments that ``name`` draws; compare what both leave."""
     changes = server.run(tmp_path / "whole", overrides)
     assert changes > 20
-    moments, before = random.Random(f"{method} {bits}"), server.kills
+    moments, before = random.Random(name), server.kills
     while server.kills < before + KILLS:
         server.run(tmp_path / "killed", overrides, moments.randint(1, changes), moments.choice([0.0, moments.uniform(0, 0.1)]))
     server.run(tmp_path / "killed", overrides)
@@ -89,3 +92,16 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, 
     assert killed.keys() == whole.keys()
     for name, content in whole.items():
         assert killed[name] == content, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, bits: str, server: Server, tmp_path: Path) -> None:
+    kill([f"pruning={method}", *METHODS[method], f"quantization={bits}", *BITS[bits]], f"{method} {bits}", server, tmp_path)
+
+
+@pytest.mark.slow
+def test_so_does_a_run_with_a_teacher(server: Server, tmp_path: Path) -> None:
+    kill(["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"], "teacher", server, tmp_path)
+    assert (tmp_path / "killed" / "teacher.safetensors").is_file()

@@ -1,0 +1,199 @@
+"""The losses of distillation, and what adds them to a training step."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pquant.distillation.source import SEED, TeacherModel, keep
+from pquant.training.stage import Stage
+
+OutputLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over a batch of logits (batch, classes), a scalar.
+
+    Its gradient is that of the cross-entropy with soft targets. T^2 keeps the size of that gradient about the same at every temperature: G. Hinton,
+    O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2.
+    """
+    soft, target = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return temperature**2 * F.kl_div(soft, target, reduction="batchmean", log_target=True)
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared error between outputs of layers, pairs of equal shape, summed over the pairs: a scalar.
+
+    It is the hint of A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3, without a regressor between.
+    """
+    return torch.stack([F.mse_loss(mine.float(), target.float()) for mine, target in zip(student, teacher, strict=True)]).sum()
+
+
+class Recorder:
+    """A forward hook that keeps the last output of a layer in training mode, or in evaluation mode, while it is ``on``; a copy of it is off."""
+
+    def __init__(self, training: bool, on: bool = False) -> None:
+        self.training, self.on = training, on
+        self.output: Any = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Keep the output."""
+        if self.on and module.training is self.training:
+            self.output = output
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Return one that is off."""
+        return type(self)(self.training)
+
+    def taken(self) -> Any:
+        """Return the output that was kept, and forget it."""
+        output, self.output = self.output, None
+        return output
+
+
+@contextmanager
+def recording(model: nn.Module, recorders: Mapping[str, Recorder]) -> Iterator[None]:
+    """Let recorders see the outputs of the layers of ``model`` that they are named after."""
+    handles = [model.get_submodule(name).register_forward_hook(recorder) for name, recorder in recorders.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Weights(NamedTuple):
+    """How much the terms of a loss count.
+
+    Attributes:
+        soft: share of the loss on the teacher's outputs; the task's own has the rest.
+        features: factor of the loss on features.
+    """
+
+    soft: float
+    features: float
+
+
+class NoDistiller:
+    """No teacher: a step has the task's loss and the penalty."""
+
+    metrics: tuple[str, ...] = ()
+    """Columns of a run's metrics beside those of the two losses."""
+    teacher: TeacherModel | None = None
+
+    def warnings(self, seed: int) -> list[str]:
+        """Return what may be wrong with the teacher of a run with this ``seed``."""
+        return []
+
+    def take_baseline(self, trained: nn.Module) -> None:
+        """Let the float baseline, now trained, be the teacher, if that is what the teacher is."""
+
+    def to(self, device: torch.device) -> None:
+        """Go to a device."""
+
+    def set_stage(self, stage: Stage) -> None:
+        """Follow the change to another stage."""
+
+    @contextmanager
+    def attached(self, student: nn.Module) -> Iterator[None]:
+        """See the features of the model in training while the context lasts."""
+        yield
+
+    def losses(self, x: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return what the teacher adds to the losses of a batch, after the forward of the student that gave ``output``."""
+        return ()
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return what a step differentiates, from the task's loss, the penalty and what :meth:`losses` gave."""
+        return losses[0] + losses[1]
+
+    def keep(self, folder: Path) -> dict[str, Any]:
+        """Keep the teacher in a run's folder; return what the checkpoint holds of it."""
+        return {}
+
+
+class Distiller(NoDistiller):
+    """Adds a teacher's losses to training steps: its forward is in evaluation mode, in float32, without gradients and without random numbers.
+
+    Args:
+        teacher: the teacher, frozen here; it is no part of the student, and so of no optimizer.
+        loss: of the (student's, teacher's) outputs.
+        weights: of the two terms.
+        features: teacher's layers by student's layers.
+        stages: when it teaches.
+    """
+
+    metrics = ("train/distillation",)
+    teacher: TeacherModel
+
+    def __init__(self, teacher: TeacherModel, loss: OutputLoss, weights: Weights, features: Mapping[str, str], stages: Sequence[str]) -> None:
+        self.teacher, self.loss, self.weights, self.stages = teacher, loss, weights, tuple(map(Stage, stages))
+        self.module = teacher.module.eval().requires_grad_(False)
+        self.student_features = {name: Recorder(training=True) for name in features}
+        self.teacher_features = [Recorder(training=False, on=True) for _ in features]
+        self.active = False
+        for name, recorder in zip(features.values(), self.teacher_features, strict=True):
+            self.module.get_submodule(name).register_forward_hook(recorder)
+
+    def warnings(self, seed: int) -> list[str]:
+        """Return what may be wrong with the teacher of a run with this ``seed``."""
+        other = (self.teacher.sections or {}).get(SEED, seed)
+        leaks = (
+            f"the teacher's run had seed {other} and this one has {seed}: if the seed splits the data, the teacher has seen examples of this test set"
+        )
+        return [leaks] if other != seed else []
+
+    def take_baseline(self, trained: nn.Module) -> None:
+        """Let the float baseline, now trained, be the teacher, if that is what the teacher is."""
+        if self.teacher.baseline:
+            self.module.load_state_dict(trained.state_dict())
+
+    def to(self, device: torch.device) -> None:
+        """Bring the teacher to a device."""
+        self.module.to(device)
+
+    def set_stage(self, stage: Stage) -> None:
+        """Teach in this stage or not."""
+        self.active = stage in self.stages
+        for recorder in self.student_features.values():
+            recorder.on = self.active
+
+    @contextmanager
+    def attached(self, student: nn.Module) -> Iterator[None]:
+        """See the features of the model in training while the context lasts."""
+        with recording(student, self.student_features):
+            yield
+
+    def losses(self, x: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return (distillation,): the weighted sum of the losses on outputs and features, () where it does not teach.
+
+        Args:
+            x: inputs of the batch.
+            output: what the student gave for them, float32.
+        """
+        if not self.active:
+            return ()
+        with torch.no_grad():
+            target = self.module(x).float()
+        distillation = self.weights.soft * self.loss(output, target)
+        if self.teacher_features:
+            mine = [recorder.taken() for recorder in self.student_features.values()]
+            theirs = [recorder.taken() for recorder in self.teacher_features]
+            distillation = distillation + self.weights.features * feature_loss(mine, theirs)
+        return (distillation,)
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return (1 - share) task + penalty + distillation; without the last, task + penalty."""
+        if len(losses) == 2:
+            return losses[0] + losses[1]
+        return (1 - self.weights.soft) * losses[0] + losses[1] + losses[2]
+
+    def keep(self, folder: Path) -> dict[str, Any]:
+        """Keep the teacher in a run's folder, once; return the digest of its file for the checkpoint."""
+        if self.teacher.digest is None:
+            self.teacher.digest = keep(self.teacher, folder)
+        return {"teacher": self.teacher.digest}

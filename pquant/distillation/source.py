@@ -1,0 +1,148 @@
+"""Where a teacher comes from: the float baseline of the run, another run's folder, or a file of weights; and how a run keeps it.
+
+A run keeps its teacher in its own folder, with all that builds it again, so that it resumes with the same one whatever becomes of the source.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from pquant.data.splits import Splits, examples
+from pquant.errors import ConfigError
+from pquant.layers.convert import compress, finalize
+from pquant.models.build import build_model
+from pquant.resume import environment_refused, saved_config
+from pquant.targets import build
+from pquant.tracking.files import plain, write_atomic
+
+TEACHER = "teacher.safetensors"
+"""The file in a run's folder that holds its teacher."""
+FLOAT = "float"
+SUFFIX = ".safetensors"
+WEIGHTS = "model.safetensors"
+SECTIONS = ("model", "pruning", "quantization", "fitcompress")
+"""The sections of a run that make its model."""
+SEED = "seed"
+FIELD = "distillation.source"
+Model = nn.Module | Callable[..., nn.Module]
+
+
+@dataclass
+class TeacherModel:
+    """A teacher and where it comes from.
+
+    Attributes:
+        module: the teacher, with its weights, unless it is a baseline that is to be trained.
+        baseline: whether it is the float baseline of the run.
+        sections: of the run that it comes from, if any: the sections that build it again, and the seed.
+        digest: SHA-256 of the file in which this run keeps it, None for one that is not kept yet.
+    """
+
+    module: nn.Module
+    baseline: bool = False
+    sections: Mapping[str, Any] | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The teacher that a run has kept: the run's folder, and the digest that its checkpoint holds."""
+
+    folder: Path
+    digest: str
+
+
+def load_teacher(source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:
+    """Return the teacher that a new run takes from ``source``; for "float" a copy of the float model, which is to be trained.
+
+    Raises:
+        ConfigError: there is no such run or file, a run has no finalized model, or the weights do not fit the module.
+    """
+    if source == FLOAT:
+        return TeacherModel(copy.deepcopy(float_model), baseline=True)
+    path = Path(source)
+    if path.suffix == SUFFIX:
+        return TeacherModel(_with_weights(_own(model, splits), path))
+    config = saved_config(FIELD, path)
+    with environment_refused():
+        sections = {name: plain(OmegaConf.to_container(config[name], resolve=True)) for name in SECTIONS if name in config}
+    if not (path / WEIGHTS).is_file():
+        raise ConfigError(f"{FIELD}: the run in {path} has no {WEIGHTS}, as it did not finish: resume it first, with resume={path}")
+    return TeacherModel(_with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS), sections=sections | {SEED: config.get(SEED)})
+
+
+def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:
+    """Return the teacher that a run has kept; its source is not looked at.
+
+    Raises:
+        ConfigError: the file is missing, or another one than the checkpoint says.
+    """
+    path = kept.folder / TEACHER
+    if not path.is_file():
+        raise ConfigError(f"the run in {kept.folder} cannot go on without its teacher: there is no {path}")
+    if _digest(path.read_bytes()) != kept.digest:
+        raise ConfigError(f"the run in {kept.folder} cannot go on with another teacher: {path} has changed since its checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            sections = json.loads((file.metadata() or {}).get("sections", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if sections is not None:
+        module = _of_run(sections, splits, str(path))
+    else:
+        module = copy.deepcopy(float_model) if source == FLOAT else _own(model, splits)
+    return TeacherModel(_with_weights(module, path), source == FLOAT, sections, kept.digest)
+
+
+def keep(teacher: TeacherModel, folder: Path) -> str:
+    """Write the teacher into a run's folder, atomically; return the digest of the file."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in teacher.module.state_dict().items() if isinstance(value, Tensor)}
+    content = tensor_bytes(tensors, {"sections": json.dumps(teacher.sections)})
+    write_atomic(folder / TEACHER, content)
+    return _digest(content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _own(model: Model | None, splits: Splits) -> nn.Module:
+    assert model is not None, "Teacher takes no file of weights without a model"
+    return copy.deepcopy(build_model(model, splits, "distillation.model"))
+
+
+def _of_run(sections: Mapping[str, Any], splits: Splits, where: str) -> nn.Module:
+    """Return the finalized model, untrained, of the run whose sections these are."""
+    missing = [name for name in SECTIONS if name not in sections]
+    if missing:
+        raise ConfigError(f"{FIELD}: the configuration of {where} has no section '{missing[0]}'")
+    made = {name: build(name, sections[name]) for name in SECTIONS}
+    masks = made["fitcompress"].masks(made["pruning"])
+    return finalize(compress(build_model(made["model"], splits, FIELD), masks, made["quantization"], examples(splits)))
+
+
+def _with_weights(module: nn.Module, path: Path) -> nn.Module:
+    """Return the module with the weights of a safetensors file.
+
+    Raises:
+        ConfigError: there is no such file, or its weights do not fit.
+    """
+    try:
+        module.load_state_dict(load_tensors(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{FIELD}: there is no file {path}") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ConfigError(f"{FIELD}: {path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"{FIELD}: the weights in {path} do not fit the teacher: {' '.join(str(error).split())[:300]}") from error
+    return module

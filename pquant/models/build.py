@@ -1,0 +1,27 @@
+"""A model from what a configuration names: a module, or what makes one for the data."""
+
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+
+from torch import nn
+
+from pquant.data.splits import Splits
+from pquant.errors import ConfigError, blaming
+
+
+def build_model(model: nn.Module | Callable[..., nn.Module], splits: Splits, section: str = "model") -> nn.Module:
+    """Return the float model for the data; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them.
+
+    Raises:
+        ConfigError: it cannot be built; the message names the ``section``.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
+    taken = signature(model.func if isinstance(model, partial) else model).parameters
+    with blaming(section):
+        try:
+            return model(**{name: value for name, value in offered.items() if name in taken})
+        except (RuntimeError, MemoryError) as error:
+            raise ConfigError(f"{section}: cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
