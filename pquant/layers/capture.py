@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import operator
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ Arguments = dict[str, Any]
 VALUE = "value"
 """Key of a node's ``meta`` under which its value in the call stands."""
 KNOWN = ("torch", "pquant")
+CONSTANT = "_tensor_constant"
+"""What torch.fx calls tensors that a forward makes of nothing."""
 COMMON = ("device", "dtype", "ndim", "layout", "is_cuda")
 
 
@@ -39,6 +42,9 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.node.meta[VALUE], name) if name in COMMON and isinstance(self.node.meta[VALUE], Tensor) else super().__getattr__(name)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
 class _Tracer(fx.Tracer):
@@ -114,8 +120,10 @@ def attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
-def captured(module: nn.Module, arguments: Arguments, training: bool) -> fx.Graph:
-    """Return the graph of a module's forward in one mode; each node's ``meta`` holds its value in the call. The module is left untouched.
+def captured(module: nn.Module, arguments: Arguments, training: bool) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """Return the graph of a module's forward in one mode, and constant tensors that it names. The module is left untouched.
+
+    Each node's ``meta`` holds its value in the call.
 
     Raises:
         NotCaptured: the forward cannot be traced, keeps state of its own, or takes tensors inside other arguments.
@@ -135,7 +143,7 @@ def captured(module: nn.Module, arguments: Arguments, training: bool) -> fx.Grap
         raise
     except Exception as error:
         raise NotCaptured(" ".join(str(error).split())[:160] or type(error).__name__) from error
-    changed = [name for name in vars(twin) if vars(twin)[name] is not before.get(name)]
+    changed = [name for name in vars(twin) if vars(twin)[name] is not before.get(name) and not name.startswith(CONSTANT)]
     if changed or versions != [buffer._version for buffer in twin._buffers.values() if buffer is not None]:
         raise NotCaptured(f"it keeps state of its own{': ' + changed[0] if changed else ''}")
-    return graph
+    return graph, {name: value for name, value in vars(twin).items() if name.startswith(CONSTANT)}

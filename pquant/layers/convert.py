@@ -18,7 +18,7 @@ from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLay
 from pquant.layers.composite import Composite
 from pquant.layers.constant import PQConstant
 from pquant.layers.coverage import note_costs
-from pquant.layers.expansion import COMPOSITES, Reasons, composites, functions_to_layers, use_modules_for_activations
+from pquant.layers.expansion import COMPOSITES, Reasons, composites, functions_to_layers, torch_subclasses, use_modules_for_activations
 from pquant.layers.functional import takes_layers
 from pquant.layers.pool import POOLS, fixed_pool
 from pquant.layers.replacements import KEEPING, PASSING, REPLACEMENTS
@@ -123,6 +123,8 @@ def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Rea
         materialize(model, example)
         trace = Trace(model, example)
     made, reasons = composites(model, trace)
+    if example is not None and trace is not None:
+        made |= torch_subclasses(model, trace, example)
     model = replace_modules(model, made)
     if example is not None and trace is not None:
         reasons |= functions_to_layers(model, trace, example)
@@ -315,14 +317,21 @@ def _own_parameters(module: nn.Module) -> list[str]:
     return [name for name, parameter in module._parameters.items() if parameter is not None and name not in constants]
 
 
+def _pattern(text: str) -> str:
+    """Return a text with a star for each number in dotted names."""
+    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", text)
+
+
 def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
     """Return one line for each kind of what stays float and each reason: ``12 x gelu (blocks.*.mlp)``."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for kind, name, reason in left:
-        places.setdefault((kind, reason), []).append(name or "model")
+        places.setdefault((kind, _pattern(reason)), []).append((name or "model", reason))
     lines = []
-    for (kind, reason), names in places.items():
-        patterns = names if len(names) <= MOST_NAMES else list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+    for (kind, pattern), found in places.items():
+        names = [name for name, _ in found]
+        reason = pattern if len(found) > 1 else found[0][1]
+        patterns = names if len(names) <= MOST_NAMES else list(dict.fromkeys(map(_pattern, names)))
         more = f" and {len(patterns) - MOST_NAMES} more" if len(patterns) > MOST_NAMES else ""
         count = f"{len(names)} x " if len(names) > 1 else ""
         lines.append(f"{count}{kind} ({', '.join(patterns[:MOST_NAMES])}{more}){': ' + reason if reason else ''}")

@@ -1,6 +1,7 @@
 """A float model becomes one in which layers do what attention, recurrences and functional code do; it computes the same."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ from pquant.layers.capture import Arguments, NotCaptured, bound
 from pquant.layers.composite import Composite
 from pquant.layers.functional import takes_layers, with_layers
 from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
+from pquant.layers.replacements import REPLACEMENTS
 from pquant.layers.trace import Example, Trace, arguments, is_layer, resized, same_random_numbers
 
 COMPOSITES: dict[type[nn.Module], type[Composite]] = {
@@ -63,6 +65,57 @@ def use_modules_for_activations(model: nn.Module) -> None:
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and module.activation in ACTIVATIONS:
             function = module.__dict__.pop("activation")
             module.activation = ACTIVATIONS[function]()
+
+
+def torch_subclasses(model: nn.Module, trace: Trace, example: Example) -> dict[nn.Module, nn.Module]:
+    """Return what stands for layers with a forward of their own that does what torch's does, and then lets the children of the layer follow.
+
+    That is a sequence of the layer of torch and the children. A layer without children takes torch's forward instead, so that it is converted itself.
+    """
+    wanted = {module: base for module in model.modules() if module in trace.called and not is_layer(module) and (base := _base(module))}
+    calls, _ = _calls(model, list(wanted), [example])
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module, base in wanted.items():
+        if not calls[module] or not all(_does_as_its_base(module, base, call, mode) for call in calls[module] for mode in (True, False)):
+            continue
+        kind = type(module)
+        if next(module.children(), None) is None:
+            module.__class__ = type(kind.__name__, (kind,), {"forward": base.forward, "__module__": kind.__module__})
+        else:
+            replaced[module] = nn.Sequential(OrderedDict(layer=_as_its_base(module, base), **dict(module.named_children())))
+            replaced[module].train(module.training)
+    return replaced
+
+
+def _base(module: nn.Module) -> Any:
+    """Return the layer of torch that a module with a forward of its own is a subclass of; None for other modules."""
+    return next((base for base in type(module).__mro__ if base in REPLACEMENTS), None)
+
+
+def _as_its_base(module: nn.Module, base: Any) -> nn.Module:
+    """Return a layer of torch with the parameters, buffers and settings of a subclass, and without its children."""
+    layer = base.__new__(base)
+    layer.__dict__.update({name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()})
+    layer._modules = {}
+    return layer
+
+
+@torch.no_grad()
+def _does_as_its_base(module: nn.Module, base: Any, call: Arguments, training: bool) -> bool:
+    """Return whether a call gives, bit for bit, what torch's layer and then the children of the module give."""
+    module, other = copy.deepcopy(module), copy.deepcopy(module)
+    module.train(training)
+    other.train(training)
+    with suppress(Exception), torch.random.fork_rng(devices=[]):
+        state = torch.get_rng_state()
+        expected = module(**copy.deepcopy(call))
+        torch.set_rng_state(state)
+        given = _as_its_base(other, base)(*copy.deepcopy(list(call.values()))[:1])
+        for child in other.children():
+            given = child(given)
+        same = isinstance(expected, Tensor) and torch.equal(expected, given)
+        return same and all(map(torch.equal, module.buffers(), other.buffers()))
+    return False
 
 
 def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Reasons:

@@ -145,9 +145,14 @@ def _average_pool(node: fx.Node) -> Made | None:
 
 def _norm(node: fx.Node) -> Made | None:
     options = _options(node, ("normalized_shape", "weight", "bias", "eps"))
-    if options.get("weight") is not None or options.get("bias") is not None:
+    own = {name: options[name] for name in ("weight", "bias") if options.get(name) is not None}
+    if "bias" in own and "weight" not in own or not all(values.op == "get_attr" and "." not in str(values.target) for values in own.values()):
         return None
-    return nn.LayerNorm(options["normalized_shape"], options.get("eps", 1e-5), elementwise_affine=False), (_input(node),)
+    layer = nn.LayerNorm(options["normalized_shape"], options.get("eps", 1e-5), "weight" in own, "bias" in own)
+    for name, values in own.items():
+        setattr(layer, name, values.meta[VALUE])
+    layer.taken = {name: str(values.target) for name, values in own.items()}  # type: ignore[assignment]
+    return layer, (_input(node),)
 
 
 def _attention(node: fx.Node) -> Made | None:
@@ -201,12 +206,17 @@ def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
         NotCaptured: the forward cannot be traced, is another one in training, or the layers do not give what the functions give.
     """
     twin = copy.deepcopy(module)
-    graph = captured(twin, calls[0], training=True)
-    _check_modes(graph, captured(twin, calls[0], training=False))
+    graph, constants = captured(twin, calls[0], training=True)
+    _check_modes(graph, captured(twin, calls[0], training=False)[0])
+    for name, value in constants.items():
+        twin.register_buffer(name, value, persistent=False)
     before = set(dict(twin.named_children()))
     changed = _parameters_to_layers(twin, graph) + _functions_to_layers(twin, graph)
     if not changed:
         return
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     graph.lint()
     forward = type(fx.GraphModule(twin, graph)).forward
     kind = type(module)
@@ -215,7 +225,16 @@ def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
     for name, child in twin.named_children():
         if name not in before:
             module.add_module(name, child)
+            _take_parameters(module, child)
+    for name, value in constants.items():
+        module.register_buffer(name, value, persistent=False)
     module.__class__ = twin.__class__
+
+
+def _take_parameters(module: nn.Module, child: nn.Module) -> None:
+    """Let a new child have those parameters of a module that its function took; they leave the module."""
+    for name, own in vars(child).pop("taken", {}).items():
+        child._parameters[name] = module._parameters.pop(own)
 
 
 def _functions_to_layers(module: nn.Module, graph: fx.Graph) -> int:

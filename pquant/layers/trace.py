@@ -14,8 +14,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from pquant.errors import ConfigError
 from pquant.layers.base import Call, Calls, Cost, QuantizedLayer, Shape
@@ -78,6 +78,29 @@ def same_random_numbers(model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+class _Multiplications(TorchDispatchMode):
+    """Counts the multiplications of matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch and count it."""
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.count += args[0].numel() * args[1].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.count += args[1].numel() * args[2].shape[-1]
+        elif name == "convolution":
+            self.count += (args[0] if args[6] else result).numel() * args[1][0].numel()
+        elif name.startswith("_scaled_dot_product"):
+            query, key, value = args[:3]
+            self.count += query.numel() // query.shape[-1] * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+        return result
+
+
 class Trace(TorchFunctionMode):
     """One forward of a copy of ``model`` on an example input, in evaluation or in training mode; the model itself is left untouched.
 
@@ -105,7 +128,7 @@ class Trace(TorchFunctionMode):
         self.called: set[nn.Module] = set()
         self.packed: set[nn.Module] = set()
         self.cost: dict[nn.Module, Cost] = defaultdict(Cost)
-        self._flops = FlopCounterMode(display=False)
+        self._counter = _Multiplications()
         self.read_elsewhere: dict[nn.Module, str] = {}
         self.overwriting: set[nn.Module] = set()
         self._made: dict[int, tuple[nn.Module, Tensor, int]] = {}
@@ -121,7 +144,7 @@ class Trace(TorchFunctionMode):
                 self._owners[id(parameter)].add(module)
             self._watch(name, module, copied)
         args, kwargs = arguments(example)
-        with torch.no_grad(), same_random_numbers(model), self._flops, self:
+        with torch.no_grad(), same_random_numbers(model), self._counter, self:
             self.output = twin(*args, **kwargs)
         self._note_overwritten(_tensors(self.output))
         self._made.clear()
@@ -131,12 +154,12 @@ class Trace(TorchFunctionMode):
         leaf = is_layer(module)
         in_place = type(copied) is nn.ReLU and copied.inplace
         feed: list[tuple[nn.Module | None, ...]] = []
-        flops: list[int] = []
+        counts: list[int] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
             feed.append(tuple(self._maker(x) for x in inputs if isinstance(x, Tensor)))
-            flops.append(self._flops.get_total_flops())
+            counts.append(self._counter.count)
             self.called.add(module)
             if any(isinstance(x, PackedSequence) for x in inputs):
                 self.packed.add(module)
@@ -151,9 +174,9 @@ class Trace(TorchFunctionMode):
             self._inside.pop()
             self._leaf_depth -= leaf
             inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            makers, flops_before = feed.pop(), flops.pop()
+            makers, before = feed.pop(), counts.pop()
             if leaf and not self._leaf_depth:
-                self.cost[module] += Cost((self._flops.get_total_flops() - flops_before) // 2, _values(output))
+                self.cost[module] += Cost(self._counter.count - before, _values(output))
             if leaf and inputs and isinstance(output, Tensor):
                 self._note(module, inputs, output, makers)
                 if in_place:
@@ -191,14 +214,14 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and note when it changes values outside any layer, or reads a layer's parameter or an overwritten tensor."""
         name = getattr(func, "__name__", str(func))
-        before = self._flops.get_total_flops()
+        before = self._counter.count
         result = func(*args, **(kwargs or {}))
         if not self._inside:
             return result
         where, module = self._inside[-1]
         if self._leaf_depth == 0 and not self._is_exact(name, args, result) and not isinstance(module, Composite):
             self.functions[module].add(name.strip("_"))
-            self.cost[module] += Cost((self._flops.get_total_flops() - before) // 2, _values(result))
+            self.cost[module] += Cost(self._counter.count - before, _values(result))
         if name not in LIKE and _tensors(result):
             used = list(_tensors(args[:1] if name in CASTS else (args, kwargs)))
             self._note_overwritten(used)

@@ -272,7 +272,7 @@ class OwnLinear(nn.Linear):
 
 class OtherLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+        return super().forward(x) + 1
 
 
 class Sine(nn.Module):

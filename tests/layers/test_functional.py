@@ -181,9 +181,7 @@ def test_dropout_by_function_still_drops_in_training_alone() -> None:
     assert isinstance(model.dropout, nn.Dropout) and model.dropout.p == 0.5
     assert torch.equal(model.eval()(X), model(X)) and not torch.equal(model.train()(X), model(X))
     assert 0.3 < float((model(X) == 0).float().mean()) < 0.7
-    attention = pquant.compress(
-        Does(lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.4 if m.training else 0.0)), None, FIXED, X
-    )
+    attention = pquant.compress(Does(lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.4 if m.training else 0.0)), None, FIXED, X)
     assert attention.attention.dropout.p == 0.4
 
 
@@ -201,7 +199,11 @@ def test_arguments_and_sizes_that_the_example_had_not_are_refused_clearly() -> N
 
     model = pquant.compress(Optional(), None, FIXED, X)
     assert model(torch.randn(2, 3, 6)).shape == (2, 3, 6)
-    for args, said in (((X, X), "argument 'mask' must be None"), ((X, None, 0.5), "argument 'factor' must be 0.3"), ((X.repeat(1, 2, 1),), "another branch")):
+    for args, said in (
+        ((X, X), "argument 'mask' must be None"),
+        ((X, None, 0.5), "argument 'factor' must be 0.3"),
+        ((X.repeat(1, 2, 1),), "another branch"),
+    ):
         with pytest.raises(AssertionError, match=f"the model was compressed with an example_input: .*{said}"):
             model(*args)
 
@@ -247,7 +249,28 @@ def test_a_subclass_keeps_its_class_and_methods() -> None:
     model = pquant.compress(nn.Sequential(Named(6, 4), Own(4, 3)), DST(), FIXED, X)
     assert isinstance(model[0], (PQDense, Named)) and model[0].greet() == "6 in" and type(model[0]).__name__ == "PQNamed"
     assert pquant.unconverted(model, X) == ["Own (1)"]
+    same = pquant.compress(nn.Sequential(Same(6, 4), Followed(4, 4)), None, FIXED, X)
+    assert isinstance(same[0], (PQDense, Same)) and isinstance(same[1].layer, PQDense) and isinstance(same[1].act, PQActivation)
+    assert pquant.unconverted(same, X) == []
     assert torch.equal(pquant.finalize(model)(X), model.eval()(X)) and copy.deepcopy(model)[0].greet() == "6 in"
+
+
+class Same(nn.Linear):
+    """Does what torch's layer does, in a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Followed(nn.Linear):
+    """A dense layer with an activation inside it."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(F.linear(x, self.weight, self.bias))
 
 
 def test_many_places_are_one_line() -> None:
@@ -255,4 +278,6 @@ def test_many_places_are_one_line() -> None:
 
     left = [("gelu", f"blocks.{at}.mlp", "") for at in range(12)] + [("sin", "head", "why"), ("LSTM", "", "")]
     assert grouped(left) == ["12 x gelu (blocks.*.mlp)", "sin (head): why", "LSTM (model)"]
+    read = [("Linear", f"b.{at}.qkv", f"read in 'b.{at}'") for at in range(7)]
+    assert grouped(read) == ["7 x Linear (b.*.qkv): read in 'b.*'"] and grouped(read[:1]) == ["Linear (b.0.qkv): read in 'b.0'"]
     assert grouped([("a", f"x{at}", "") for at in range(9)]) == ["9 x a (x0, x1, x2, x3, x4 and 4 more)"]
