@@ -85,7 +85,7 @@ def fisher(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], loss: Loss, 
         rule: when to stop; None goes through all batches.
     """
     model.eval()
-    total: dict[str, Tensor] = {name: torch.zeros_like(layer.weight) for name, layer in weight_layers(model).items()}
+    total: dict[str, Tensor] = {name: torch.zeros_like(layer.arranged(layer.weight)) for name, layer in weight_layers(model).items()}
     inputs: dict[str, float] = dict.fromkeys(total, 0.0)
     traces: list[float] = []
     examples = 0
@@ -120,8 +120,8 @@ def _gradients(total: Tensor, tensors: list[Tensor]) -> dict[int, Tensor]:
 def _squared_gradients(calls: list[Call], gradients: dict[int, Tensor]) -> Tensor:
     """Return the sum over examples of the squared gradient of a weight that is used in these calls, of the weight's shape."""
     used = [(layer, x, gradients[id(y)]) for layer, x, y in calls if id(y) in gradients]
-    each = [vmap(partial(_gradient, layer, layer.weight.detach()))(x.detach(), upstream) for layer, x, upstream in used]
-    return torch.stack(each).sum(0).square_().sum(0) if each else torch.zeros_like(calls[0][0].weight)
+    each = [vmap(partial(_gradient, layer, layer.arranged(layer.weight).detach()))(x.detach(), upstream) for layer, x, upstream in used]
+    return torch.stack(each).sum(0).square_().sum(0) if each else torch.zeros_like(calls[0][0].arranged(calls[0][0].weight))
 
 
 def _gradient(layer: CompressedLayer, weight: Tensor, x: Tensor, upstream: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class FITCompress(Settings):
 
         def information(weights: Tensors) -> Tensors:
             for name, layer in weight_layers(work).items():
-                layer.weight.data = weights[name]
+                layer.weight.data = layer.stored(weights[name])
             return fisher(work, examples, loss).weights
 
         layers = self._layers(work)
@@ -210,7 +210,7 @@ class FITCompress(Settings):
         return {name: self._layer(name, layer) for name, layer in weight_layers(model).items()}
 
     def _layer(self, name: str, layer: CompressedLayer) -> SearchedLayer:
-        weight, quantizer = layer.weight.detach(), copy.deepcopy(released(layer.weight_quantizer))
+        weight, quantizer = layer.arranged(layer.weight).detach(), copy.deepcopy(released(layer.weight_quantizer))
         settings = layer.quantization.formats(name).weight
         if isinstance(quantizer, FixedPointQuantizer) and quantizer.auto:
             quantizer.observe(weight)

@@ -74,12 +74,13 @@ def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
     owners = weight_layers(model)
     for name, layer in owners.items():
         old = layer.pruner
-        layer.weight.mul_(old.hard_mask(layer.weight))
+        weight = layer.arranged(layer.weight)
+        layer.weight.mul_(layer.stored(old.hard_mask(weight).expand_as(weight)))
         if layer.bias is not None:
-            layer.bias.copy_(old.prune_bias(layer.bias, layer.weight))
+            layer.bias.copy_(old.prune_bias(layer.bias, layer.arranged(layer.weight)))
         layer.prunable = method.prunes(name)
         try:
-            layer.pruner = method.pruner(layer.weight, type(layer)) if layer.prunable else NoPruner()
+            layer.pruner = method.pruner(layer.arranged(layer.weight), type(layer)) if layer.prunable else NoPruner()
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
         layer.pruner.makes_output = old.makes_output

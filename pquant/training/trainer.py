@@ -198,7 +198,7 @@ class Trainer:
             tensor.copy_(self.snapshot[name])
         for layer in self.pruned:
             if layer.pruner.stage is Stage.FINETUNE:
-                layer.weight.copy_(layer.pruner.fold(layer.weight))
+                layer.weight.copy_(layer.stored(layer.pruner.fold(layer.arranged(layer.weight))))
         self.optimizer.state.clear()
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:

@@ -63,6 +63,7 @@ NETS = {
     "conv": (conv, (3, 8, 8)),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), (2, 6)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)), (1, 3, 3, 3)),
+    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(96, 3)), (4, 2, 2)),
     "twice": (Twice, (5,)),
     "sequence": (Sequence, (7, 4)),
     "tied": (tied, (6,)),
@@ -86,11 +87,11 @@ def batches(x: Tensor, y: Tensor, size: int = 5) -> list[tuple[Tensor, ...]]:
 def test_the_diagonal_is_the_mean_of_each_examples_squared_gradient(name: str) -> None:
     model, x, y = case(name)
     layers = weight_layers(model)
-    expected = {layer: torch.zeros_like(one.weight) for layer, one in layers.items()}
+    expected = {layer: torch.zeros_like(one.arranged(one.weight)) for layer, one in layers.items()}
     for index in range(len(x)):
         loss = F.cross_entropy(model(x[index : index + 1]), y[index : index + 1])
         for layer, gradient in zip(layers, torch.autograd.grad(loss, [one.weight for one in layers.values()]), strict=True):
-            expected[layer] += gradient.square() / len(x)
+            expected[layer] += layers[layer].arranged(gradient).square() / len(x)
     found = fisher(model, batches(x, y), F.cross_entropy)
     assert found.weights.keys() == expected.keys()
     for layer, diagonal in expected.items():

@@ -27,8 +27,8 @@ each_ready = pytest.mark.parametrize("method", READY, ids=lambda method: type(me
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(6, 6, 3, groups=3), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(24, 4)).train()
+    layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.ConvTranspose2d(6, 6, 2, groups=3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(150, 4)).train()
 
 
 def batches() -> list[Tensor]:
