@@ -247,6 +247,18 @@ def test_no_parameter_is_dead_and_all_are_there_from_the_start(kind: str, quanti
         assert set(names) - {"multiplier"} == own
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_many_bits_a_layer_is_close_to_torchs(kind: str) -> None:
+    layer, x = make(kind)
+    layer.eval()
+    bits = BITS | {"default_data_integer_bits": 5, "default_data_fractional_bits": 14}
+    bits |= {"default_weight_integer_bits": 3, "default_weight_fractional_bits": 14, "use_real_tanh": True}
+    model = pquant.compress(layer, None, Quantization(**bits), x)
+    (y, grads), (expected, expected_grads) = gradients(model, x), gradients(layer, x)
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(grads[0], expected_grads[0], rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("kind", WEIGHTED)
 def test_what_a_layer_computes_with_is_on_the_grid_and_pruned(kind: str) -> None:
     layer, x = make(kind)
