@@ -1,7 +1,10 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
-from pquant.layers.convert import calibrate, compress, finalize, trace_ranges, unconverted
+from pquant.layers.calibrate import calibrate, trace_ranges
+from pquant.layers.convert import compress
 from pquant.layers.coverage import coverage
+from pquant.layers.finalize import finalize
+from pquant.layers.unconverted import unconverted
 from pquant.metrics import ebops, layer_table, model_metrics, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.reporting.layers import summarize

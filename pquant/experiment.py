@@ -27,8 +27,9 @@ from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
 from pquant.fitcompress.fitcompress import FITCompress
-from pquant.layers.convert import compress, finalize
+from pquant.layers.convert import compress
 from pquant.layers.coverage import coverage
+from pquant.layers.finalize import finalize
 from pquant.metrics import layer_table, model_metrics
 from pquant.models.build import build_model
 from pquant.pruning.method import PruningMethod

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pquant.data.splits import Splits, examples
 from pquant.errors import ConfigError
-from pquant.layers.convert import compress, finalize
+from pquant.layers.convert import compress
+from pquant.layers.finalize import finalize
 from pquant.models.build import build_model
 from pquant.resume import environment_refused, saved_config
 from pquant.targets import build

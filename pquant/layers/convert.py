@@ -2,35 +2,30 @@
 
 import copy
 import logging
-import operator
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
 from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
-from pquant.layers.composite import Composite
-from pquant.layers.constant import PQConstant
+from pquant.layers.calibrate import auto_quantizers, calibrate
+from pquant.layers.calls import traced
 from pquant.layers.coverage import note_costs
-from pquant.layers.expansion import COMPOSITES, Reasons, composites, functions_to_layers, torch_subclasses, use_modules_for_activations
-from pquant.layers.functional import takes_layers
+from pquant.layers.example import Example, materialize
+from pquant.layers.expansion import COMPOSITES, composites, functions_to_layers, torch_subclasses, use_modules_for_activations
 from pquant.layers.pool import POOLS, fixed_pool
-from pquant.layers.replacements import KEEPING, PASSING, REPLACEMENTS
-from pquant.layers.trace import Example, Trace, arguments, is_layer, materialize, same_random_numbers, traced
+from pquant.layers.replacements import KEEPING, REPLACEMENTS, replace_modules
+from pquant.layers.trace import Trace
+from pquant.layers.unconverted import Reasons, grouped, left_float
 from pquant.pruning.method import PruningMethod
-from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FixedPointQuantizer
 
 log = logging.getLogger(__name__)
-
-MOST_NAMES = 5
 
 OWN = ("forward", "_conv_forward", "_output_padding", "_check_input_dim")
 """Methods of torch's layers that make what they compute."""
@@ -88,9 +83,9 @@ def compress(
     if trace:
         _connect(trace, replaced)
         note_costs(model, trace, replaced)
-        throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in _auto_quantizers(model)})
+        throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in auto_quantizers(model)})
         calibrate(throwaway, [example_input])  # type: ignore[list-item]
-    for line in grouped(_left(model, trace, reasons)):
+    for line in grouped(left_float(model, trace, reasons)):
         log.warning("stays float: %s", line)
     return model
 
@@ -148,10 +143,6 @@ def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
                 names.setdefault(f"k={k} i={i} f={f}", []).append(f"{layer.name} {place.removesuffix('_quantizer')}".strip())
     for bits, places in names.items():
         log.warning("the format %s has no bits, so that all values are 0: %s", bits, ", ".join(places))
-
-
-def _described(name: str, module: nn.Module) -> str:
-    return f"{type(module).__name__} '{name}'"
 
 
 def _check_model(model: nn.Module) -> None:
@@ -212,35 +203,6 @@ def _has_statistics(layer: nn.Module) -> bool:
     return getattr(layer, "track_running_stats", True) is not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
 
 
-def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
-
-    Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
-    """
-    for old, new in replaced.items():
-        vars(new).update({name: value for name, value in vars(old).items() if "hook" in name and "state_dict" not in name})
-    seen: set[int] = set()
-
-    def exchanged(value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            value = replaced.get(value, value)
-            exchanged(vars(value))
-        elif isinstance(value, (tuple, frozenset)):
-            items = [exchanged(item) for item in value]
-            if any(map(operator.is_not, items, value)):
-                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-        elif isinstance(value, (list, set, dict)) and id(value) not in seen:
-            seen.add(id(value))
-            before = list(value.items() if isinstance(value, dict) else value)
-            items = [exchanged(item) for item in before]
-            if any(map(operator.is_not, items, before)):
-                value.clear()
-                (value.extend if isinstance(value, list) else value.update)(items)
-        return value
-
-    return exchanged(model)
-
-
 def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
     """Raise a ConfigError where something still refers to a layer that was replaced, and so might compute with it."""
     copied: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -289,129 +251,3 @@ def _connect(trace: Trace, replaced: dict[nn.Module, nn.Module]) -> None:
             source = maker.output_source() if isinstance(maker, QuantizedLayer) else None
             if source is not None and not (moved and source.width().ndim):
                 layer.connect(source, number)
-
-
-def _left(model: nn.Module, trace: Trace | None, reasons: Reasons) -> list[tuple[str, str, str]]:
-    """Return what stays float: the kind, a class or a function, the name of the module, and why, where that is known.
-
-    Modules of ``trace`` and ``reasons`` are those of the float model, which the compressed one has still where they were not replaced.
-    """
-    inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
-    left = []
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLayer) or type(module) in PASSING or name.startswith(inside):
-            continue
-        reason = reasons.get(module, "")
-        functions = sorted(trace.functions.get(module, ())) if trace else []
-        counts = is_layer(module) or trace is None and next(module.children(), None) is None or _own_parameters(module)
-        if counts and not isinstance(module, Composite) or reason and not functions:
-            left.append((type(module).__name__, name, reason))
-        else:
-            left += [(function, name, reason if takes_layers(function) else "") for function in functions]
-    return left
-
-
-def _own_parameters(module: nn.Module) -> list[str]:
-    """Return the parameters of a module that no layer stands for."""
-    constants = {child.of for child in module.children() if isinstance(child, PQConstant)}
-    return [name for name, parameter in module._parameters.items() if parameter is not None and name not in constants]
-
-
-def _pattern(text: str) -> str:
-    """Return a text with a star for each number in dotted names."""
-    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", text)
-
-
-def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Return one line for each kind of what stays float and each reason: ``12 x gelu (blocks.*.mlp)``."""
-    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for kind, name, reason in left:
-        places.setdefault((kind, _pattern(reason)), []).append((name or "model", reason))
-    lines = []
-    for (kind, pattern), found in places.items():
-        names = [name for name, _ in found]
-        reason = pattern if len(found) > 1 else found[0][1]
-        patterns = names if len(names) <= MOST_NAMES else list(dict.fromkeys(map(_pattern, names)))
-        more = f" and {len(patterns) - MOST_NAMES} more" if len(patterns) > MOST_NAMES else ""
-        count = f"{len(names)} x " if len(names) > 1 else ""
-        lines.append(f"{count}{kind} ({', '.join(patterns[:MOST_NAMES])}{more}){': ' + reason if reason else ''}")
-    return lines
-
-
-def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:
-    """Return what stays float in a compressed model, one line for each kind: classes of modules, and functions when an example input is given."""
-    return grouped(_left(model, Trace(model, example_input) if example_input is not None else None, {}))
-
-
-@contextmanager
-def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer]) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    for quantizer in quantizers:
-        quantizer.observing = True
-    model.eval()
-    try:
-        with same_random_numbers(model):
-            yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.observing = False
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _auto_quantizers(model: nn.Module) -> list[FixedPointQuantizer | HGQQuantizer]:
-    return [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
-    """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
-    _observe(model, _auto_quantizers(model), batches)
-
-
-@torch.no_grad()
-def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
-    """Widen the integer bits that were tracked in training (HGQ under WRAP) until no value in these batches wraps; before deployment."""
-    _observe(model, [module for module in model.modules() if isinstance(module, HGQQuantizer) and module.tracks], batches)
-
-
-def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer], batches: Iterable[Example]) -> None:
-    if quantizers:
-        with _observing(model, quantizers):
-            for args, kwargs in map(arguments, batches):
-                model(*args, **kwargs)
-
-
-def finalize(model: nn.Module) -> nn.Module:
-    """Return the model as finalized, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
-
-    Its output is, bit for bit, that of ``model`` in evaluation mode.
-    """
-    model = copy.deepcopy(model)
-    model.eval()
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
-    before = [dict(layer.named_children()) for layer in layers]
-    final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
-    _tie(parameters)
-    became = {
-        id(old): getattr(layer, place) for layer, olds in zip(layers, before, strict=True) for place, old in olds.items() if hasattr(layer, place)
-    }
-    for layer in final.values():
-        if isinstance(layer, QuantizedLayer):
-            layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}
-    model = replace_modules(model, final)
-    model.eval()
-    return model
-
-
-def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:
-    """Let finalized layers share what they shared before, where it has become the same."""
-    shared: dict[int, list[Tensor]] = {}
-    for layer, (weight, bias) in before.items():
-        for name, old in (("weight", weight), ("bias", bias)):
-            if old is not None:
-                new = getattr(layer, name)
-                known = shared.setdefault(id(old), [])
-                setattr(layer, name, next((one for one in known if torch.equal(one, new)), new))
-                known.append(getattr(layer, name))

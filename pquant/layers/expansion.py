@@ -14,18 +14,18 @@ from torch.utils._pytree import tree_map_only
 from pquant.layers.attention import PQMultiheadAttention
 from pquant.layers.capture import Arguments, NotCaptured, bound
 from pquant.layers.composite import Composite
+from pquant.layers.example import Example, arguments, resized, same_random_numbers
 from pquant.layers.functional import takes_layers, with_layers
 from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
 from pquant.layers.replacements import REPLACEMENTS
-from pquant.layers.trace import Example, Trace, arguments, is_layer, resized, same_random_numbers
+from pquant.layers.trace import Trace, is_layer
+from pquant.layers.unconverted import Reasons
 
 COMPOSITES: dict[type[nn.Module], type[Composite]] = {
     kind.float_class: kind for kind in (PQMultiheadAttention, PQLSTM, PQGRU, PQRNN, PQLSTMCell, PQGRUCell, PQRNNCell)
 }
 ACTIVATIONS: dict[Callable[..., Tensor], type[nn.Module]] = {F.relu: nn.ReLU, F.gelu: nn.GELU, torch.relu: nn.ReLU}
 """Functions that torch's transformer layers hold as attributes."""
-Reasons = dict[nn.Module, str]
-"""Why a module stays as it is."""
 
 
 def composites(model: nn.Module, trace: Trace | None) -> tuple[dict[nn.Module, nn.Module], Reasons]:

@@ -1,4 +1,7 @@
-"""Which layer of ours stands for which of torch's."""
+"""Which layer of ours stands for which of torch's, and the exchange of modules in a model."""
+
+import operator
+from typing import Any
 
 from torch import nn
 
@@ -49,3 +52,32 @@ REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
     Constant: PQConstant,
     **dict.fromkeys(KINDS.values(), PQActivation),
 }
+
+
+def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
+
+    Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
+    """
+    for old, new in replaced.items():
+        vars(new).update({name: value for name, value in vars(old).items() if "hook" in name and "state_dict" not in name})
+    seen: set[int] = set()
+
+    def exchanged(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            value = replaced.get(value, value)
+            exchanged(vars(value))
+        elif isinstance(value, (tuple, frozenset)):
+            items = [exchanged(item) for item in value]
+            if any(map(operator.is_not, items, value)):
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        elif isinstance(value, (list, set, dict)) and id(value) not in seen:
+            seen.add(id(value))
+            before = list(value.items() if isinstance(value, dict) else value)
+            items = [exchanged(item) for item in before]
+            if any(map(operator.is_not, items, before)):
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(items)
+        return value
+
+    return exchanged(model)

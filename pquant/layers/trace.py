@@ -1,28 +1,20 @@
 """What one forward of a model does: the calls of each layer, and what no layer stands for."""
 
 import copy
-import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from pquant.errors import ConfigError
-from pquant.layers.base import Call, Calls, Cost, QuantizedLayer, Shape
+from pquant.layers.base import Cost, QuantizedLayer, Shape
 from pquant.layers.composite import Composite
+from pquant.layers.example import Example, arguments, same_random_numbers, tensors_in
 from pquant.layers.merge import is_shift
-
-Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 class Shapes(NamedTuple):
@@ -49,33 +41,6 @@ EXACT = frozenset(
 LIKE = frozenset("new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CASTS = frozenset(("to", "type_as"))
 CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
-
-
-def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments and keyword arguments of a model that an example stands for, tensors copied, as a model may write into its input.
-
-    Raises:
-        ConfigError: an example of another type.
-    """
-    if not isinstance(example, (Tensor, tuple, dict)):
-        raise ConfigError(
-            "example_input, or a batch, must be a tensor, a tuple of the arguments of the model or a dict of its keyword arguments,"
-            f" got a {type(example).__name__}"
-        )
-    example = tree_map_only(Tensor, torch.clone, example)
-    return ((), example) if isinstance(example, dict) else (example if isinstance(example, tuple) else (example,), {})
-
-
-@contextmanager
-def same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Leave the states of torch's, numpy's and Python's random numbers as they were, on the devices of the model too."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 class _Multiplications(TorchDispatchMode):
@@ -146,7 +111,7 @@ class Trace(TorchFunctionMode):
         args, kwargs = arguments(example)
         with torch.no_grad(), same_random_numbers(model), self._counter, self:
             self.output = twin(*args, **kwargs)
-        self._note_overwritten(_tensors(self.output))
+        self._note_overwritten(tensors_in(self.output))
         self._made.clear()
         self._overwritten.clear()
 
@@ -222,8 +187,8 @@ class Trace(TorchFunctionMode):
         if self._leaf_depth == 0 and not self._is_exact(name, args, result) and not isinstance(module, Composite):
             self.functions[module].add(name.strip("_"))
             self.cost[module] += Cost(self._counter.count - before, _values(result))
-        if name not in LIKE and _tensors(result):
-            used = list(_tensors(args[:1] if name in CASTS else (args, kwargs)))
+        if name not in LIKE and tensors_in(result):
+            used = list(tensors_in(args[:1] if name in CASTS else (args, kwargs)))
             self._note_overwritten(used)
             for tensor in used:
                 owners = self._owners.get(id(tensor), set())
@@ -234,7 +199,7 @@ class Trace(TorchFunctionMode):
     @staticmethod
     def _is_exact(name: str, args: Any, result: Any) -> bool:
         """Return whether a call only moves, picks, adds or shifts values, or makes none that are float."""
-        if name.strip("_") in EXACT or not any(tensor.is_floating_point() for tensor in _tensors(result)):
+        if name.strip("_") in EXACT or not any(tensor.is_floating_point() for tensor in tensors_in(result)):
             return True
         numbers = [value for value in args if isinstance(value, (int, float))] if len(args) == 2 else []
         return name.strip("_") in ("mul", "rmul", "imul", "div", "truediv", "idiv") and len(numbers) == 1 and is_shift(numbers[0])
@@ -253,147 +218,9 @@ def common(first: tuple[nn.Module | None, ...], second: tuple[nn.Module | None, 
 
 def _values(output: Any) -> int:
     """Return how many float values there are."""
-    return sum(tensor.numel() for tensor in _tensors(output) if tensor.is_floating_point())
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Return all tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
+    return sum(tensor.numel() for tensor in tensors_in(output) if tensor.is_floating_point())
 
 
 def _storage(tensor: Tensor) -> UntypedStorage | None:
     """Return the memory that a tensor and its views have in common; None for sparse ones."""
     return tensor.untyped_storage() if tensor.layout is torch.strided else None
-
-
-def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, Calls]]:
-    """Return a trace of the model, and the calls of each of its layers with shapes for one example.
-
-    It is that of evaluation, but ``feeds`` holds for training too, and ``overwriting`` has what either needs. Where the model does not take the
-    example in training, nothing feeds a layer for certain, and all in-place ReLUs may be needed as such.
-
-    Two examples of different batch size tell which axis of a layer's input is the batch. That of the model's input is the first, unless what the
-    model gives for one element of that axis depends on the others, and not so for the second axis (attention in the order sequence, batch, features).
-    """
-    trace, training = Trace(model, example), _in_training(model, example)
-    _check_batch(model, trace, example)
-    trace.feeds = {module: common(feed, training.feeds.get(module, ()) if training else ()) for module, feed in trace.feeds.items()}
-    trace.overwriting.update(training.overwriting if training else trace.shapes)
-    chosen = _pair(model, example, 0)
-    if chosen is None or not chosen[2]:
-        second = _pair(model, example, 1)
-        chosen = second if second and second[2] else chosen
-    if chosen is None:
-        return trace, {module: tuple(map(_as_it_is, calls)) for module, calls in trace.shapes.items()}
-    two, three, _ = chosen
-    return trace, {module: _for_one_example(calls, three.shapes.get(module, [])) for module, calls in two.shapes.items()}
-
-
-def materialize(model: nn.Module, example: Example) -> None:
-    """Give lazy modules the shapes and parameters that they get in a forward on the example."""
-    if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
-        return
-    twin, (args, kwargs) = copy.deepcopy(model), arguments(example)
-    twin.eval()
-    with torch.no_grad(), same_random_numbers(model):
-        twin(*args, **kwargs)
-    pairs = list(zip(model.modules(), twin.modules(), strict=True))
-    for module, made in [pair for pair in pairs if isinstance(pair[0], LazyModuleMixin)]:
-        made.training = module.training
-        module.__class__, module.__dict__ = type(made), vars(made)
-
-
-def _in_training(model: nn.Module, example: Example) -> Trace | None:
-    """Return the trace in training mode, of two examples where batch norm cannot do with one; None where the model takes neither."""
-    with suppress(Exception):
-        return Trace(model, example, training=True)
-    with suppress(Exception):
-        return Trace(model, resized(example, 0, 2), training=True)
-    return None
-
-
-def _check_batch(model: nn.Module, trace: Trace, example: Example) -> None:
-    """Raise a ConfigError where a convolution gets the example as one without a batch axis."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            for (shape, *_), *_ in trace.shapes.get(module, []):
-                if len(shape) == len(module.kernel_size) + 1 and [len(shape)] == [tensor.ndim for tensor in _tensors(example)][:1]:
-                    raise ConfigError(
-                        f"example_input must be a batch: layer '{name}' got an input of shape {shape}, which has no batch axis; give"
-                        " example_input.unsqueeze(0)"
-                    )
-
-
-def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace, bool] | None:
-    """Return the traces of two and of three examples, with ``axis`` for the batch, and whether each example's output is independent of the others.
-
-    None where the model does not take them, whatever it raises.
-    """
-    with suppress(Exception):
-        two, three = (Trace(model, resized(example, axis, count)) for count in (2, 3))
-        return two, three, _independent(two, three)
-    return None
-
-
-def resized(example: Example, axis: int, count: int) -> Example:
-    """Return the example with ``count`` elements along an axis, in all tensors that are as long there as the first one.
-
-    Raises:
-        IndexError: no tensor is there, or the first one has no other axis behind that one.
-    """
-    first = _tensors(example)[0]
-    length = first.shape[: first.ndim - 1][axis]
-    order = torch.arange(count) % length
-
-    def of_count(x: Tensor) -> Tensor:
-        return x.index_select(axis, order.to(x.device)) if x.ndim > axis and x.shape[axis] == length else x
-
-    return tree_map_only(Tensor, of_count, example)
-
-
-def _independent(two: Trace, three: Trace) -> bool:
-    """Return whether the first two examples got the same outputs beside a third one as without it."""
-    for small, large in zip(_tensors(two.output), _tensors(three.output), strict=False):
-        axes = [axis for axis, (a, b) in enumerate(zip(small.shape, large.shape, strict=False)) if a != b]
-        if small.ndim != large.ndim or len(axes) != 1:
-            return False
-        part = large.narrow(axes[0], 0, small.shape[axes[0]])
-        if small.is_floating_point() and small.numel():
-            size = float(small.nan_to_num(0, 0, 0).abs().max())
-            if not torch.allclose(small, part, rtol=1e-3, atol=1e-4 * size, equal_nan=True):
-                return False
-    return True
-
-
-def _as_it_is(shapes: Shapes) -> Call:
-    (first, *others), outputs, channel_axis = shapes
-    if len(first) < 2 or channel_axis == -len(first):
-        return Call(first, outputs, None, channel_axis, tuple((shape, None) for shape in others))
-    return Call(
-        (1, *first[1:]),
-        (1, *outputs[1:]),
-        0,
-        channel_axis,
-        tuple(((1, *shape[1:]), 0) if shape[:1] == first[:1] else (shape, None) for shape in others),
-    )
-
-
-def _for_one_example(two: list[Shapes], three: list[Shapes]) -> Calls:
-    """Return the calls of one example, from those of two and of three; where each example has calls of its own, its share of them."""
-    if len(two) != len(three):
-        share = two[: max(2 * len(two) - len(three), 1)]
-        return tuple(Call(inputs[0], outputs, None, axis, tuple((shape, None) for shape in inputs[1:])) for inputs, outputs, axis in share)
-    calls = []
-    for (inputs, outputs, channel_axis), (more_inputs, more_outputs, _) in zip(two, three, strict=True):
-        first, *others = (_of_one(*pair) for pair in zip(inputs, more_inputs, strict=True))
-        calls.append(Call(first[0], _of_one(outputs, more_outputs)[0], first[1], channel_axis, tuple(others)))
-    return tuple(calls)
-
-
-def _of_one(two: Shape, three: Shape) -> tuple[Shape, int | None]:
-    """Return the shape for one example and its batch axis, from the shapes for two and for three."""
-    growing = [axis for axis, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
-    return tuple(2 * a - b for a, b in zip(two, three, strict=False)), growing[0] if growing else None

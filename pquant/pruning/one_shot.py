@@ -9,8 +9,9 @@ from torch import nn
 
 from pquant.errors import ConfigError
 from pquant.layers.base import CompressedLayer, QuantizedLayer, weight_layers
-from pquant.layers.convert import calibrate, compress
-from pquant.layers.trace import Example, arguments
+from pquant.layers.calibrate import calibrate
+from pquant.layers.convert import compress
+from pquant.layers.example import Example, arguments
 from pquant.pruning.magnitude import Magnitude
 from pquant.pruning.method import NoPruner, PruningMethod
 from pquant.pruning.window import WindowMethod

@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from pquant.layers.base import CompressedLayer
-from pquant.layers.convert import unconverted
 from pquant.layers.coverage import coverage
-from pquant.layers.trace import Example
+from pquant.layers.example import Example
+from pquant.layers.unconverted import unconverted
 from pquant.metrics import ebops, layer_table, sparsity
 from pquant.pruning.method import NoPruner
 from pquant.reporting.headline import label, show

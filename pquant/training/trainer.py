@@ -22,7 +22,7 @@ from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import pruned_layers
-from pquant.layers.convert import calibrate, trace_ranges
+from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization

@@ -220,3 +220,25 @@ def test_a_copy_trains_on_its_own() -> None:
     twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     steps(twin, x, 2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if isinstance(value, Tensor))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", ["fixed", "trained"])
+@pytest.mark.parametrize("kind", ["attention", "lstm", "gru"])
+def test_a_compiled_step_in_one_graph_is_the_eager_one(kind: str, section: str) -> None:
+    model, x = make(kind)
+    model = pquant.compress(model, METHODS["dst"], SECTIONS[section], x)
+    pquant.set_stage(model, pquant.Stage.TRAIN)
+    penalty, found = pquant.metrics.Penalty(model), []
+
+    def loss(x: Tensor) -> Tensor:
+        return model.train()(x).square().mean() + penalty()
+
+    torch._dynamo.reset()
+    for step in (loss, torch.compile(loss, fullgraph=True)):
+        model.zero_grad()
+        value = step(x)
+        value.backward()
+        found.append([value.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-6)

@@ -274,7 +274,7 @@ class Followed(nn.Linear):
 
 
 def test_many_places_are_one_line() -> None:
-    from pquant.layers.convert import grouped
+    from pquant.layers.unconverted import grouped
 
     left = [("gelu", f"blocks.{at}.mlp", "") for at in range(12)] + [("sin", "head", "why"), ("LSTM", "", "")]
     assert grouped(left) == ["12 x gelu (blocks.*.mlp)", "sin (head): why", "LSTM (model)"]

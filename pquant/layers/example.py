@@ -1,0 +1,84 @@
+"""Examples of what a model takes."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
+
+from pquant.errors import ConfigError
+
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
+"""A batch as a model takes it: a tensor, a tuple of arguments, or a dictionary of keyword arguments."""
+
+
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and keyword arguments of a model that an example stands for, tensors copied, as a model may write into its input.
+
+    Raises:
+        ConfigError: an example of another type.
+    """
+    if not isinstance(example, (Tensor, tuple, dict)):
+        raise ConfigError(
+            "example_input, or a batch, must be a tensor, a tuple of the arguments of the model or a dict of its keyword arguments,"
+            f" got a {type(example).__name__}"
+        )
+    example = tree_map_only(Tensor, torch.clone, example)
+    return ((), example) if isinstance(example, dict) else (example if isinstance(example, tuple) else (example,), {})
+
+
+@contextmanager
+def same_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Leave the states of torch's, numpy's and Python's random numbers as they were, on the devices of the model too."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def materialize(model: nn.Module, example: Example) -> None:
+    """Give lazy modules the shapes and parameters that they get in a forward on the example."""
+    if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        return
+    twin, (args, kwargs) = copy.deepcopy(model), arguments(example)
+    twin.eval()
+    with torch.no_grad(), same_random_numbers(model):
+        twin(*args, **kwargs)
+    pairs = list(zip(model.modules(), twin.modules(), strict=True))
+    for module, made in [pair for pair in pairs if isinstance(pair[0], LazyModuleMixin)]:
+        made.training = module.training
+        module.__class__, module.__dict__ = type(made), vars(made)
+
+
+def resized(example: Example, axis: int, count: int) -> Example:
+    """Return the example with ``count`` elements along an axis, in all tensors that are as long there as the first one.
+
+    Raises:
+        IndexError: no tensor is there, or the first one has no other axis behind that one.
+    """
+    first = tensors_in(example)[0]
+    length = first.shape[: first.ndim - 1][axis]
+    order = torch.arange(count) % length
+
+    def of_count(x: Tensor) -> Tensor:
+        return x.index_select(axis, order.to(x.device)) if x.ndim > axis and x.shape[axis] == length else x
+
+    return tree_map_only(Tensor, of_count, example)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]

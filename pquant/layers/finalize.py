@@ -1,0 +1,45 @@
+"""From a compressed model to the finalized one."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pquant.layers.base import CompressedLayer, QuantizedLayer
+from pquant.layers.replacements import replace_modules
+
+
+def finalize(model: nn.Module) -> nn.Module:
+    """Return the model as finalized, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
+
+    Its output is, bit for bit, that of ``model`` in evaluation mode.
+    """
+    model = copy.deepcopy(model)
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
+    before = [dict(layer.named_children()) for layer in layers]
+    final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
+    _tie(parameters)
+    became = {
+        id(old): getattr(layer, place) for layer, olds in zip(layers, before, strict=True) for place, old in olds.items() if hasattr(layer, place)
+    }
+    for layer in final.values():
+        if isinstance(layer, QuantizedLayer):
+            layer.sources = {place: became.get(id(source), source) for place, source in layer.sources.items()}
+    model = replace_modules(model, final)
+    model.eval()
+    return model
+
+
+def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:
+    """Let finalized layers share what they shared before, where it has become the same."""
+    shared: dict[int, list[Tensor]] = {}
+    for layer, (weight, bias) in before.items():
+        for name, old in (("weight", weight), ("bias", bias)):
+            if old is not None:
+                new = getattr(layer, name)
+                known = shared.setdefault(id(old), [])
+                setattr(layer, name, next((one for one in known if torch.equal(one, new)), new))
+                known.append(getattr(layer, name))
