@@ -119,10 +119,10 @@ def make(kind: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     return layer, torch.randn(8, *shape) * 2
 
 
-def steps(model: nn.Module, x: Tensor, count: int) -> None:
+def steps(model: nn.Module, x: Tensor, count: int, rate: float = 0.05) -> None:
     model.train()
     groups = [group for group in parameter_groups(model) if group["params"]]
-    optimizer = torch.optim.SGD(groups, 0.05) if groups else None
+    optimizer = torch.optim.SGD(groups, rate) if groups else None
     for _ in range(count):
         loss = model(x.clone()).square().mean() + pquant.penalty(model)
         if optimizer is not None:
@@ -132,14 +132,14 @@ def steps(model: nn.Module, x: Tensor, count: int) -> None:
         pquant.on_batch_end(model)
 
 
-def at_each_stage(model: nn.Module, x: Tensor) -> Any:
+def at_each_stage(model: nn.Module, x: Tensor, rate: float = 0.05) -> Any:
     """Yield the stages that ``model`` goes through, after a few training steps in each."""
     for stage in pquant.Stage:
         if stage is pquant.Stage.TRAIN:
             pquant.set_stage(model, stage)
             yield "train begins"
         pquant.set_stage(model, stage)
-        steps(model, x, 3)
+        steps(model, x, 3, rate)
         yield stage.value
 
 

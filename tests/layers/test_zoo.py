@@ -23,7 +23,7 @@ def libraries(request: pytest.FixtureRequest) -> None:
 def test_a_network_trains_and_is_finalized_at_any_stage(name: str, settings: str) -> None:
     model, x = make(name)
     compressed = pquant.compress(model, *SETTINGS[settings], x)
-    for stage in at_each_stage(compressed, x):
+    for stage in at_each_stage(compressed, x, rate=1e-4):
         compressed.eval()
         y = compressed(x)
         final = pquant.finalize(compressed)

@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[PruningMethod, Quantization]] = {
     "DST, fixed bits": (DST(threshold_init=0.02, threshold_type="layerwise"), Quantization(**BITS)),
     "Wanda, trained bits": (
         Wanda(sparsity=0.3, t_delta=2, t_start_collecting_batch=0),
-        Quantization(**BITS, use_hgq=True, hgq_beta=1e-9, data_granularity="per_channel"),
+        Quantization(**BITS, use_hgq=True, hgq_beta=1e-9, granularity="per_channel"),
     ),
 }
 TORCHVISION = {
@@ -41,7 +41,6 @@ TORCHVISION = {
     "vgg11": 32,
     "resnet18": 64,
     "resnext50_32x4d": 64,
-    "wide_resnet50_2": 64,
     "squeezenet1_1": 64,
     "densenet121": 64,
     "inception_v3": 96,
