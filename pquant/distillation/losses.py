@@ -132,7 +132,8 @@ class Distiller(NoDistiller):
 
     def __init__(self, teacher: TeacherModel, loss: OutputLoss, weights: Weights, features: Mapping[str, str], stages: Sequence[str]) -> None:
         self.teacher, self.loss, self.weights, self.stages = teacher, loss, weights, tuple(map(Stage, stages))
-        self.module = teacher.module.eval().requires_grad_(False)
+        self.module = teacher.module.requires_grad_(False)
+        self.module.eval()
         self.student_features = {name: Recorder(training=True) for name in features}
         self.teacher_features = [Recorder(training=False, on=True) for _ in features]
         self.active = False

@@ -98,14 +98,17 @@ def test_a_weight_of_0_ends_as_the_run_without_a_teacher(quantization: str, tmp_
     [
         ["pruning=none", "quantization=none"],
         ["pruning=dst", "quantization=hgq"],
-        ["pruning=pdp", "quantization.default_data_integer_bits=auto"],
-        [
-            "pruning=none",
-            "fitcompress=on",
-            "fitcompress.optimize_pruning=true",
-            "fitcompress.fisher.max_iterations=4",
-            "fitcompress.fisher.min_iterations=4",
-        ],
+        pytest.param(["pruning=pdp", "quantization.default_data_integer_bits=auto"], marks=pytest.mark.slow),
+        pytest.param(
+            [
+                "pruning=none",
+                "fitcompress=on",
+                "fitcompress.optimize_pruning=true",
+                "fitcompress.fisher.max_iterations=4",
+                "fitcompress.fisher.min_iterations=4",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["float", "hgq", "auto", "fitcompress"],
 )
@@ -145,7 +148,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["float", "run", "file"])
+@pytest.mark.parametrize("kind", [pytest.param("float", marks=pytest.mark.slow), "run", pytest.param("file", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_end_without_its_source(kind: str, source: Path, tmp_path: Path) -> None:
     module = build("model.sizes=[null,12,null]").model(input_shape=(64,), num_outputs=10)
     safetensors.torch.save_file(module.state_dict(), source / "own.safetensors")

@@ -1,6 +1,7 @@
 """Attention and recurrences: equal to torch's in float, close to them in many bits, pruned and quantized by layer, finalized bit for bit."""
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -95,9 +96,16 @@ def test_in_float_and_in_many_bits_it_is_torchs(kind: str) -> None:
     torch.testing.assert_close(switched_off(x), make(kind, seed=1)[0].eval()(x))
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+def combinations() -> list[Any]:
+    """Return all of kind, method and section; those that add least as slow ones."""
+    usual = {("dst", "fixed"), ("dst", "trained")}
+    return [
+        pytest.param(kind, method, section, marks=[] if (method, section) in usual or kind == "lstm" else pytest.mark.slow)
+        for kind, method, section in itertools.product(KINDS, METHODS, SECTIONS)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "method", "section"), combinations())
 def test_finalizing_and_saving_move_no_output_at_any_stage(kind: str, method: str, section: str) -> None:
     model, x = make(kind)
     model = pquant.compress(model, METHODS[method], SECTIONS[section], x)
