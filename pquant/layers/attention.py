@@ -35,7 +35,8 @@ class ScaledDotProductAttention(Composite):
         scores = self.scores(query, key.transpose(-2, -1))
         if mask is not None:
             scores = scores.masked_fill(mask.logical_not(), -torch.inf) if mask.dtype == torch.bool else scores + mask / self.scale
-        return self.softmax(scores)
+        weights = self.softmax(scores)
+        return weights if mask is None else weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the context (..., targets, features of the values); with ``is_causal`` a target takes no source behind it."""
@@ -52,6 +53,9 @@ class PQMultiheadAttention(Composite):
 
     float_class = nn.MultiheadAttention
     batch_first: bool
+    num_heads: int
+    head_dim: int
+    add_zero_attn: bool
     q_proj: nn.Linear
     k_proj: nn.Linear
     v_proj: nn.Linear
@@ -60,8 +64,8 @@ class PQMultiheadAttention(Composite):
 
     def take(self, layer: Any) -> None:
         """Make the float layers, with the parameters of ``layer``."""
-        self.embed_dim, self.num_heads, self.head_dim, self.batch_first = layer.embed_dim, layer.num_heads, layer.head_dim, layer.batch_first
-        self.add_zero_attn, self.bias_k, self.bias_v = layer.add_zero_attn, layer.bias_k, layer.bias_v
+        self.take_settings(layer)
+        self.bias_k, self.bias_v = layer.bias_k, layer.bias_v
         packed = layer.in_proj_weight is not None
         weights = layer.in_proj_weight.chunk(3) if packed else (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
         biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
@@ -88,6 +92,8 @@ class PQMultiheadAttention(Composite):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, attention weights or None); arguments, shapes and masks are those of ``nn.MultiheadAttention``."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("MultiheadAttention: is_causal says what attn_mask is, and needs one")
         batched = query.ndim == 3
         if not batched:
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
@@ -95,8 +101,8 @@ class PQMultiheadAttention(Composite):
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         heads = [self._heads(x) for x in (self.q_proj(query), *self._sources(self.k_proj(key), self.v_proj(value)))]
         mask = self._mask(attn_mask, key_padding_mask, heads[1].shape[2] - key.shape[1], query)
-        weights = self.attention.weights(heads[0], heads[1], mask)
-        context = self.attention.context(self.attention.dropout(weights), heads[2])
+        weights = self.attention.dropout(self.attention.weights(heads[0], heads[1], mask))
+        context = self.attention.context(weights, heads[2])
         output = self.out_proj(context.transpose(1, 2).flatten(2))
         shown = None if not need_weights else weights.mean(1) if average_attn_weights else weights
         if not batched:

@@ -3,8 +3,13 @@
 import copy
 import inspect
 import operator
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
@@ -14,6 +19,7 @@ Arguments = dict[str, Any]
 VALUE = "value"
 """Key of a node's ``meta`` under which its value in the call stands."""
 KNOWN = ("torch", "pquant")
+GUARD = "the model was compressed with an example_input"
 CONSTANT = "_tensor_constant"
 """What torch.fx calls tensors that a forward makes of nothing."""
 COMMON = ("device", "dtype", "ndim", "layout", "is_cuda")
@@ -30,8 +36,11 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         NotCaptured: the forward has ``*args`` or ``**kwargs``.
     """
     signature = inspect.signature(type(module).forward)
-    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in signature.parameters.values()):
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise NotCaptured("its forward takes *args or **kwargs")
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        raise NotCaptured("its forward takes arguments by keyword alone")
     call = signature.bind(module, *args, **kwargs)
     call.apply_defaults()
     return dict(list(call.arguments.items())[1:])
@@ -41,10 +50,21 @@ class _Proxy(fx.Proxy):
     """Stands for a value in the graph; of what all calls have in common, such as a dtype, it gives the value itself."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.node.meta[VALUE], name) if name in COMMON and isinstance(self.node.meta[VALUE], Tensor) else super().__getattr__(name)
+        value = self.node.meta[VALUE]
+        if isinstance(value, Tensor) and name in ("requires_grad", "grad_fn", "is_leaf", "data"):
+            raise NotCaptured(f"it looks at the {name} of a tensor")
+        return getattr(value, name) if name in COMMON and isinstance(value, Tensor) else super().__getattr__(name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _in_place(function: Any) -> Any:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.imatmul, operator.ipow):
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
 
 
 class _Tracer(fx.Tracer):
@@ -53,6 +73,8 @@ class _Tracer(fx.Tracer):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__()
         self.arguments, self.computing = arguments, False
+        self.proxy_buffer_attributes = True
+        self.seen: dict[nn.Module, dict[str, Any]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -69,10 +91,13 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if kind == "call_function" and inspect.isfunction(target) and str(target.__module__).partition(".")[0] not in KNOWN:
             return target(*args, **kwargs)  # a function that its author marked as one node
+        if kind != "placeholder" and not _grad_enabled():
+            raise NotCaptured("it switches gradients off")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self.computing = True
         try:
-            value = proxy.node.meta[VALUE] = self._computed(kind, target, proxy.node)
+            with torch.no_grad(), _same_random_numbers():
+                value = proxy.node.meta[VALUE] = self._computed(kind, target, proxy.node)
         finally:
             self.computing = False
         if kind == "placeholder" and not isinstance(value, Tensor):
@@ -84,13 +109,27 @@ class _Tracer(fx.Tracer):
         if kind == "placeholder":
             return self.arguments[target]
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
-        if kind == "call_function":
-            return target(*args, **kwargs)
-        if kind == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
         if kind == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
-        return attribute(self.root, target) if kind == "get_attr" else None
+            module = self.root.get_submodule(target)
+            result = module(*args, **kwargs)
+            self.note_state(module)
+            return result
+        kept = [*self.root.parameters(), *self.root.buffers(), *(value for value in self.arguments.values() if isinstance(value, Tensor))]
+        versions = [tensor._version for tensor in kept]
+        result = None
+        if kind == "call_function":
+            result = target(*args, **kwargs)
+        elif kind == "call_method":
+            result = getattr(args[0], target)(*args[1:], **kwargs)
+        elif kind == "get_attr":
+            result = attribute(self.root, target)
+        if versions != [tensor._version for tensor in kept]:
+            raise NotCaptured("it writes into its input, a parameter or a buffer")
+        return result
+
+    def note_state(self, module: nn.Module) -> None:
+        """Take note of the attributes of a module and of those inside it."""
+        self.seen.update({inner: _state(inner) for inner in module.modules()})
 
     def _value(self, node: fx.Node) -> Any:
         """Return the value of a node; a buffer gets its node without :meth:`create_proxy`."""
@@ -99,13 +138,75 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return which branch the call takes, and let the graph check that others take it too; only sizes may decide."""
         value = obj.node.meta[VALUE]
-        if isinstance(value, Tensor):
+        if not is_of_sizes(obj.node):
             raise NotCaptured("values decide what it computes")
         self._guard(self.create_proxy("call_function", _equals, (obj, bool(value)), {}), "a size takes another branch than that of the example")
         return bool(value)
 
     def _guard(self, holds: fx.Proxy, otherwise: str) -> None:
-        self.create_proxy("call_function", torch._assert, (holds, f"the model was compressed with an example_input: {otherwise}"), {})
+        self.create_proxy("call_function", torch._assert, (holds, f"{GUARD}: {otherwise}"), {})
+
+
+def guard_number(graph: fx.Graph, node: fx.Node) -> None:
+    """Let the graph check that a number has the value that it had in the call."""
+    with graph.inserting_after(node):
+        holds = graph.call_function(_equals, (node, node.meta[VALUE]))
+    with graph.inserting_after(holds):
+        graph.call_function(torch._assert, (holds, f"{GUARD}: a factor that sizes give is {node.meta[VALUE]} there, and not with this input"))
+
+
+def is_of_sizes(node: fx.Node) -> bool:
+    """Return whether a node stands for a number that sizes of tensors alone give."""
+    if isinstance(node.meta.get(VALUE), Tensor):
+        return False
+    of_tensors = (node.op == "call_method" and node.target in ("size", "numel", "dim")) or (node.target is getattr and node.args[1] == "shape")
+    return bool(of_tensors) or node.op == "placeholder" or all(map(is_of_sizes, node.all_input_nodes))
+
+
+_grad_enabled = torch.is_grad_enabled
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """Return what tells whether an attribute of a module was set, or a container in one changed."""
+    values = {name: value for name, value in vars(module).items() if not name.startswith(CONSTANT) and name != "_buffers"}
+    return {name: (id(value), len(value) if isinstance(value, (list, dict, set)) else 0) for name, value in values.items()}
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Leave the states of torch's, numpy's and Python's random numbers as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _refusing(tracer: _Tracer) -> Iterator[None]:
+    """Refuse what a graph does not stand for, where the forward itself does it: functions with a gradient of their own, and modes."""
+
+    def refusal(original: Any, said: str) -> Any:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if tracer.computing:
+                return original(*args, **kwargs)
+            raise NotCaptured(said)
+
+        return refused
+
+    original = inspect.getattr_static(torch.autograd.Function, "apply")
+
+    def apply(kind: Any, *args: Any) -> Any:
+        return original.__get__(None, kind)(*args)
+
+    with (
+        mock.patch.object(torch.autograd.Function, "apply", classmethod(refusal(apply, "it calls an autograd.Function"))),
+        mock.patch.object(torch.autocast, "__enter__", refusal(torch.autocast.__enter__, "it switches autocast")),
+        mock.patch.object(torch, "is_grad_enabled", refusal(torch.is_grad_enabled, "it asks whether gradients are computed")),
+    ):
+        yield
 
 
 def _equals(value: Any, expected: Any) -> bool:
@@ -126,24 +227,32 @@ def captured(module: nn.Module, arguments: Arguments, training: bool) -> tuple[f
     Each node's ``meta`` holds its value in the call.
 
     Raises:
-        NotCaptured: the forward cannot be traced, keeps state of its own, or takes tensors inside other arguments.
+        NotCaptured: the forward cannot be traced, keeps state of its own, draws random numbers in Python, takes tensors inside other arguments, or
+            does what a graph does not stand for.
     """
+    if "forward" in vars(module):
+        raise NotCaptured("it has a forward of its own")
     twin = copy.deepcopy(module)
     twin.train(training)
     arguments = tree_map_only(Tensor, torch.clone, arguments)
     for value in arguments.values():
         if not isinstance(value, (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)):
             raise NotCaptured(f"it takes a {type(value).__name__}")
-    before, versions = dict(vars(twin)), [buffer._version for buffer in twin._buffers.values() if buffer is not None]
     tracer = _Tracer(arguments)
+    tracer.note_state(twin)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), _same_random_numbers(), _refusing(tracer):
+            numbers = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
             graph = tracer.trace(twin)
+            drawn = numbers[:2] != (random.getstate(), str(np.random.get_state())) or not torch.equal(numbers[2], torch.get_rng_state())
     except NotCaptured:
         raise
     except Exception as error:
         raise NotCaptured(" ".join(str(error).split())[:160] or type(error).__name__) from error
-    changed = [name for name in vars(twin) if vars(twin)[name] is not before.get(name) and not name.startswith(CONSTANT)]
-    if changed or versions != [buffer._version for buffer in twin._buffers.values() if buffer is not None]:
-        raise NotCaptured(f"it keeps state of its own{': ' + changed[0] if changed else ''}")
+    if drawn:
+        raise NotCaptured("it draws random numbers that decide what it computes")
+    for inner, before in tracer.seen.items():
+        changed = [name for name, value in _state(inner).items() if before.get(name) != value]
+        if changed:
+            raise NotCaptured(f"it keeps state of its own: {changed[0]}")
     return graph, {name: value for name, value in vars(twin).items() if name.startswith(CONSTANT)}

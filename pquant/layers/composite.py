@@ -40,6 +40,12 @@ class Composite(nn.Module):
         """Make the float layers, with the parameters of ``layer``."""
         raise NotImplementedError
 
+    def take_settings(self, layer: nn.Module) -> None:
+        """Take the attributes of ``layer`` that are numbers, booleans or text, which others may read."""
+        self.__dict__.update(
+            {name: value for name, value in vars(layer).items() if isinstance(value, (int, float, str)) and not name.startswith("_")}
+        )
+
     def _replace_layers(self, name: str, pruning: PruningMethod, quantization: Quantization) -> None:
         for inner, layer in list(self.named_modules()):
             if type(layer) in REPLACEMENTS:

@@ -30,7 +30,7 @@ class PQEmbedding(QuantizedLayer, nn.Embedding):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the quantized rows (*, embedding_dim) of indices (*)."""
-        return F.embedding(x, self.weight_quantizer(self.weight), self.padding_idx)
+        return F.embedding(x, self.weight_quantizer(self.weight), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
 
     def is_quantized(self) -> bool:
         """Return whether the table is quantized."""

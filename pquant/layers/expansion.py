@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from pquant.layers.attention import PQMultiheadAttention
 from pquant.layers.capture import Arguments, NotCaptured, bound
 from pquant.layers.composite import Composite
-from pquant.layers.example import Example, arguments, resized, same_random_numbers
+from pquant.layers.example import Example, arguments, resized, same_random_numbers, tensors_in
 from pquant.layers.functional import takes_layers, with_layers
 from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
 from pquant.layers.replacements import REPLACEMENTS
@@ -62,9 +62,11 @@ def _why_float(module: nn.Module, trace: Trace | None, used: Mapping[int, int]) 
 def use_modules_for_activations(model: nn.Module) -> None:
     """Let torch's transformer layers call modules where they hold functions."""
     for module in model.modules():
-        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and module.activation in ACTIVATIONS:
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and vars(module).get("activation") in ACTIVATIONS:
             function = module.__dict__.pop("activation")
             module.activation = ACTIVATIONS[function]()
+            kind = type(module)  # whose __setstate__ gives a copy without an attribute of this name F.relu
+            module.__class__ = type(kind.__name__, (kind,), {"__setstate__": nn.Module.__setstate__, "__module__": kind.__module__})
 
 
 def torch_subclasses(model: nn.Module, trace: Trace, example: Example) -> dict[nn.Module, nn.Module]:
@@ -76,7 +78,9 @@ def torch_subclasses(model: nn.Module, trace: Trace, example: Example) -> dict[n
     calls, _ = _calls(model, list(wanted), [example])
     replaced: dict[nn.Module, nn.Module] = {}
     for module, base in wanted.items():
-        if not calls[module] or not all(_does_as_its_base(module, base, call, mode) for call in calls[module] for mode in (True, False)):
+        if set(vars(module)["_parameters"]) - {"weight", "bias"} or "forward" in vars(module) or not calls[module]:
+            continue
+        if not all(_does_as_its_base(module, base, calls[module][0], training, drawn) for training in (True, False) for drawn in (False, True)):
             continue
         kind = type(module)
         if next(module.children(), None) is None:
@@ -101,9 +105,16 @@ def _as_its_base(module: nn.Module, base: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def _does_as_its_base(module: nn.Module, base: Any, call: Arguments, training: bool) -> bool:
-    """Return whether a call gives, bit for bit, what torch's layer and then the children of the module give."""
-    module, other = copy.deepcopy(module), copy.deepcopy(module)
+def _does_as_its_base(module: nn.Module, base: Any, call: Arguments, training: bool, drawn: bool) -> bool:
+    """Return whether a call gives, bit for bit, what torch's layer and then the children of the module give.
+
+    With ``drawn`` all parameters and buffers have other values, so that those that do nothing yet, such as a gain of 1 or a mask of ones, count.
+    """
+    module = copy.deepcopy(module)
+    if drawn:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)).mul_(4).to(tensor.dtype))
+    other = copy.deepcopy(module)
     module.train(training)
     other.train(training)
     with suppress(Exception), torch.random.fork_rng(devices=[]):
@@ -135,7 +146,8 @@ def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Rea
 def _of_two_sizes(example: Example) -> list[Example]:
     """Return the example, and one with a batch of three where it has a batch."""
     with suppress(IndexError):
-        return [example, resized(example, 0, 3)]
+        count = 2 if len(tensors_in(example)[0]) == 3 else 3
+        return [example, resized(example, 0, count)]
     return [example]
 
 

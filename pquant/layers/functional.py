@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from pquant.layers.activation import KINDS
 from pquant.layers.attention import ScaledDotProductAttention
-from pquant.layers.capture import VALUE, Arguments, NotCaptured, attribute, captured
+from pquant.layers.capture import VALUE, Arguments, NotCaptured, attribute, captured, guard_number, is_of_sizes
 from pquant.layers.constant import Constant
 from pquant.layers.merge import Mean, Merge, Scale, is_shift
 
@@ -49,6 +49,7 @@ JOINS = frozenset(
 """Functions by which a parameter takes part as a value of its own."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """By how much the layers may differ from the calls that they stand for: float rounding."""
+MASKED = 1e6
 
 
 def name_of(target: Any) -> str:
@@ -64,9 +65,21 @@ def _is_values(node: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _options(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of a call behind its input, by name."""
-    return {**dict(zip(names, node.args[1:], strict=False)), **{key: value for key, value in node.kwargs.items() if key not in ("input", "self")}}
+def _options(node: fx.Node, names: Sequence[str], tensors: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the arguments of a call behind its input, by name; those in ``tensors`` may be nodes.
+
+    Raises:
+        _NoLayer: another one is a node, or there are more.
+    """
+    options = {**dict(zip(names, node.args[1:], strict=False)), **{key: value for key, value in node.kwargs.items() if key not in ("input", "self")}}
+    made = [name for name, value in options.items() if name not in tensors and fx.map_arg(value, lambda inner: None) != value]
+    if made or len(node.args) > len(names) + 1:
+        raise _NoLayer
+    return options
+
+
+class _NoLayer(Exception):
+    """A call with arguments that its layer does not take."""
 
 
 def _activation(node: fx.Node) -> Made | None:
@@ -95,10 +108,15 @@ def _product(node: fx.Node) -> Made | None:
         return (Merge("mul"), (first, second)) if name_of(node.target) == "mul" else None
     values, number = (first, second) if _is_values(first) else (second, first)
     divides = name_of(node.target) == "div"
-    number = number.meta[VALUE] if isinstance(number, fx.Node) else number
+    made = number if isinstance(number, fx.Node) else None
+    number = number if made is None else made.meta[VALUE]
     if not _is_values(values) or not isinstance(number, (int, float)) or divides and values is second:
         return None
-    return None if is_shift(number) else (Scale(float(number), divides), (values,))
+    if is_shift(number) or made is not None and not is_of_sizes(made):
+        return None
+    if made is not None:
+        guard_number(node.graph, made)
+    return Scale(float(number), divides), (values,)
 
 
 def _square(node: fx.Node) -> Made | None:
@@ -144,9 +162,9 @@ def _average_pool(node: fx.Node) -> Made | None:
 
 
 def _norm(node: fx.Node) -> Made | None:
-    options = _options(node, ("normalized_shape", "weight", "bias", "eps"))
+    options = _options(node, ("normalized_shape", "weight", "bias", "eps"), ("weight", "bias"))
     own = {name: options[name] for name in ("weight", "bias") if options.get(name) is not None}
-    if "bias" in own and "weight" not in own or not all(values.op == "get_attr" and "." not in str(values.target) for values in own.values()):
+    if "bias" in own and "weight" not in own or not all(_is_used_here_alone(values) for values in own.values()):
         return None
     layer = nn.LayerNorm(options["normalized_shape"], options.get("eps", 1e-5), "weight" in own, "bias" in own)
     for name, values in own.items():
@@ -155,8 +173,14 @@ def _norm(node: fx.Node) -> Made | None:
     return layer, (_input(node),)
 
 
+def _is_used_here_alone(node: fx.Node) -> bool:
+    """Return whether a node stands for a parameter of the module itself that only one call takes."""
+    others = [other for other in node.graph.nodes if other.op == "get_attr" and other.target == node.target]
+    return node.op == "get_attr" and "." not in str(node.target) and len(others) == len(node.users) == 1
+
+
 def _attention(node: fx.Node) -> Made | None:
-    options = _options(node, ("key", "value", "attn_mask", "dropout_p", "is_causal"))
+    options = _options(node, ("key", "value", "attn_mask", "dropout_p", "is_causal"), ("query", "key", "value", "attn_mask"))
     if "query" in options or options.get("enable_gqa") or not isinstance(options.get("dropout_p", 0.0), (int, float)):
         return None
     scale = options.get("scale")
@@ -246,7 +270,10 @@ def _functions_to_layers(module: nn.Module, graph: fx.Graph) -> int:
         if name_of(node.target) == "linear" and (owner := _owner(module, node)):
             _call(graph, node, owner, (_input(node),))
             count += 1
-        made = make(node) if make else None
+        try:
+            made = make(node) if make else None
+        except _NoLayer:
+            made = None
         if made is not None:
             _put(module, graph, node, *made)
             count += 1
@@ -286,7 +313,7 @@ def _call(graph: fx.Graph, node: fx.Node, name: str, operands: Operands) -> None
 
 def _owner(module: nn.Module, node: fx.Node) -> str:
     """Return the name of the dense layer whose weight and bias a call of ``linear`` takes, or "" where these are not those of one."""
-    options = _options(node, ("weight", "bias"))
+    options = _options(node, ("weight", "bias"), ("weight", "bias"))
     paths = [
         value.target if isinstance(value, fx.Node) and value.op == "get_attr" else None for value in (options.get("weight"), options.get("bias"))
     ]
@@ -326,21 +353,37 @@ def _plain(node: fx.Node) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]) -> None:
-    """Raise NotCaptured where two modules differ on calls in evaluation."""
+    """Raise NotCaptured where two modules differ in evaluation on calls that the first one takes."""
     module, other = copy.deepcopy(module), copy.deepcopy(other)
     module.eval()
     other.eval()
     for arguments in calls:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                pairs = [_tensors(each(**copy.deepcopy(arguments))) for each in (module, other)]
-        except AssertionError as error:
-            raise NotCaptured("sizes decide what it computes") from error
-        for mine, theirs in zip(*pairs, strict=False):
-            if mine.is_floating_point() and not torch.allclose(
-                mine, theirs, RELATIVE, ABSOLUTE * float(mine.abs().max() if mine.numel() else 0), True
-            ):
+        mine = _result(module, arguments)
+        if isinstance(mine, Exception):
+            continue
+        theirs = _result(other, arguments)
+        if isinstance(theirs, Exception):
+            sizes = isinstance(theirs, AssertionError)
+            raise NotCaptured("sizes decide what it computes" if sizes else " ".join(str(theirs).split())[:160]) from theirs
+        for expected, given in zip(_tensors(mine), _tensors(theirs), strict=False):
+            if expected.is_floating_point() and not _is_close(expected, given):
                 raise NotCaptured("layers in its place do not give the same values")
+
+
+def _result(module: nn.Module, arguments: Arguments) -> Any:
+    """Return what a module gives for a call, or the exception that it raises."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return module(*copy.deepcopy(list(arguments.values())))
+    except Exception as error:
+        return error
+
+
+def _is_close(expected: Tensor, given: Tensor) -> bool:
+    """Return whether values are equal but for rounding; very large ones, such as those of masks, do not make others count less."""
+    usual = expected[expected.abs() < MASKED]
+    tolerance = ABSOLUTE * float(usual.abs().max()) if usual.numel() else 0.0
+    return expected.shape == given.shape and torch.allclose(expected, given.to(expected), RELATIVE, tolerance, equal_nan=True)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Norms by the statistics of each example: layer norm, group norm, instance norm and RMS norm."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -155,7 +156,7 @@ class PQGroupNorm(_Norm, nn.GroupNorm):
 
     def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return ``x`` as (batch, groups, values) and the last axis."""
-        return x.reshape(len(x), self.num_groups, -1), (2,)
+        return x.reshape(len(x), self.num_groups, math.prod(x.shape[1:]) // self.num_groups), (2,)
 
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
         """Return ``values`` along the second axis."""

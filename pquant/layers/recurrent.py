@@ -25,6 +25,7 @@ class _Cell(Composite):
 
     def take(self, layer: Any) -> None:
         """Make the layers with the parameters of a cell of torch."""
+        self.take_settings(layer)
         self.take_parameters(layer, "")
 
     def take_parameters(self, layer: Any, suffix: str) -> None:
@@ -137,21 +138,21 @@ class _Recurrent(Composite):
 
     cell: ClassVar[type[_Cell]]
     num_layers: int
+    batch_first: bool
+    bidirectional: bool
 
     def take(self, layer: Any) -> None:
         """Make a cell for each layer and direction, with the parameters of ``layer``."""
-        self.num_layers, self.batch_first, self.bidirectional, self.hidden_size = (
-            layer.num_layers,
-            layer.batch_first,
-            layer.bidirectional,
-            layer.hidden_size,
-        )
-        self.dropout = nn.Dropout(layer.dropout)
+        self.take_settings(layer)
+        self.drop = nn.Dropout(layer.dropout)
         for name in self._names():
             cell = self.cell.__new__(self.cell)
             nn.Module.__init__(cell)
             cell.take_parameters(layer, f"_{name}")
             self.add_module(name, cell)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no one block of memory to flatten, as torch's layer has it on a GPU."""
 
     def _names(self) -> list[str]:
         return [f"l{at}{direction}" for at in range(self.num_layers) for direction in ("", "_reverse")[: 1 + self.bidirectional]]
@@ -170,7 +171,7 @@ class _Recurrent(Composite):
         states = None if hx is None else [part if batched else part.unsqueeze(1) for part in (hx if isinstance(hx, tuple) else (hx,))]
         last: list[tuple[Tensor, ...]] = []
         for at, names in enumerate(self._by_layer()):
-            x = x if at == 0 else self.dropout(x)
+            x = x if at == 0 else self.drop(x)
             outputs = []
             for name in names:
                 cell: Any = self.get_submodule(name)

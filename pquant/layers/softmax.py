@@ -9,6 +9,9 @@ from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
 
+MASKED = -1e6
+"""What is at most this is masked: in float its exponential is 0 beside any other value."""
+
 
 class ScaledSoftmax(nn.Softmax):
     """softmax(scale * x) over one axis, as attention has it.
@@ -35,8 +38,8 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
     """Softmax of quantized values: exponentials of the distances to the largest one, times the reciprocal of their sum.
 
     Exponentials and the reciprocal come from tables, so that each has a format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is
-    exact. A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or by a
-    value of at most half the lowest float, gets exactly 0, and so do all values where everything is masked.
+    exact. A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or a
+    value of at most ``MASKED``, gets exactly 0, and so do all values where everything is masked.
 
     Takes ``dim`` and ``scale`` and, by keyword, ``quantization`` (method object) and ``name``.
     """
@@ -65,7 +68,7 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         """Return the softmax of ``input``, any shape."""
         if all(quantizer.is_float for quantizer in self.quantizers()):
             return ScaledSoftmax.forward(self, input)
-        masked = input <= torch.finfo(input.dtype).min / 2
+        masked = input <= MASKED
         x = self.input_quantizer(input.masked_fill(masked, 0) * self.factor)
         largest = x.masked_fill(masked, -torch.inf).amax(self.dim, keepdim=True)
         distance = (largest - x).masked_fill(masked, 0)

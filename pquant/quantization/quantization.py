@@ -168,7 +168,9 @@ class Quantization(Settings):
         shapes = dict.fromkeys(bits_shape(settings.granularity, *call) for call in calls)
         if settings.enable and settings.granularity != "per_tensor" and len(shapes) != 1:
             advice = (
-                f"is called with {', '.join(str(shape) for shape, _ in calls)}: use one layer for each, or granularity per_tensor there" if calls else "give compress an example_input"
+                f"is called with {', '.join(str(shape) for shape, _ in calls)}: use one layer for each, or granularity per_tensor there"
+                if calls
+                else "give compress an example_input"
             )
             raise ConfigError(f"data quantized {settings.granularity} needs one shape: {advice}")
         return self._quantizer(settings, next(iter(shapes), ()), forget=DATA_FORGET)
