@@ -16,7 +16,7 @@ import pquant
 from pquant.layers import PQLSTM, PQDense
 from pquant.quantization import Quantization
 
-from .test_composites import BITS
+from .test_composites import BITS, MANY
 
 FIXED = Quantization(**BITS)
 X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -318,3 +318,30 @@ def test_attention_says_no_where_torch_does_and_gives_the_weights_that_torch_giv
         torch.manual_seed(1)
         outputs.append(one.train()(X, X, X))
     torch.testing.assert_close(*outputs)
+
+
+class Causal(nn.Module):
+    """Attention written out, with a mask that is a buffer and is cut to the length of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.proj, self.drop = nn.Linear(6, 18), nn.Linear(6, 6), nn.Dropout(0.1)
+        self.register_buffer("mask", torch.tril(torch.ones(8, 8)).view(1, 1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.size()
+        q, k, v = (part.view(b, t, 2, c // 2).transpose(1, 2) for part in self.qkv(x).split(c, dim=2))
+        weights = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+        weights = self.drop(F.softmax(weights.masked_fill(self.mask[:, :, :t, :t] == 0, float("-inf")), dim=-1))
+        return self.proj((weights @ v).transpose(1, 2).contiguous().view(b, t, c))
+
+
+def test_attention_written_out_is_quantized_as_a_whole() -> None:
+    model = Causal().eval()
+    compressed = pquant.compress(model, None, Quantization(**MANY), X)
+    assert pquant.unconverted(compressed, X) == [] and set(pquant.coverage(compressed).values()) == {1.0}
+    for x in (X, torch.randn(2, 8, 6), torch.randn(1, 1, 6)):
+        assert float((compressed(x) - model(x)).abs().max()) < 5e-3
+        first = compressed(x)[:, :1]
+        assert torch.equal(compressed(torch.cat((x[:, :1], x[:, 1:] + 1), 1))[:, :1], first), "later positions have no effect on earlier ones"
