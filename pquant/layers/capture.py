@@ -143,6 +143,13 @@ class _Tracer(fx.Tracer):
         self._guard(self.create_proxy("call_function", _equals, (obj, bool(value)), {}), "a size takes another branch than that of the example")
         return bool(value)
 
+    def iter(self, obj: fx.Proxy) -> Any:
+        """Return the parts of what a call gives, such as those of a split."""
+        value = obj.node.meta[VALUE]
+        if not isinstance(value, (tuple, list)):
+            return super().iter(obj)
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, at), {}) for at in range(len(value))])
+
     def _guard(self, holds: fx.Proxy, otherwise: str) -> None:
         self.create_proxy("call_function", torch._assert, (holds, f"{GUARD}: {otherwise}"), {})
 

@@ -1,6 +1,7 @@
 """What one forward of a model does: the calls of each layer, and what no layer stands for."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pquant.layers.base import Cost, QuantizedLayer, Shape
 from pquant.layers.composite import Composite
@@ -43,27 +43,40 @@ CASTS = frozenset(("to", "type_as"))
 CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
 
 
-class _Multiplications(TorchDispatchMode):
-    """Counts the multiplications of matrix products and convolutions."""
+def multiplications(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Return how many multiplications a function of torch makes: those of a matrix product, a convolution, attention or a recurrence; else 0."""
+    given = tensors_in((args, kwargs))
+    made = tensors_in(result)[0].numel() if tensors_in(result) else 0
+    if name in ("linear", "matmul", "rmatmul", "mm", "bmm", "mv", "dot"):
+        return made * given[0].shape[-1]
+    if name in ("addmm", "baddbmm"):
+        return made * given[1].shape[-1]
+    if name == "einsum":
+        letters = {
+            letter: size for part, tensor in zip(args[0].split("->")[0].split(","), given, strict=False) for letter, size in _sizes(part, tensor)
+        }
+        return math.prod(letters.values()) if len(given) > 1 else 0
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return made * given[1][0].numel()
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return given[0].numel() * given[1][0].numel()
+    if name == "scaled_dot_product_attention":
+        query, key, value = given[:3]
+        return query.numel() // query.shape[-1] * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+    if name == "multi_head_attention_forward":
+        query, key = given[:2]
+        width, batch = query.shape[-1], query.numel() // (query.shape[0] * query.shape[-1])
+        return batch * width * (2 * query.shape[0] * width + 2 * key.shape[0] * width + 2 * query.shape[0] * key.shape[0])
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return given[0].numel() // given[0].shape[-1] * sum(weight.numel() for weight in given[1:] if weight.ndim == 2)
+    return 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation of torch and count it."""
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self.count += args[0].numel() * args[1].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.count += args[1].numel() * args[2].shape[-1]
-        elif name == "convolution":
-            self.count += (args[0] if args[6] else result).numel() * args[1][0].numel()
-        elif name.startswith("_scaled_dot_product"):
-            query, key, value = args[:3]
-            self.count += query.numel() // query.shape[-1] * key.shape[-2] * (key.shape[-1] + value.shape[-1])
-        return result
+def _sizes(part: str, tensor: Tensor) -> list[tuple[str, int]]:
+    """Return the letters of an einsum's operand with their sizes; those of an ellipsis, counted from the end, have numbers."""
+    letters = part.replace(" ", "")
+    hidden = "".join(chr(ord("0") + at) for at in range(tensor.ndim - len(letters.replace("...", ""))))
+    return list(zip(letters.replace("...", hidden[::-1]), tensor.shape, strict=True))
 
 
 class Trace(TorchFunctionMode):
@@ -93,7 +106,7 @@ class Trace(TorchFunctionMode):
         self.called: set[nn.Module] = set()
         self.packed: set[nn.Module] = set()
         self.cost: dict[nn.Module, Cost] = defaultdict(Cost)
-        self._counter = _Multiplications()
+        self._count = 0
         self.read_elsewhere: dict[nn.Module, str] = {}
         self.overwriting: set[nn.Module] = set()
         self._made: dict[int, tuple[nn.Module, Tensor, int]] = {}
@@ -109,7 +122,7 @@ class Trace(TorchFunctionMode):
                 self._owners[id(parameter)].add(module)
             self._watch(name, module, copied)
         args, kwargs = arguments(example)
-        with torch.no_grad(), same_random_numbers(model), self._counter, self:
+        with torch.no_grad(), same_random_numbers(model), self:
             self.output = twin(*args, **kwargs)
         self._note_overwritten(tensors_in(self.output))
         self._made.clear()
@@ -124,7 +137,7 @@ class Trace(TorchFunctionMode):
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
             feed.append(tuple(self._maker(x) for x in inputs if isinstance(x, Tensor)))
-            counts.append(self._counter.count)
+            counts.append(self._count)
             self.called.add(module)
             if any(isinstance(x, PackedSequence) for x in inputs):
                 self.packed.add(module)
@@ -141,7 +154,7 @@ class Trace(TorchFunctionMode):
             inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
             makers, before = feed.pop(), counts.pop()
             if leaf and not self._leaf_depth:
-                self.cost[module] += Cost(self._counter.count - before, _values(output))
+                self.cost[module] += Cost(self._count - before, _values(output))
             if leaf and inputs and isinstance(output, Tensor):
                 self._note(module, inputs, output, makers)
                 if in_place:
@@ -179,14 +192,15 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and note when it changes values outside any layer, or reads a layer's parameter or an overwritten tensor."""
         name = getattr(func, "__name__", str(func))
-        before = self._counter.count
         result = func(*args, **(kwargs or {}))
         if not self._inside:
             return result
+        made = multiplications(name.strip("_"), args, kwargs or {}, result)
+        self._count += made
         where, module = self._inside[-1]
         if self._leaf_depth == 0 and not self._is_exact(name, args, result) and not isinstance(module, Composite):
             self.functions[module].add(name.strip("_"))
-            self.cost[module] += Cost(self._counter.count - before, _values(result))
+            self.cost[module] += Cost(made, _values(result))
         if name not in LIKE and tensors_in(result):
             used = list(tensors_in(args[:1] if name in CASTS else (args, kwargs)))
             self._note_overwritten(used)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import pquant
 from pquant.errors import ConfigError
+from pquant.layers.trace import Trace
 from pquant.pruning import DST
 from pquant.quantization import Quantization
 
@@ -72,6 +75,34 @@ def test_parameters_of_other_modules_count_where_they_are_used_as_values() -> No
     assert pquant.coverage(model)["parameters"] == 1 and pquant.unconverted(model, x) == []
     other = pquant.compress(Embedded(), None, Quantization(**BITS, layer_specific={"position*": {"enable_quantization": False}}), x)
     assert pquant.coverage(other)["parameters"] == (36 + 10) / (36 + 12 + 10)
+
+
+Q = torch.randn(2, 3, 4, 5)
+CALLS = {
+    "linear": (F.linear, (torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4))),
+    "matmul": (torch.matmul, (Q, torch.randn(2, 3, 5, 6))),
+    "bmm": (torch.bmm, (Q[0], Q[0].transpose(1, 2).contiguous())),
+    "addmm": (torch.addmm, (torch.randn(3, 5), torch.randn(3, 4), torch.randn(4, 5))),
+    "einsum": (lambda a, b: torch.einsum("bhij,bhkj->bhik", a, b), (Q, Q)),
+    "einsum with dots": (lambda a, b: torch.einsum("...ij,...jk->...ik", a, b), (Q, Q.transpose(2, 3))),
+    "conv2d": (lambda x, w: F.conv2d(x, w, groups=2, stride=2, padding=1), (torch.randn(2, 4, 7, 7), torch.randn(6, 2, 3, 3))),
+    "conv_transpose1d": (lambda x, w: F.conv_transpose1d(x, w, stride=2, groups=2), (torch.randn(2, 4, 7), torch.randn(4, 3, 3))),
+    "attention": (F.scaled_dot_product_attention, (Q, torch.randn(2, 3, 7, 5), torch.randn(2, 3, 7, 5))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_multiplications_are_counted_as_torch_counts_them(name: str) -> None:
+    function, args = CALLS[name]
+
+    class Only(nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return function(*args)
+
+    with FlopCounterMode(display=False) as counter:
+        function(*args)
+    cost = Trace(Only(), args).cost
+    assert sum(part.multiplications for part in cost.values()) == counter.get_total_flops() // 2 > 0
 
 
 def test_without_an_example_it_is_not_known() -> None:
