@@ -70,7 +70,7 @@ def _read_npz(path: str | Path, target: str | None) -> Columns:
         if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
         _require_some(path, x.shape, f" in {part}")
-    targets = [plain(y, target or "") for y in arrays[1::2]]
+    targets = [typed_targets(y, target or "") for y in arrays[1::2]]
     if len({y.dtype.kind == "U" for y in targets}) > 1:
         raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
@@ -97,7 +97,7 @@ def _read_frame(path: str | Path, target: str | None) -> Columns:
 def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:
     if y.isna().any():
         raise ConfigError(f"{path}: target '{target}' has {y.isna().sum()} missing values")
-    return plain(y.to_numpy(), target)
+    return typed_targets(y.to_numpy(), target)
 
 
 def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> None:
@@ -105,7 +105,7 @@ def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> 
         raise ConfigError(f"{path}: expected at least one row and one feature column{where}, got {shape[0]} and {shape[1]}")
 
 
-def plain(y: Array, target: str) -> Array:
+def typed_targets(y: Array, target: str) -> Array:
     """Return targets as numbers, booleans or text: bytes are decoded, Python's numbers become float64, a mixture becomes text."""
     if y.dtype.kind == "S":
         return np.char.decode(y, "utf-8", "backslashreplace")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pquant.data.columns import encode, plain
+from pquant.data.columns import encode, typed_targets
 from pquant.data.files import file_kind, read_npz
 from pquant.data.splits import Splits
 from pquant.data.splitting import Array, Fractions, moments
@@ -38,7 +38,7 @@ class Constituents(Fractions):
                 too few examples.
         """
         x, y = self._checked()
-        codes, classes = encode(plain(y, "y"), "classification", "y")
+        codes, classes = encode(typed_targets(y, "y"), "classification", "y")
         return self.split(x, codes, seed, classes)
 
     def scale(self, parts: Sequence[Tensor]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pquant.data import Table
-from pquant.data.columns import encode, plain, read_columns
+from pquant.data.columns import encode, read_columns, typed_targets
 from pquant.errors import ConfigError
 
 
@@ -211,7 +211,7 @@ def test_labels_of_bytes_are_text(tmp_path: Path) -> None:
     ],
 )
 def test_python_objects_of_the_target_are_numbers_or_text(values: list[object], codes: list[float], classes: list[str] | None) -> None:
-    found, names = encode(plain(np.array(values, dtype=object), "y"), "auto", "y")
+    found, names = encode(typed_targets(np.array(values, dtype=object), "y"), "auto", "y")
     assert found.tolist() == codes
     assert names == classes
 
