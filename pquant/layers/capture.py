@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
+from pquant.layers.example import same_random_numbers
+
 Arguments = dict[str, Any]
 """The arguments of one call of a module by parameter name, defaults included."""
 VALUE = "value"
@@ -96,7 +98,7 @@ class _Tracer(fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self.computing = True
         try:
-            with torch.no_grad(), _same_random_numbers():
+            with torch.no_grad(), same_random_numbers(self.root):
                 value = proxy.node.meta[VALUE] = self._computed(kind, target, proxy.node)
         finally:
             self.computing = False
@@ -132,7 +134,7 @@ class _Tracer(fx.Tracer):
         self.seen.update({inner: _state(inner) for inner in module.modules()})
 
     def _value(self, node: fx.Node) -> Any:
-        """Return the value of a node; a buffer gets its node without :meth:`create_proxy`."""
+        """Return the value of a node; a constant tensor gets its node without :meth:`create_proxy`."""
         return node.meta[VALUE] if VALUE in node.meta else node.meta.setdefault(VALUE, attribute(self.root, str(node.target)))
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -177,18 +179,6 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """Return what tells whether an attribute of a module was set, or a container in one changed."""
     values = {name: value for name, value in vars(module).items() if not name.startswith(CONSTANT) and name != "_buffers"}
     return {name: (id(value), len(value) if isinstance(value, (list, dict, set)) else 0) for name, value in values.items()}
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Leave the states of torch's, numpy's and Python's random numbers as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 @contextmanager
@@ -248,7 +238,7 @@ def captured(module: nn.Module, arguments: Arguments, training: bool) -> tuple[f
     tracer = _Tracer(arguments)
     tracer.note_state(twin)
     try:
-        with torch.enable_grad(), _same_random_numbers(), _refusing(tracer):
+        with torch.enable_grad(), same_random_numbers(twin), _refusing(tracer):
             numbers = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
             graph = tracer.trace(twin)
             drawn = numbers[:2] != (random.getstate(), str(np.random.get_state())) or not torch.equal(numbers[2], torch.get_rng_state())

@@ -56,21 +56,21 @@ def compress(
     model, reasons = _expanded(copy.deepcopy(model), example_input)
     trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
-    convertible = {name: layer for name, layer in layers.items() if counterpart(layer) and _has_statistics(layer)}
-    quantization.check_names(list(convertible))
-    quantization.check_tensors({name: _tensors(layer) for name, layer in convertible.items()})
-    pruning.check_names([name for name, layer in convertible.items() if issubclass(_counterpart(layer), CompressedLayer)])
+    kinds = {name: kind for name, layer in layers.items() if (kind := counterpart(layer)) and _has_statistics(layer)}
+    quantization.check_names(list(kinds))
+    quantization.check_tensors({name: _tensors(layers[name], kind) for name, kind in kinds.items()})
+    pruning.check_names([name for name, kind in kinds.items() if issubclass(kind, CompressedLayer)])
 
     replaced: dict[nn.Module, nn.Module] = {}
-    for name, layer in convertible.items():
-        original = model.get_submodule(name)
+    for name, kind in kinds.items():
+        layer, original = layers[name], model.get_submodule(name)
         reason = _why_float(original, trace)
         if reason:
             reasons[original] = reason
             continue
         if isinstance(layer, nn.ReLU):
             layer.inplace = layer.inplace and (trace is None or original in trace.overwriting)
-        replaced[original] = _counterpart(layer).from_float(layer, name, pruning, quantization, calls.get(original, ()))
+        replaced[original] = kind.from_float(layer, name, pruning, quantization, calls.get(original, ()))
     devices = {parameter.device for parameter in model.parameters()}
     model = replace_modules(model, replaced)
     _check_references(model, replaced)
@@ -103,12 +103,6 @@ def counterpart(layer: nn.Module) -> type[QuantizedLayer] | None:
     return type(f"PQ{kind.__name__}", (REPLACEMENTS[base], kind), {"__module__": REPLACEMENTS[base].__module__})
 
 
-def _counterpart(layer: nn.Module) -> type[QuantizedLayer]:
-    kind = counterpart(layer)
-    assert kind is not None
-    return kind
-
-
 def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Reasons]:
     """Return a model in which layers stand for attention, recurrences and functional code, and why they do not for some of it."""
     use_modules_for_activations(model)
@@ -126,9 +120,8 @@ def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Rea
     return model, reasons
 
 
-def _tensors(layer: nn.Module) -> list[str]:
-    """Return the tensors of a layer that a format can be given for."""
-    kind = _counterpart(layer)
+def _tensors(layer: nn.Module, kind: type[QuantizedLayer]) -> list[str]:
+    """Return the tensors of a layer, to be replaced by one of ``kind``, that a format can be given for."""
     always = isinstance(layer, nn.modules.batchnorm._BatchNorm)
     return [name for name in kind.tensors if always or getattr(layer, name, kind) is not None]
 

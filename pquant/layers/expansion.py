@@ -162,6 +162,8 @@ def _calls(model: nn.Module, wanted: list[nn.Module], examples: list[Example]) -
     """Return the arguments of the calls of some modules, of those examples that the model takes, or why they have none by name."""
     calls: dict[nn.Module, list[Arguments]] = {module: [] for module in wanted}
     reasons: Reasons = {}
+    if not wanted:
+        return calls, reasons
     twin = copy.deepcopy(model)
     twin.eval()
     for module, copied in zip(model.modules(), twin.modules(), strict=True):

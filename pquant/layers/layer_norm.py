@@ -124,8 +124,10 @@ class _Norm(QuantizedLayer):
         return self
 
 
-class PQLayerNorm(_Norm, nn.LayerNorm):
-    """``nn.LayerNorm`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
+class _LastAxesNorm(_Norm):
+    """A norm over the last axes, those of ``normalized_shape``, which are the axes of its weight too."""
+
+    normalized_shape: tuple[int, ...]
 
     def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return ``x`` and the normalized axes, the last ones."""
@@ -136,19 +138,15 @@ class PQLayerNorm(_Norm, nn.LayerNorm):
         return values
 
 
-class PQRMSNorm(_Norm, nn.RMSNorm):
+class PQLayerNorm(_LastAxesNorm, nn.LayerNorm):
+    """``nn.LayerNorm`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
+
+
+class PQRMSNorm(_LastAxesNorm, nn.RMSNorm):
     """``nn.RMSNorm`` with a quantized 1 / rms and weight, and quantizers around it: B. Zhang, R. Sennrich, arXiv 1910.07467."""
 
     tensors = ("weight", "input", "output", "reciprocal")
     centres = False
-
-    def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``x`` and the normalized axes, the last ones."""
-        return x, tuple(range(-len(self.normalized_shape), 0))
-
-    def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
-        """Return ``values``, whose axes are the last ones."""
-        return values
 
 
 class PQGroupNorm(_Norm, nn.GroupNorm):
