@@ -1,5 +1,6 @@
 """A recorded finalized model as an ONNX graph; each subclass writes quantizers in its own way."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,75 +8,79 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Format
-from pquant.export.graph import Graph, LayerStep, MoveStep, SumStep
-from pquant.export.replay import CONVOLUTIONS, POOLS, padding, parameters, pool_geometry
+from pquant.export.fixed import Constants, Format, Real
+from pquant.export.graph import Graph, LayerStep, MoveStep, Step, SumStep
+from pquant.export.replay import CONVOLUTIONS, POOLS, padding, parameters, pool_geometry, replay
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine
 
 OPSET, IR = 18, 9
-QONNX = "qonnx.custom_op.general"
-# Modes of qonnx for values of any sign, and those that are the same for values that are not negative.
-ROUNDING = {"TRN": "FLOOR", "TRN_ZERO": "DOWN", "RND_CONV": "ROUND", "RND_INF": "HALF_UP", "RND_ZERO": "HALF_DOWN"}
-UNSIGNED = ROUNDING | {"RND": "HALF_UP", "RND_MIN_INF": "HALF_DOWN"}
+GENERAL, CHANNELS_LAST = "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
+DOMAINS = {"": OPSET, GENERAL: 1, CHANNELS_LAST: OPSET}
 PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+Operand = tuple[str, Any]
+"""The name of a value, and its range: :class:`pquant.export.fixed.Fixed` or :class:`pquant.export.fixed.Real`."""
 
 
 class PlainGraph:
     """Standard operators alone: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits."""
 
+    ports = ("input", "output")
+    batch: int | str = "batch"
+    shares_constants = True
+
     def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._known: dict[tuple[Any, ...], str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.where = ""
-        values = ["input"]
-        for step in graph.steps:
+        results: dict[int, Any] = {}
+        ranges = replay(graph, Real(np.zeros((1, *graph.input_shape))), lambda step, value: results.update({id(step): value}))
+        values: list[Operand] = [(self.ports[0], ranges[0])]
+        for step, range_ in zip(graph.steps, ranges[1:], strict=True):
             self.where = step.name
-            inputs = [values[at] for at in step.inputs]
-            if isinstance(step, LayerStep):
-                values.append(self._layer(step, inputs[0]))
-            elif isinstance(step, SumStep):
-                values.append(self.op(["Neg", "Add" if step.signs[-1] > 0 else "Sub"][len(inputs) - 1], *inputs))
-            elif isinstance(step, MoveStep):
-                values.append(self._move(step, inputs))
-        self.nodes.append(helper.make_node("Identity", [values[graph.output]], ["output"]))
-        self.shapes = graph.input_shape, graph.output_shape
+            values.append((self._step(step, [values[at] for at in step.inputs], results.get(id(step))), range_))
+        self._name_output(values[graph.output][0])
 
     def model(self) -> onnx.ModelProto:
-        """Return the checked model; its batch axis is free."""
+        """Return the checked model."""
         ports = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-            for name, shape in zip(("input", "output"), self.shapes, strict=True)
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [self.batch, *shape])
+            for name, shape in zip(self.ports, (self.graph.input_shape, self.graph.output_shape), strict=True)
         ]
-        graph = helper.make_graph(self.nodes, "pquant", ports[:1], ports[1:], self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(QONNX, 1)], ir_version=IR)
+        shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.shapes.items()]
+        graph = helper.make_graph(self.nodes, "pquant", ports[:1], ports[1:], self.constants, value_info=shapes)
+        domains = sorted({"", GENERAL} | {node.domain for node in self.nodes})
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(name, DOMAINS[name]) for name in domains], ir_version=IR)
         onnx.checker.check_model(model)
         return model
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return the name of its output."""
-        name = f"{self.where}/{kind}_{len(self.nodes)}".replace(" ", "_").replace("'", "")
+        name = re.sub(r"\W+", "_", f"{self.where}_{kind}_{len(self.nodes)}")
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, values: Any, dtype: Any = np.float32) -> str:
         """Return the name of an initializer; equal arrays share one."""
         array = np.asarray(values, dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.str, array.shape, array.tobytes(), None if self.shares_constants else len(self.constants))
         if key not in self._known:
             self._known[key] = f"constant_{len(self._known)}"
             self.constants.append(numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
-    def quantize(self, x: str, form: Format) -> str:
+    def quantize(self, x: Operand, form: Format) -> str:
         """Return ``x`` in a format."""
         low, high = form.limits()
         saturates = form.overflow_mode.startswith("SAT")
+        y = x[0]
         if saturates:
-            x = self.op("Min", self.op("Max", x, self.constant(low)), self.constant(high))
-        n = self._rounded(self.op("Mul", x, self.constant(np.ldexp(1.0, form.f))), form.round_mode)
+            y = self.op("Min", self.op("Max", y, self.constant(low)), self.constant(high))
+        n = self._rounded(self.op("Mul", y, self.constant(np.ldexp(1.0, form.f))), form.round_mode)
         if not saturates:
             first, count = self.constant(form.bounds()[0]), self.constant(np.ldexp(1.0, form.width))
             turns = self.op("Floor", self.op("Div", self.op("Sub", n, first), count))
@@ -96,115 +101,131 @@ class PlainGraph:
         doubled = self.op(first, self.op("Mul", x, self.constant(2.0)))
         return self.op(then, self.op("Mul", doubled, self.constant(0.5)))
 
-    def weight(self, weight: Constants, form: Format) -> str:
+    def weight(self, weight: Constants, form: Format | None) -> str:
         """Return a weight."""
         return self.constant(weight.floats)
 
-    def _layer(self, step: LayerStep, x: str) -> str:
-        layer: Any = step.layer
-        for quantizer in (layer.input_quantizer, None, layer.output_quantizer):
-            form = Format.of(quantizer) if quantizer is not None else None
-            if quantizer is None:
-                x = self._compute(layer, x)
-            elif form is not None:
-                x = self.quantize(x, form)
-        return x
+    def bias(self, values: np.ndarray) -> str:
+        """Return what is added by channel."""
+        return self.constant(values)
 
-    def _compute(self, layer: Any, x: str) -> str:
+    def _step(self, step: Step, inputs: list[Operand], result: Any) -> str:
+        if isinstance(step, LayerStep):
+            return self._layer(step, inputs, result)
+        if isinstance(step, SumStep):
+            return self.sum(step, inputs)
+        assert isinstance(step, MoveStep)
+        return self.move(step, inputs)
+
+    def _layer(self, step: LayerStep, inputs: list[Operand], result: Any) -> str:
+        layer: Any = step.layer
+        operands = []
+        for place, x in zip(layer.input_quantizers, inputs, strict=True):
+            form = Format.of(getattr(layer, place))
+            operands.append(x if form is None else (self.quantize(x, form), x[1].quantize(form)))
+        y = self.compute(layer, *operands)
+        form = Format.of(layer.output_quantizer)
+        return y if form is None else self.quantize((y, result), form)
+
+    def compute(self, layer: Any, x: Operand) -> str:
+        """Return the result of a layer for its quantized input, before its output quantizer."""
         if isinstance(layer, PQDense):
-            weight = parameters(layer, "weight")
-            y = self.op("MatMul", x, self.weight(Constants(weight.n.T, weight.f), Format.of(layer.weight_quantizer)))  # type: ignore[arg-type]
-            return self._biased(y, layer, (-1,))
+            return self.dense(layer, x)
         if isinstance(layer, CONVOLUTIONS):
-            return self._convolution(layer, x)
+            return self.convolution(layer, x)
         if isinstance(layer, ChannelAffine):
-            factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(layer.calls[0].input) - 2)) for part in ("weight", "bias"))
-            return self.op("Add", self.op("Mul", x, self.constant(factors)), self.constant(terms))
+            return self.affine(layer, x)
         if isinstance(layer, POOLS):
-            kernel, stride, pads = pool_geometry(layer)
-            return self.op("AveragePool", x, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
+            return self.average(layer, x)
         if isinstance(layer, PQActivation):
-            return self._activation(layer, x)
+            return self.activation(layer, x)
         raise ConfigError(f"export: layer '{self.where}' is a {type(layer).__name__}, which is not supported")
 
-    def _convolution(self, layer: Any, x: str) -> str:
+    def dense(self, layer: PQDense, x: Operand) -> str:
+        """Return the result of a dense layer."""
+        weight, bias = parameters(layer, "weight"), self.bias_of(layer)
+        y = self.op("MatMul", x[0], self.weight(Constants(weight.n.T, weight.f), Format.of(layer.weight_quantizer)))
+        return y if bias is None else self.op("Add", y, self.bias(bias))
+
+    def bias_of(self, layer: Any) -> np.ndarray | None:
+        """Return the bias of a layer, None if there is none or it is all 0."""
+        bias = None if layer.bias is None else parameters(layer, "bias").floats
+        return bias if bias is not None and bias.any() else None
+
+    def convolution(self, layer: Any, x: Operand) -> str:
+        """Return the result of a convolution."""
         pads = list(zip(*padding(layer), strict=True))
         if layer.padding_mode in PADDING:
             before, after = ([0, 0, *part] for part in pads)
-            x, pads = (
-                self.op("Pad", x, self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode]),
-                [(0,) * len(layer.kernel_size)] * 2,
-            )
-        weight = self.weight(parameters(layer, "weight"), Format.of(layer.weight_quantizer))  # type: ignore[arg-type]
-        geometry = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, "kernel_shape": layer.kernel_size}
-        y = self.op("Conv", x, weight, pads=[*pads[0], *pads[1]], **geometry)
-        return self._biased(y, layer, (-1, *(1,) * len(layer.kernel_size)))
+            x = self.op("Pad", x[0], self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode]), x[1]
+            pads = [(0,) * len(layer.kernel_size)] * 2
+        weight, form = parameters(layer, "weight"), Format.of(layer.weight_quantizer)
+        geometry = {"pads": [*pads[0], *pads[1]], "strides": layer.stride, "dilations": layer.dilation, "group": layer.groups}
+        return self.conv(x, weight, form, self.bias_of(layer), geometry)
 
-    def _biased(self, y: str, layer: Any, shape: tuple[int, ...]) -> str:
-        return y if layer.bias is None else self.op("Add", y, self.constant(parameters(layer, "bias").floats.reshape(shape)))
+    def conv(self, x: Operand, weight: Constants, form: Format | None, bias: np.ndarray | None, geometry: dict[str, Any]) -> str:
+        """Return a convolution with a weight (outputs, inputs, *kernel) of a format."""
+        inputs = [x[0], self.weight(weight, form), *([] if bias is None else [self.bias(bias)])]
+        return self.op("Conv", *inputs, kernel_shape=weight.n.shape[2:], **geometry)
 
-    def _activation(self, layer: PQActivation, x: str) -> str:
+    def affine(self, layer: ChannelAffine, x: Operand) -> str:
+        """Return the result of a channel affine."""
+        factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(x[1].shape) - 1)) for part in ("weight", "bias"))
+        return self.op("Add", self.op("Mul", x[0], self.constant(factors)), self.constant(terms))
+
+    def average(self, layer: Any, x: Operand) -> str:
+        """Return the result of an average pool."""
+        kernel, stride, pads = pool_geometry(layer)
+        return self.op("AveragePool", x[0], kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
+
+    def activation(self, layer: PQActivation, x: Operand) -> str:
+        """Return the result of an activation."""
         if layer.kind == "tanh":
-            return self.op("Clip", x, self.constant(-1.0), self.constant(1.0)) if layer.hard else self.op("Tanh", x)
+            return self.op("Clip", x[0], self.constant(-1.0), self.constant(1.0)) if layer.hard else self.op("Tanh", x[0])
         if layer.rectifies:
-            return x
-        y = self.op("Relu", x)
-        return y if layer.multiplier is None else self.op("Mul", y, self.constant(2.0 ** int(layer.multiplier)))
+            return x[0]
+        y = self.op("Relu", x[0])
+        return y if layer.multiplier is None else self.scaled((y, x[1]), 2.0 ** int(layer.multiplier))
 
-    def _move(self, step: MoveStep, inputs: list[str]) -> str:
+    def scaled(self, x: Operand, factor: float) -> str:
+        """Return the product with a number."""
+        return self.op("Mul", x[0], self.constant(factor))
+
+    def sum(self, step: SumStep, inputs: list[Operand]) -> str:
+        """Return the sum of the inputs, each with its sign."""
+        return self.op(["Neg", "Add" if step.signs[-1] > 0 else "Sub"][len(inputs) - 1], *(name for name, _ in inputs))
+
+    def move(self, step: MoveStep, inputs: list[Operand]) -> str:
+        """Return moved or selected values."""
         shape = self.constant([-1, *step.shape], np.int64)
         if step.reshapes:
-            return self.op("Reshape", inputs[0], shape)
-        flat = [self.op("Flatten", x, axis=1) for x in inputs]
+            return self.op("Reshape", inputs[0][0], shape)
+        flat = [self.op("Flatten", x, axis=1) for x, _ in inputs]
         laid = self.op("Concat", *flat, axis=1) if len(flat) > 1 else flat[0]
         if (step.index < 0).any():
             laid = self.op("Pad", laid, self.constant([0, 0, 0, 1], np.int64))
         return self.op("Reshape", self.op("Gather", laid, self.constant(step.index.ravel(), np.int64), axis=1), shape)
 
-
-class QonnxGraph(PlainGraph):
-    """Quant nodes of QONNX for weights and data, if one can express the quantizer; otherwise standard operators.
-
-    A Quant saturates, has one number of bits and at least two of them when signed, and rounds halves to even, up or down in size: a signed RND
-    (halves up) is a truncation to half steps, half a step added, and another truncation.
-    """
-
-    def quantize(self, x: str, form: Format) -> str:
-        """Return ``x`` in a format."""
-        bits = {(int(k), int(i), int(f)) for k, i, f in zip(form.k.ravel(), form.i.ravel(), form.f.ravel(), strict=True)}
-        k, i, f = next(iter(bits))
-        modes = UNSIGNED if k == 0 else ROUNDING
-        if len(bits) > 1 or k + i + f < 1 + k or not form.overflow_mode.startswith("SAT"):
-            return super().quantize(x, form)
-        narrow = int(form.overflow_mode == "SAT_SYM" and k)
-        if form.round_mode in modes:
-            return self._quant(x, (k, i, f), narrow, modes[form.round_mode])
-        if form.round_mode != "RND":
-            return super().quantize(x, form)
-        halves = self._quant(x, (k, i + 1, f + 1), 0, "FLOOR")
-        return self._quant(self.op("Add", halves, self.constant(2.0 ** (-f - 1))), (k, i, f), narrow, "FLOOR")
-
-    def weight(self, weight: Constants, form: Format) -> str:
-        """Return a weight after a Quant node with enough bits for all its values."""
-        k, i, f = (int(bits.max()) for bits in (form.k, form.i, form.f))
-        plain = super().weight(weight, form)
-        return self._quant(plain, (k, i, f), 0, "ROUND") if k + i + f > 1 else plain
-
-    def _quant(self, x: str, bits: tuple[int, int, int], narrow: int, mode: str) -> str:
-        k, i, f = bits
-        operands = (self.constant(2.0**-f), self.constant(0.0), self.constant(float(k + i + f)))
-        return self.op("Quant", x, *operands, domain=QONNX, signed=k, narrow=narrow, rounding_mode=mode)
+    def _name_output(self, name: str) -> None:
+        given, returned = self.ports
+        if name == given or any(constant.name == name for constant in self.constants):
+            self.nodes.append(helper.make_node("Identity", [name], [returned]))
+            return
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [returned if one == name else one for one in names]
+        self.shapes.pop(name, None)
 
 
 class QdqGraph(PlainGraph):
     """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV becomes one."""
 
-    def quantize(self, x: str, form: Format) -> str:
+    def quantize(self, x: Operand, form: Format) -> str:
         """Return ``x`` in a format."""
         whole = form.f.size == form.k.size == 1 and form.width.max() <= 8 and form.overflow_mode.startswith("SAT")
         if not whole or form.round_mode != "RND_CONV":
             return super().quantize(x, form)
         low, high = form.limits()
-        x = self.op("Min", self.op("Max", x, self.constant(low)), self.constant(high))
+        y = self.op("Min", self.op("Max", x[0], self.constant(low)), self.constant(high))
         scale, zero = self.constant(np.ldexp(1.0, -form.f).reshape(())), self.constant(0, np.int8 if form.k.any() else np.uint8)
-        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, scale, zero), scale, zero)
+        return self.op("DequantizeLinear", self.op("QuantizeLinear", y, scale, zero), scale, zero)
