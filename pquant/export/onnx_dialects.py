@@ -1,6 +1,7 @@
 """QONNX as FINN and hls4ml read it."""
 
 import math
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -13,6 +14,7 @@ from pquant.export.graph import Graph, MoveStep, SumStep
 from pquant.export.onnx_graph import CHANNELS_LAST, Operand
 from pquant.export.onnx_qonnx import QonnxGraph
 from pquant.export.replay import parameters, pool_geometry
+from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine
 
@@ -82,6 +84,32 @@ class DialectGraph(QonnxGraph):
             joined = self.op("Concat", joined, name, axis=axis + 1)
         return joined
 
+    def activation(self, layer: PQActivation, x: Operand) -> str:
+        """Return the result of an activation; the hard tanh is 1 - relu(2 - relu(x + 1))."""
+        if layer.rectifies:
+            return x[0]
+        if layer.kind == "relu":
+            factor = 1.0 if layer.multiplier is None else 2.0 ** int(layer.multiplier)
+            return self.scaled(self.rectified(x), factor)
+        for number in (1.0, 2.0):
+            x = self.rectified(self.shifted(x, number))
+            x = self.scaled(x, -1.0), x[1].times(Constants(np.array(-1), 0))
+        return self.shifted(x, 1.0)[0]
+
+    def rectified(self, x: Operand) -> Operand:
+        """Return the values, 0 for negative ones: an unsigned Quant node that changes nothing else."""
+        values = x[1].relu()
+        return self.quant(self.op("Relu", x[0]), holding(values), False, "FLOOR"), values
+
+    def shifted(self, x: Operand, offset: float) -> Operand:
+        """Return the sum with a number."""
+        number = Constants.from_floats(np.array(offset))
+        return self.op("Add", self.alone(x), self.bias(number.floats)), x[1].plus(number)
+
+    def alone(self, x: Operand) -> str:
+        """Return a value to which a number is added or multiplied."""
+        return x[0]
+
     def model(self) -> onnx.ModelProto:
         """Return the checked model, with the shapes of all values."""
         from qonnx.core.modelwrapper import ModelWrapper
@@ -136,8 +164,7 @@ class FinnGraph(DialectGraph):
         """Return ``x`` in a format, rounded as TRN or RND."""
         (name, values), (k, _, f) = x, bits
         if isinstance(values, Fixed) and values.f > f:
-            offset = 2.0 ** -(values.f + 1) - (2.0 ** -(f + 1) if mode == "TRN" else 0.0)
-            name = self.op("Add", name, self.constant(offset))
+            name, _ = self.shifted(x, 2.0 ** -(values.f + 1) - (2.0 ** -(f + 1) if mode == "TRN" else 0.0))
         return self.quant(name if k else self.op("Relu", name), bits, narrow, "ROUND")
 
 
@@ -204,14 +231,30 @@ class Hls4mlGraph(DialectGraph):
         """Return a value that hls4ml merges with no sum or product that follows."""
         return self.quant(x[0], holding(x[1]), False, "FLOOR") if x[0] in self._mergeable else x[0]
 
+    def quantize(self, x: Operand, form: Format) -> str:
+        """Return ``x`` in a format; values that are no fixed-point numbers yet are truncated to half steps before halves are rounded up."""
+        if isinstance(x[1], Real) and form.round_mode in ("RND", "RND_INF"):
+            halves = replace(form, f=form.f + 1, round_mode="TRN")
+            x = super().quantize(x, halves), x[1].quantize(halves)
+        return super().quantize(x, form)
+
     def quantize_as(self, x: Operand, bits: tuple[int, int, int], narrow: bool, mode: str) -> str:
         """Return ``x`` in a format, rounded as TRN, RND or RND_CONV."""
-        if mode != "RND":
-            return self.quant(x[0], bits, narrow, {"TRN": "FLOOR", "RND_CONV": "ROUND"}[mode])
-        k, i, f = bits
-        name = self.quant(x[0], (k, i, f + 1), False, "FLOOR") if isinstance(x[1], Real) else self.alone(x)
-        half = self.number(Constants.from_floats(np.array(2.0 ** (-f - 1))))
-        return self.quant(self.op("Add", name, half), bits, narrow, "FLOOR")
+        if mode == "RND":
+            x = self.shifted(x, 2.0 ** (-bits[2] - 1))
+        return self.quant(x[0], bits, narrow, "ROUND" if mode == "RND_CONV" else "FLOOR")
+
+    def rectified(self, x: Operand) -> Operand:
+        """Return the values, 0 for negative ones, by saturation."""
+        values = x[1].relu()
+        return self.quant(x[0], holding(values), False, "FLOOR"), values
+
+    def move(self, step: MoveStep, inputs: list[Operand]) -> str:
+        """Return moved values; hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two."""
+        if step.reshapes and len(step.shape) == 1 < len(inputs[0][1].shape):
+            rows = self.op("Reshape", inputs[0][0], self.constant([1, 1, *step.shape], np.int64))
+            inputs = [(rows, inputs[0][1])]
+        return super().move(step, inputs)
 
     def scaled(self, x: Operand, factor: float) -> str:
         """Return the product with a number."""

@@ -61,6 +61,7 @@ class PlainGraph:
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return the name of its output."""
         name = re.sub(r"\W+", "_", f"{self.where}_{kind}_{len(self.nodes)}")
+        name = f"layer_{name}" if name[0].isdigit() else name
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
