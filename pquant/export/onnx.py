@@ -54,8 +54,9 @@ class ONNX(Settings):
             ConfigError: a model that cannot be exported.
             ExportError: a file gives other values than the model.
         """
-        from pquant.export.onnx_dialects import FinnGraph, Hls4mlGraph
+        from pquant.export.onnx_dialects import FinnGraph
         from pquant.export.onnx_graph import PlainGraph, QdqGraph
+        from pquant.export.onnx_hls4ml import Hls4mlGraph
         from pquant.export.onnx_qonnx import QonnxGraph
 
         self.check(model, tuple(splits.input_shape))

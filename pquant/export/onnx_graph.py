@@ -1,30 +1,36 @@
 """A recorded finalized model as an ONNX graph; each subclass writes quantizers in its own way."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Format, Real
-from pquant.export.graph import Graph, LayerStep, MoveStep, Step, SumStep
-from pquant.export.replay import CONVOLUTIONS, POOLS, padding, parameters, pool_geometry, replay
-from pquant.layers.activation import PQActivation
+from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED, compute, parameters
+from pquant.export.fixed import Real
+from pquant.export.formats import Constants, Format
+from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, Step, SumStep
+from pquant.export.onnx_values import Node, concatenation, constant, spread_from, transposition
+from pquant.export.replay import call
+from pquant.export.windows import padding, pool_geometry
 from pquant.layers.dense import PQDense
-from pquant.layers.norm import ChannelAffine
+from pquant.layers.merge import PQMerge
+from pquant.layers.softmax import PQSoftmax
 
 OPSET, IR = 18, 9
 GENERAL, CHANNELS_LAST = "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
 DOMAINS = {"": OPSET, GENERAL: 1, CHANNELS_LAST: OPSET}
 PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-Operand = tuple[str, Any]
-"""The name of a value, and its range: :class:`pquant.export.fixed.Fixed` or :class:`pquant.export.fixed.Real`."""
+MERGES = {"add": "Add", "sub": "Sub", "mul": "Mul", "maximum": "Max", "minimum": "Min", "matmul": "MatMul", "einsum": "Einsum"}
 
 
 class PlainGraph:
-    """Standard operators alone: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits."""
+    """Standard operators alone: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits.
+
+    Layers that ONNX has are one operator; the arithmetic of others is written out.
+    """
 
     ports = ("input", "output")
     batch: int | str = "batch"
@@ -37,13 +43,15 @@ class PlainGraph:
         self._known: dict[tuple[Any, ...], str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.where = ""
-        results: dict[int, Any] = {}
-        ranges = replay(graph, Real(np.zeros((1, *graph.input_shape))), lambda step, value: results.update({id(step): value}))
-        values: list[Operand] = [(self.ports[0], ranges[0])]
-        for step, range_ in zip(graph.steps, ranges[1:], strict=True):
+        values = [Node(self, self.ports[0], self.input_range())]
+        for step in graph.steps:
             self.where = step.name
-            values.append((self._step(step, [values[at] for at in step.inputs], results.get(id(step))), range_))
-        self._name_output(values[graph.output][0])
+            values.append(self._step(step, [values[at] for at in step.inputs]))
+        self._name_output(values[graph.output])
+
+    def input_range(self) -> Any:
+        """Return the range of the model's input."""
+        return Real(np.zeros((1, *self.graph.input_shape)))
 
     def model(self) -> onnx.ModelProto:
         """Return the checked model."""
@@ -74,11 +82,15 @@ class PlainGraph:
             self.constants.append(numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
-    def quantize(self, x: Operand, form: Format) -> str:
+    def quantize(self, x: Node, form: Format) -> Node:
         """Return ``x`` in a format."""
+        return Node(self, self.quantizer(x, form), x.range.quantize(form))
+
+    def quantizer(self, x: Node, form: Format) -> str:
+        """Return the name of ``x`` in a format."""
         low, high = form.limits()
         saturates = form.overflow_mode.startswith("SAT")
-        y = x[0]
+        y = x.name
         if saturates:
             y = self.op("Min", self.op("Max", y, self.constant(low)), self.constant(high))
         n = self._rounded(self.op("Mul", y, self.constant(np.ldexp(1.0, form.f))), form.round_mode)
@@ -103,130 +115,192 @@ class PlainGraph:
         return self.op(then, self.op("Mul", doubled, self.constant(0.5)))
 
     def weight(self, weight: Constants, form: Format | None) -> str:
-        """Return a weight."""
+        """Return a weight of a format."""
         return self.constant(weight.floats)
 
-    def bias(self, values: np.ndarray) -> str:
-        """Return what is added by channel."""
-        return self.constant(values)
+    def matrix(self, weight: np.ndarray) -> str:
+        """Return constants that values are multiplied with as matrices."""
+        return self.constant(weight)
 
-    def _step(self, step: Step, inputs: list[Operand], result: Any) -> str:
+    def number(self, values: Constants) -> str:
+        """Return constants of no format of their own."""
+        return self.constant(values.floats)
+
+    def times(self, x: Node, factors: Constants) -> str:
+        """Return the products with constants."""
+        return self.op("Mul", x.name, self.number(factors))
+
+    def plus(self, x: Node, terms: Constants) -> str:
+        """Return the sums with constants."""
+        return self.op("Add", x.name, self.number(terms))
+
+    def reshape(self, x: str, shape: tuple[int, ...]) -> str:
+        """Return values in a shape."""
+        return self.op("Reshape", x, self.constant([-1, *shape], np.int64))
+
+    def select(self, nodes: Sequence[Node], index: np.ndarray) -> str:
+        """Return moved or selected values of one example or several; -1 is a zero."""
+        names, shapes = [self.batched(node) for node in nodes], [node.shape for node in nodes]
+        axis = concatenation(index, shapes)
+        if axis is not None:
+            return self.op("Concat", *names, axis=axis + 1)
+        order, padded = (found(index, shapes[0]) if len(nodes) == 1 else None for found in (transposition, spread_from))
+        if order is not None:
+            return self.op("Transpose", names[0], perm=[0, *(axis + 1 for axis in order)])
+        if padded is not None:
+            return self.op("Expand", self.reshape(names[0], padded), self.constant([1, *index.shape], np.int64))
+        return self.gathered(names, index)
+
+    def gathered(self, names: list[str], index: np.ndarray) -> str:
+        """Return the values at ``index`` of the concatenated values."""
+        flat = [self.op("Flatten", name, axis=1) for name in names]
+        laid = self.op("Concat", *flat, axis=1) if len(flat) > 1 else flat[0]
+        if (index < 0).any():
+            laid = self.op("Pad", laid, self.constant([0, 0, 0, 1], np.int64))
+        return self.reshape(self.op("Gather", laid, self.constant(index.ravel(), np.int64), axis=1), index.shape)
+
+    def batched(self, x: Node) -> str:
+        """Return the name of values with a batch axis."""
+        if not x.is_constant:
+            return x.name
+        examples = self.op("Shape", self.ports[0], start=0, end=1)
+        sizes = self.op("Concat", examples, self.constant(x.shape, np.int64), axis=0)
+        return self.op("Expand", x.name, sizes)
+
+    def _step(self, step: Step, inputs: list[Node]) -> Node:
         if isinstance(step, LayerStep):
-            return self._layer(step, inputs, result)
-        if isinstance(step, SumStep):
+            return self._layer(step, inputs)
+        if isinstance(step, ConstantStep):
+            return constant(self, Constants.from_floats(step.constants))
+        if isinstance(step, SumStep) and len(inputs) == 2:
             return self.sum(step, inputs)
-        assert isinstance(step, MoveStep)
-        return self.move(step, inputs)
+        if isinstance(step, ReduceStep):
+            kind = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}[step.kind]
+            dims = self.constant([dim + 1 for dim in step.dims], np.int64)
+            return inputs[0].made(call(step, [inputs[0].range]), kind, inputs[0].name, dims, keepdims=int(step.keepdim))
+        return call(step, inputs)
 
-    def _layer(self, step: LayerStep, inputs: list[Operand], result: Any) -> str:
+    def sum(self, step: SumStep, inputs: list[Node]) -> Node:
+        """Return the sum or difference of two values that broadcast."""
+        names = [x.name for x in inputs]
+        kind = "Add" if step.signs == (1, 1) else "Sub"
+        return inputs[0].made(call(step, [x.range for x in inputs]), kind, *(names[::-1] if step.signs[0] < 0 else names))
+
+    def _layer(self, step: LayerStep, inputs: list[Node]) -> Node:
         layer: Any = step.layer
-        operands = []
-        for place, x in zip(layer.input_quantizers, inputs, strict=True):
-            form = Format.of(getattr(layer, place))
-            operands.append(x if form is None else (self.quantize(x, form), x[1].quantize(form)))
-        y = self.compute(layer, *operands)
+        if not isinstance(layer, PQSoftmax):  # which scales its input before it quantizes it
+            forms = [Format.of(getattr(layer, place)) for place in layer.input_quantizers]
+            inputs = [x if form is None else x.quantize(form) for x, form in zip(inputs, forms, strict=True)]
+        name = self.operator(step, inputs)
+        y = compute(layer, step.shape, *inputs) if name is None else Node(self, name, compute(layer, step.shape, *(x.range for x in inputs)))
         form = Format.of(layer.output_quantizer)
-        return y if form is None else self.quantize((y, result), form)
+        return y if form is None else y.quantize(form)
 
-    def compute(self, layer: Any, x: Operand) -> str:
-        """Return the result of a layer for its quantized input, before its output quantizer."""
+    def operator(self, step: LayerStep, inputs: list[Node]) -> str | None:
+        """Return the result of a layer for its quantized inputs that is one operator of ONNX, or None."""
+        layer: Any = step.layer
         if isinstance(layer, PQDense):
-            return self.dense(layer, x)
+            return self.dense(layer, inputs[0])
         if isinstance(layer, CONVOLUTIONS):
-            return self.convolution(layer, x)
-        if isinstance(layer, ChannelAffine):
-            return self.affine(layer, x)
-        if isinstance(layer, POOLS):
-            return self.average(layer, x)
-        if isinstance(layer, PQActivation):
-            return self.activation(layer, x)
-        raise ConfigError(f"export: layer '{self.where}' is a {type(layer).__name__}, which is not supported")
+            return self.convolution(layer, inputs[0])
+        if isinstance(layer, TRANSPOSED):
+            return self.transposed(step, inputs[0])
+        if isinstance(layer, AVERAGES):
+            return self.average(layer, inputs[0])
+        if isinstance(layer, MAXIMA):
+            return self.maximum(step, inputs[0])
+        return self.merge(layer, inputs) if isinstance(layer, PQMerge) else None
 
-    def dense(self, layer: PQDense, x: Operand) -> str:
+    def dense(self, layer: PQDense, x: Node) -> str:
         """Return the result of a dense layer."""
         weight, bias = parameters(layer, "weight"), self.bias_of(layer)
-        y = self.op("MatMul", x[0], self.weight(Constants(weight.n.T, weight.f), Format.of(layer.weight_quantizer)))
-        return y if bias is None else self.op("Add", y, self.bias(bias))
+        y = self.op("MatMul", x.name, self.weight(Constants(weight.n.T, weight.f), Format.of(layer.weight_quantizer)))
+        return y if bias is None else self.op("Add", y, self.number(bias))
 
-    def bias_of(self, layer: Any) -> np.ndarray | None:
+    def bias_of(self, layer: Any) -> Constants | None:
         """Return the bias of a layer, None if there is none or it is all 0."""
-        bias = None if layer.bias is None else parameters(layer, "bias").floats
-        return bias if bias is not None and bias.any() else None
+        bias = None if layer.bias is None else parameters(layer, "bias")
+        return bias if bias is not None and bias.n.any() else None
 
-    def convolution(self, layer: Any, x: Operand) -> str:
+    def convolution(self, layer: Any, x: Node) -> str:
         """Return the result of a convolution."""
         pads = list(zip(*padding(layer), strict=True))
         if layer.padding_mode in PADDING:
             before, after = ([0, 0, *part] for part in pads)
-            x = self.op("Pad", x[0], self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode]), x[1]
+            x = x.made(x.range, "Pad", x.name, self.constant(before + after, np.int64), mode=PADDING[layer.padding_mode])
             pads = [(0,) * len(layer.kernel_size)] * 2
-        weight, form = parameters(layer, "weight"), Format.of(layer.weight_quantizer)
         geometry = {"pads": [*pads[0], *pads[1]], "strides": layer.stride, "dilations": layer.dilation, "group": layer.groups}
-        return self.conv(x, weight, form, self.bias_of(layer), geometry)
+        return self.conv(x, parameters(layer, "weight"), Format.of(layer.weight_quantizer), self.bias_of(layer), geometry)
 
-    def conv(self, x: Operand, weight: Constants, form: Format | None, bias: np.ndarray | None, geometry: dict[str, Any]) -> str:
+    def conv(self, x: Node, weight: Constants, form: Format | None, bias: Constants | None, geometry: dict[str, Any]) -> str:
         """Return a convolution with a weight (outputs, inputs, *kernel) of a format."""
-        inputs = [x[0], self.weight(weight, form), *([] if bias is None else [self.bias(bias)])]
+        inputs = [x.name, self.weight(weight, form), *([] if bias is None else [self.number(bias)])]
         return self.op("Conv", *inputs, kernel_shape=weight.n.shape[2:], **geometry)
 
-    def affine(self, layer: ChannelAffine, x: Operand) -> str:
-        """Return the result of a channel affine."""
-        factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(x[1].shape) - 1)) for part in ("weight", "bias"))
-        return self.op("Add", self.op("Mul", x[0], self.constant(factors)), self.constant(terms))
+    def transposed(self, step: LayerStep, x: Node) -> str:
+        """Return the result of a transposed convolution."""
+        layer: Any = step.layer
+        weight = Constants.from_floats(layer.weight.detach().cpu().double().numpy())
+        pads = padding(layer)
+        ends = [
+            (size - 1) * stride + dilation * (kernel - 1) + 1 - pad - out
+            for size, stride, dilation, kernel, (pad, _), out in zip(
+                x.shape[1:], layer.stride, layer.dilation, layer.kernel_size, pads, step.shape[1:], strict=True
+            )
+        ]
+        more = [max(-end, 0) for end in ends]
+        both = [pad for pad, _ in pads] + [max(end, 0) for end in ends]
+        bias = self.bias_of(layer)
+        inputs = [x.name, self.weight(weight, Format.of(layer.weight_quantizer)), *([] if bias is None else [self.number(bias)])]
+        geometry = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, "kernel_shape": layer.kernel_size}
+        return self.op("ConvTranspose", *inputs, pads=both, output_padding=more, **geometry)
 
-    def average(self, layer: Any, x: Operand) -> str:
+    def average(self, layer: Any, x: Node) -> str:
         """Return the result of an average pool."""
-        kernel, stride, pads = pool_geometry(layer)
-        return self.op("AveragePool", x[0], kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
+        kernel, stride, pads = pool_geometry(layer, len(x.shape) - 1)
+        return self.op("AveragePool", x.name, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
 
-    def activation(self, layer: PQActivation, x: Operand) -> str:
-        """Return the result of an activation."""
-        if layer.kind == "tanh":
-            return self.op("Clip", x[0], self.constant(-1.0), self.constant(1.0)) if layer.hard else self.op("Tanh", x[0])
-        if layer.rectifies:
-            return x[0]
-        y = self.op("Relu", x[0])
-        return y if layer.multiplier is None else self.scaled((y, x[1]), 2.0 ** int(layer.multiplier))
+    def maximum(self, step: LayerStep, x: Node) -> str:
+        """Return the result of a max pool."""
+        layer: Any = step.layer
+        kernel, stride, pads = pool_geometry(layer, len(x.shape) - 1)
+        dilation = (layer.dilation,) * len(kernel) if isinstance(layer.dilation, int) else tuple(layer.dilation)
+        needed = [(out - 1) * step + gap * (width - 1) + 1 for out, step, gap, width in zip(step.shape[1:], stride, dilation, kernel, strict=True)]
+        ends = [max(need - pad - size, 0) for need, pad, size in zip(needed, pads, x.shape[1:], strict=True)]
+        return self.pool(x, {"kernel_shape": kernel, "strides": stride, "pads": [*pads, *ends]}, {"dilations": dilation})
 
-    def scaled(self, x: Operand, factor: float) -> str:
-        """Return the product with a number."""
-        return self.op("Mul", x[0], self.constant(factor))
+    def pool(self, x: Node, geometry: dict[str, Any], more: dict[str, Any]) -> str:
+        """Return a max pool."""
+        return self.op("MaxPool", x.name, **geometry, **more)
 
-    def sum(self, step: SumStep, inputs: list[Operand]) -> str:
-        """Return the sum of the inputs, each with its sign."""
-        return self.op(["Neg", "Add" if step.signs[-1] > 0 else "Sub"][len(inputs) - 1], *(name for name, _ in inputs))
+    def merge(self, layer: PQMerge, inputs: list[Node]) -> str | None:
+        """Return the result of a function of two tensors."""
+        a, b = inputs
+        if layer.kind == "matmul" and min(len(a.shape), len(b.shape)) < 2 or layer.kind == "einsum" and (a.is_constant or b.is_constant):
+            return None
+        attributes = {"equation": layer.equation} if layer.kind == "einsum" else {}
+        return self.op(MERGES[layer.kind], a.name, b.name, **attributes)
 
-    def move(self, step: MoveStep, inputs: list[Operand]) -> str:
-        """Return moved or selected values."""
-        shape = self.constant([-1, *step.shape], np.int64)
-        if step.reshapes:
-            return self.op("Reshape", inputs[0][0], shape)
-        flat = [self.op("Flatten", x, axis=1) for x, _ in inputs]
-        laid = self.op("Concat", *flat, axis=1) if len(flat) > 1 else flat[0]
-        if (step.index < 0).any():
-            laid = self.op("Pad", laid, self.constant([0, 0, 0, 1], np.int64))
-        return self.op("Reshape", self.op("Gather", laid, self.constant(step.index.ravel(), np.int64), axis=1), shape)
-
-    def _name_output(self, name: str) -> None:
+    def _name_output(self, x: Node) -> None:
         given, returned = self.ports
-        if name == given or any(constant.name == name for constant in self.constants):
-            self.nodes.append(helper.make_node("Identity", [name], [returned]))
+        if x.name == given or x.is_constant:
+            self.nodes.append(helper.make_node("Identity", [self.batched(x)], [returned]))
             return
         for node in self.nodes:
             for names in (node.input, node.output):
-                names[:] = [returned if one == name else one for one in names]
-        self.shapes.pop(name, None)
+                names[:] = [returned if one == x.name else one for one in names]
+        self.shapes.pop(x.name, None)
 
 
 class QdqGraph(PlainGraph):
     """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV becomes one."""
 
-    def quantize(self, x: Operand, form: Format) -> str:
-        """Return ``x`` in a format."""
+    def quantizer(self, x: Node, form: Format) -> str:
+        """Return the name of ``x`` in a format."""
         whole = form.f.size == form.k.size == 1 and form.width.max() <= 8 and form.overflow_mode.startswith("SAT")
         if not whole or form.round_mode != "RND_CONV":
-            return super().quantize(x, form)
+            return super().quantizer(x, form)
         low, high = form.limits()
-        y = self.op("Min", self.op("Max", x[0], self.constant(low)), self.constant(high))
+        y = self.op("Min", self.op("Max", x.name, self.constant(low)), self.constant(high))
         scale, zero = self.constant(np.ldexp(1.0, -form.f).reshape(())), self.constant(0, np.int8 if form.k.any() else np.uint8)
         return self.op("DequantizeLinear", self.op("QuantizeLinear", y, scale, zero), scale, zero)

@@ -13,7 +13,7 @@ from torch import nn
 
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
-from pquant.export.check import checked, multiplications
+from pquant.export.check import check_arithmetic, checked, multiplications
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.replay import input_format
@@ -63,17 +63,24 @@ class RTL(Settings):
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
+        self._checked(model, input_shape)
+        check_arithmetic(model, input_shape)
+
+    def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        """Return the graph of a model that can be exported with the tools there are."""
         if importlib.util.find_spec("alkaid") is None:
             raise ConfigError("export=rtl needs alkaid: pip install 'pquant[rtl]'")
         find_simulator(self.simulator)
         if self.synthesize == "yes" and yosys_command() is None:
             raise ConfigError("RTL.synthesize is 'yes', but Yosys is not installed: pip install pyosys, or put yosys on the PATH")
-        count = multiplications(checked(model, input_shape, MODES))
+        graph = checked(model, input_shape, MODES)
+        count = multiplications(graph)
         if count > self.max_multiplications:
             raise ConfigError(
                 f"export=rtl unrolls all {count:,} multiplications of an inference into parallel logic, "
                 f"RTL.max_multiplications is {self.max_multiplications:,}"
             )
+        return graph
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` metrics.
@@ -87,8 +94,7 @@ class RTL(Settings):
         from pquant.export.wires import logic
 
         start = time.perf_counter()
-        self.check(model, tuple(splits.input_shape))
-        graph = checked(model, tuple(splits.input_shape), MODES)
+        graph = self._checked(model, tuple(splits.input_shape))
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)

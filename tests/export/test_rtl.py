@@ -210,5 +210,5 @@ def test_hardware_figures_are_objectives() -> None:
 
 def test_too_large_a_table_is_refused() -> None:
     model = net(mlp(nn.Tanh()), (6,), use_real_tanh=True, default_data_fractional_bits=15, quantize_output=True)
-    with pytest.raises(ConfigError, match="layer '1': a table of .* entries"):
+    with pytest.raises(ConfigError, match="layer '1' needs a table of .* entries"):
         wires.logic(checked(model, (6,)))

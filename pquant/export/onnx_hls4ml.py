@@ -1,0 +1,181 @@
+"""QONNX as hls4ml reads it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pquant.export.arithmetic import parameters
+from pquant.export.fixed import Real
+from pquant.export.formats import Constants, Format
+from pquant.export.graph import Graph
+from pquant.export.onnx_dialects import Bits, DialectGraph, holding
+from pquant.export.onnx_graph import CHANNELS_LAST
+from pquant.export.onnx_values import Node, concatenation
+from pquant.layers.dense import PQDense
+
+ELEMENTWISE = ("Quant", "Relu", "Add", "Sub", "Mul", "Max", "Min")
+
+
+class Hls4mlGraph(DialectGraph):
+    """Channels-last convolutions and pools, and constants behind Quant nodes, so that hls4ml knows the exact precision of everything.
+
+    hls4ml rounds down or halves to even: halves are rounded up by an offset of half a step and truncation. It merges a product with a sum that
+    follows and forgets a precision then, so a Quant node that changes nothing stands between them.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._axes: dict[str, int] = {}  # of values that are channels-last, without the batch's
+        self._swapped: dict[str, str] = {}
+        self._fixed: set[str] = set()
+        self._mergeable: set[str] = set()
+        super().__init__(graph)
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; values change their layout where it needs another."""
+        axes = [self._axes[x] for x in inputs if x in self._axes]
+        elementwise = kind in ELEMENTWISE and axes
+        if attributes.get("domain") != CHANNELS_LAST:
+            inputs = tuple(x if x in self._fixed else self.last(x, axes[0]) if elementwise else self.first(x) for x in inputs)
+        y = super().op(kind, *inputs, **attributes)
+        if elementwise:
+            self._axes[y] = axes[0]
+        return y
+
+    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+        """Return the name of an initializer."""
+        name = super().constant(values, dtype)
+        self._fixed.add(name)
+        return name
+
+    def weight(self, weight: Constants, form: Format | None) -> str:
+        """Return a weight after a Quant node."""
+        name = super().weight(weight, form)
+        self._fixed.add(name)
+        return name
+
+    def number(self, values: Constants) -> str:
+        """Return constants after a Quant node."""
+        return self.weight(values, None)
+
+    def last(self, x: str, axes: int) -> str:
+        """Return a value of ``axes`` axes channels-last."""
+        if x in self._axes:
+            return x
+        if x not in self._swapped:
+            self._swapped[x] = super().op("Transpose", x, perm=[0, *range(2, axes + 1), 1])
+            self._axes[self._swapped[x]] = axes
+        return self._swapped[x]
+
+    def first(self, x: str) -> str:
+        """Return a value channels-first."""
+        if x not in self._axes:
+            return x
+        if x not in self._swapped:
+            axes = self._axes[x]
+            self._swapped[x] = super().op("Transpose", x, perm=[0, axes, *range(1, axes)])
+        return self._swapped[x]
+
+    def alone(self, x: Node) -> str:
+        """Return the name of a value that hls4ml merges with no sum or product that follows."""
+        return self.quant(x.name, holding(x.range), False, "FLOOR") if x.name in self._mergeable else x.name
+
+    def quantizer(self, x: Node, form: Format) -> str:
+        """Return the name of ``x`` in a format; values that are no fixed-point numbers yet are truncated to half steps before halves are rounded up."""
+        if isinstance(x.range, Real) and form.round_mode in ("RND", "RND_INF"):
+            x = x.quantize(replace(form, f=form.f + 1, round_mode="TRN"))
+        return super().quantizer(x, form)
+
+    def quantizer_of(self, x: Node, bits: Bits, narrow: bool, mode: str) -> str:
+        """Return the name of ``x`` in a format, rounded as TRN, RND or RND_CONV."""
+        if mode == "RND":
+            x = x.plus(Constants.from_floats(np.array(2.0 ** (-bits[2] - 1))))
+        return self.quant(x.name, bits, narrow, "ROUND" if mode == "RND_CONV" else "FLOOR")
+
+    def rectified(self, x: Node) -> Node:
+        """Return the values, 0 for negative ones, by saturation."""
+        values = x.range.relu()
+        return Node(self, self.quant(x.name, holding(values), False, "FLOOR"), values)
+
+    def times(self, x: Node, factors: Constants) -> str:
+        """Return the products with constants."""
+        if (factors.floats == 1).all():
+            return x.name
+        name = self.op("Mul", self.alone(x), self.number(self._laid(x, factors)))
+        self._mergeable.add(name)
+        return name
+
+    def plus(self, x: Node, terms: Constants) -> str:
+        """Return the sums with constants."""
+        return self.op("Add", self.alone(x), self.number(self._laid(x, terms))) if terms.n.any() else x.name
+
+    def _laid(self, x: Node, values: Constants) -> Constants:
+        """Return constants (channels, 1, ...) as the layout of ``x`` needs them."""
+        by_channel = x.name in self._axes and values.n.size > 1
+        return values.reshape(-1) if by_channel else values
+
+    def select(self, nodes: Sequence[Node], index: np.ndarray) -> str:
+        """Return moved values; two at a time are concatenated."""
+        axis = concatenation(index, [node.shape for node in nodes])
+        if axis is None:
+            return super().select(nodes, index)
+        joined = nodes[0].name
+        for node in nodes[1:]:
+            joined = self.op("Concat", joined, node.name, axis=axis + 1)
+        return joined
+
+    def reshape(self, x: str, shape: tuple[int, ...]) -> str:
+        """Return values in a shape.
+
+        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two.
+        """
+        if len(shape) == 1:
+            x = self.op("Reshape", x, self.constant([1, 1, *shape], np.int64))
+        return super().reshape(x, shape)
+
+    def dense(self, layer: PQDense, x: Node) -> str:
+        """Return the result of a dense layer; of more than one row, of a convolution with a kernel of 1."""
+        *lead, inputs = x.shape
+        if not lead:
+            return super().dense(layer, x)
+        rows = self.reshape(x.name, (math.prod(lead), inputs))
+        self.shapes[rows] = (1, math.prod(lead), inputs)
+        weight = parameters(layer, "weight").reshape(layer.out_features, inputs, 1)
+        y = self._conv_last(rows, weight, self.bias_of(layer), {"pads": (0, 0), "strides": (1,), "dilations": (1,), "group": 1})
+        return self.reshape(y, (*lead, layer.out_features))
+
+    def conv(self, x: Node, weight: Constants, form: Format | None, bias: Constants | None, geometry: dict[str, Any]) -> str:
+        """Return a convolution with a weight (outputs, inputs, *kernel)."""
+        axes = weight.n.ndim - 1
+        name = self.last(x.name, axes)
+        self.shapes[name] = (1, *x.shape[1:], x.shape[0])
+        y = self._conv_last(name, weight, bias, geometry)
+        self._axes[y] = axes
+        return y
+
+    def _conv_last(self, x: str, weight: Constants, bias: Constants | None, geometry: dict[str, Any]) -> str:
+        """Return a convolution of a value with its channels last; without a bias hls4ml would merge it with a sum that follows."""
+        given = Constants(np.moveaxis(weight.n, 1, -1), weight.f)
+        added = self.number(Constants(np.zeros(len(weight.n), np.int64), 0) if bias is None else bias)
+        weights = self.number(given)
+        self.shapes[weights] = given.n.shape
+        y = self.op("Conv", x, weights, added, domain=CHANNELS_LAST, kernel_shape=weight.n.shape[2:], **geometry)
+        if geometry["group"] > 1:
+            self._mergeable.add(y)
+        return y
+
+    def pool(self, x: Node, geometry: dict[str, Any], more: dict[str, Any]) -> str:
+        """Return a max pool; hls4ml reads those over one axis wrongly, so they get a second one."""
+        axes, (channels, *sizes) = len(x.shape), x.shape
+        name = self.last(x.name, axes)
+        if axes == 2:
+            name = super().op("Reshape", name, self.constant([1, 1, *sizes, channels], np.int64))
+            geometry = {"kernel_shape": (1, *geometry["kernel_shape"]), "strides": (1, *geometry["strides"]), "pads": [0, geometry["pads"][0]] * 2}
+        self.shapes[name] = (1, *[1] * (3 - axes), *sizes, channels)
+        y = self.op("MaxPool", name, domain=CHANNELS_LAST, **geometry)
+        if axes == 2:
+            y = super().op("Reshape", y, self.constant([1, -1, channels], np.int64))
+        self._axes[y] = axes
+        return y
