@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import nn
@@ -13,11 +13,18 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.graph import Graph
 from pquant.export.integers import verify, write_integers
+from pquant.export.onnx_check import check_dialect
+from pquant.export.recording import record
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
+from pquant.layers.finalize import finalize
 from pquant.settings import Settings, schema, setting
 from pquant.tracking.files import write_atomic
+
+if TYPE_CHECKING:
+    from pquant.export.onnx_graph import PlainGraph
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +52,21 @@ class ONNX(Settings):
         for package in ("onnx", "onnxruntime", "qonnx"):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"export=onnx needs {package}: pip install 'pquant[onnx]'")
-        checked(model, input_shape, MODES)
+        self._checked(model, input_shape)
+        self._qonnx()(record(finalize(model), input_shape))
+
+    def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        graph = checked(model, input_shape, MODES)
+        if self.dialect != "exact":
+            check_dialect(graph, self.dialect)
+        return graph
+
+    def _qonnx(self) -> "type[PlainGraph]":
+        from pquant.export.onnx_dialects import FinnGraph
+        from pquant.export.onnx_hls4ml import Hls4mlGraph
+        from pquant.export.onnx_qonnx import QonnxGraph
+
+        return {"exact": QonnxGraph, "hls4ml": Hls4mlGraph, "finn": FinnGraph}[self.dialect]
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write ``export/onnx/*.onnx`` and ``export/integers.*`` under ``folder`` and return ``onnx/...`` metrics.
@@ -54,13 +75,9 @@ class ONNX(Settings):
             ConfigError: a model that cannot be exported.
             ExportError: a file gives other values than the model.
         """
-        from pquant.export.onnx_dialects import FinnGraph
         from pquant.export.onnx_graph import PlainGraph, QdqGraph
-        from pquant.export.onnx_hls4ml import Hls4mlGraph
-        from pquant.export.onnx_qonnx import QonnxGraph
 
-        self.check(model, tuple(splits.input_shape))
-        graph = checked(model, tuple(splits.input_shape), MODES)
+        graph = self._checked(model, tuple(splits.input_shape))
         vectors = test_vectors(splits.test, input_format(graph), self.vectors)
         verified = verify(model, graph, vectors)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
@@ -68,21 +85,20 @@ class ONNX(Settings):
         target = folder / "export" / "onnx"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent)
-        metrics: dict[str, Any] = {"onnx/dialect": self.dialect, "onnx/vectors": len(vectors)}
-        dialects: dict[Dialect, type[PlainGraph]] = {"exact": QonnxGraph, "hls4ml": Hls4mlGraph, "finn": FinnGraph}
-        runs: dict[str, tuple[type[PlainGraph], Callable[[bytes, np.ndarray], np.ndarray], int]] = {
-            "model": (PlainGraph, run_onnxruntime, len(vectors)),
-            "qonnx": (dialects[self.dialect], run_qonnx, self.qonnx_vectors),
-            "qdq": (QdqGraph, run_onnxruntime, len(vectors)),
+        few = (quantized if self.dialect == "finn" else vectors)[: self.qonnx_vectors]
+        runs: dict[str, tuple[type[PlainGraph], Callable[[bytes, np.ndarray], np.ndarray], np.ndarray]] = {
+            "model": (PlainGraph, run_onnxruntime, vectors),
+            "qonnx": (self._qonnx(), run_qonnx, few),
+            "qdq": (QdqGraph, run_onnxruntime, vectors),
         }
-        for name, (kind, run, count) in runs.items():
+        metrics: dict[str, Any] = {"onnx/dialect": self.dialect, "onnx/vectors": len(vectors)}
+        for name, (kind, run, given) in runs.items():
             made = kind(graph).model()
             if name == "qdq" and not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
                 log.info("no qdq.onnx: QuantizeLinear rounds halves to even, which quantization.round_mode=RND_CONV does")
                 continue
             content = made.SerializeToString()
-            given = quantized if name == "qonnx" and self.dialect == "finn" else vectors
-            _compare(name, run(content, given[:count]), expected[:count])
+            _compare(name, run(content, given), expected[: len(given)])
             write_atomic(target / f"{name}.onnx", content)
             metrics[f"onnx/{name}_bit_exact"] = True
         return metrics

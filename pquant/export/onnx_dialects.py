@@ -9,10 +9,12 @@ import onnx
 from pquant.errors import ConfigError
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
-from pquant.export.graph import LayerStep
+from pquant.export.graph import LayerStep, ReduceStep, SumStep
+from pquant.export.onnx_graph import MERGES
 from pquant.export.onnx_qonnx import QonnxGraph
 from pquant.export.onnx_values import Node
-from pquant.export.replay import quantized_input
+from pquant.export.products import spread
+from pquant.export.replay import call, quantized_input
 from pquant.export.windows import pool_geometry
 from pquant.layers.activation import PQActivation
 
@@ -53,10 +55,6 @@ class DialectGraph(QonnxGraph):
         """Return a weight after a Quant node of the fewest bits that hold it, at least two."""
         return self.quant(self.constant(weight.floats), fewest_bits(weight), False, "ROUND")
 
-    def matrix(self, weight: np.ndarray) -> str:
-        """Return constants that values are multiplied with as matrices."""
-        return self.weight(Constants.from_floats(weight), None)
-
     def average(self, layer: Any, x: Node) -> str:
         """Return the result of an average pool over a power of two values: a convolution by channel whose weights are all the same."""
         kernel, stride, pads = pool_geometry(layer, len(x.shape) - 1)
@@ -83,9 +81,20 @@ class DialectGraph(QonnxGraph):
         values = x.range.relu()
         return Node(self, self.quant(self.op("Relu", x.name), holding(values), False, "FLOOR"), values)
 
-    def gathered(self, names: list[str], index: np.ndarray) -> str:
-        """Refuse what is no reshaping, transposition or concatenation; the check before training does so, too."""
-        raise ConfigError(f"export: {self.where} selects values, which export.dialect=exact can write alone")
+    def sum(self, step: SumStep, inputs: list[Node]) -> Node:
+        """Return the sum or difference of two values, broadcast before."""
+        return call(step, inputs)
+
+    def reduce(self, step: ReduceStep, x: Node) -> Node:
+        """Return the sum or an extreme over axes, moved to the end before."""
+        return call(step, [x])
+
+    def merge(self, step: LayerStep, inputs: list[Node]) -> str | None:
+        """Return the larger or smaller one of two values; other functions are written out."""
+        layer: Any = step.layer
+        if layer.kind not in ("maximum", "minimum"):
+            return None
+        return self.op(MERGES[layer.kind], *(spread(x, step.shape).name for x in inputs))
 
     def model(self) -> onnx.ModelProto:
         """Return the checked model, with the shapes of all values."""

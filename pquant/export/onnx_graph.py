@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED, compute, parameters
+from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED, compute, parameters, quantized
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, Step, SumStep
@@ -24,6 +24,7 @@ GENERAL, CHANNELS_LAST = "qonnx.custom_op.general", "qonnx.custom_op.channels_la
 DOMAINS = {"": OPSET, GENERAL: 1, CHANNELS_LAST: OPSET}
 PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 MERGES = {"add": "Add", "sub": "Sub", "mul": "Mul", "maximum": "Max", "minimum": "Min", "matmul": "MatMul", "einsum": "Einsum"}
+REDUCTIONS = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
 
 
 class PlainGraph:
@@ -84,7 +85,8 @@ class PlainGraph:
 
     def quantize(self, x: Node, form: Format) -> Node:
         """Return ``x`` in a format."""
-        return Node(self, self.quantizer(x, form), x.range.quantize(form))
+        values = x.range.quantize(form)
+        return constant(self, Constants(values.n[0], values.f)) if x.is_constant else Node(self, self.quantizer(x, form), values)
 
     def quantizer(self, x: Node, form: Format) -> str:
         """Return the name of ``x`` in a format."""
@@ -118,9 +120,13 @@ class PlainGraph:
         """Return a weight of a format."""
         return self.constant(weight.floats)
 
-    def matrix(self, weight: np.ndarray) -> str:
-        """Return constants that values are multiplied with as matrices."""
-        return self.constant(weight)
+    def product(self, x: Node, weight: Constants) -> str:
+        """Return the matrix products of the last axis with a weight (inputs, outputs)."""
+        return self.op("MatMul", x.name, self.constant(weight.floats))
+
+    def over_last(self, x: Node, kind: str) -> str:
+        """Return the sum, kept as an axis of one value, or the largest or smallest value over the last axis."""
+        return self.op(REDUCTIONS[kind], x.name, self.constant([-1], np.int64), keepdims=int(kind == "sum"))
 
     def number(self, values: Constants) -> str:
         """Return constants of no format of their own."""
@@ -149,11 +155,11 @@ class PlainGraph:
             return self.op("Transpose", names[0], perm=[0, *(axis + 1 for axis in order)])
         if padded is not None:
             return self.op("Expand", self.reshape(names[0], padded), self.constant([1, *index.shape], np.int64))
-        return self.gathered(names, index)
+        return self.gathered(nodes, index)
 
-    def gathered(self, names: list[str], index: np.ndarray) -> str:
+    def gathered(self, nodes: Sequence[Node], index: np.ndarray) -> str:
         """Return the values at ``index`` of the concatenated values."""
-        flat = [self.op("Flatten", name, axis=1) for name in names]
+        flat = [self.op("Flatten", self.batched(node), axis=1) for node in nodes]
         laid = self.op("Concat", *flat, axis=1) if len(flat) > 1 else flat[0]
         if (index < 0).any():
             laid = self.op("Pad", laid, self.constant([0, 0, 0, 1], np.int64))
@@ -168,17 +174,24 @@ class PlainGraph:
         return self.op("Expand", x.name, sizes)
 
     def _step(self, step: Step, inputs: list[Node]) -> Node:
-        if isinstance(step, LayerStep):
-            return self._layer(step, inputs)
         if isinstance(step, ConstantStep):
             return constant(self, Constants.from_floats(step.constants))
+        if all(x.is_constant for x in inputs):
+            value = call(step, [x.range for x in inputs])
+            value = quantized(value, step.layer.output_quantizer) if isinstance(step, LayerStep) else value
+            return constant(self, Constants.from_floats(value.floats()[0]))
+        if isinstance(step, LayerStep):
+            return self._layer(step, inputs)
         if isinstance(step, SumStep) and len(inputs) == 2:
             return self.sum(step, inputs)
         if isinstance(step, ReduceStep):
-            kind = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}[step.kind]
-            dims = self.constant([dim + 1 for dim in step.dims], np.int64)
-            return inputs[0].made(call(step, [inputs[0].range]), kind, inputs[0].name, dims, keepdims=int(step.keepdim))
+            return self.reduce(step, inputs[0])
         return call(step, inputs)
+
+    def reduce(self, step: ReduceStep, x: Node) -> Node:
+        """Return the sum or an extreme over axes."""
+        dims = self.constant([dim + 1 for dim in step.dims], np.int64)
+        return x.made(call(step, [x.range]), REDUCTIONS[step.kind], x.name, dims, keepdims=int(step.keepdim))
 
     def sum(self, step: SumStep, inputs: list[Node]) -> Node:
         """Return the sum or difference of two values that broadcast."""
@@ -209,7 +222,7 @@ class PlainGraph:
             return self.average(layer, inputs[0])
         if isinstance(layer, MAXIMA):
             return self.maximum(step, inputs[0])
-        return self.merge(layer, inputs) if isinstance(layer, PQMerge) else None
+        return self.merge(step, inputs) if isinstance(layer, PQMerge) else None
 
     def dense(self, layer: PQDense, x: Node) -> str:
         """Return the result of a dense layer."""
@@ -273,8 +286,9 @@ class PlainGraph:
         """Return a max pool."""
         return self.op("MaxPool", x.name, **geometry, **more)
 
-    def merge(self, layer: PQMerge, inputs: list[Node]) -> str | None:
+    def merge(self, step: LayerStep, inputs: list[Node]) -> str | None:
         """Return the result of a function of two tensors."""
+        layer: Any = step.layer
         a, b = inputs
         if layer.kind == "matmul" and min(len(a.shape), len(b.shape)) < 2 or layer.kind == "einsum" and (a.is_constant or b.is_constant):
             return None

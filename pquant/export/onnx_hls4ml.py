@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from pquant.errors import ConfigError
 from pquant.export.arithmetic import parameters
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph
-from pquant.export.onnx_dialects import Bits, DialectGraph, holding
+from pquant.export.onnx_dialects import MINUS, Bits, DialectGraph, holding
 from pquant.export.onnx_graph import CHANNELS_LAST
-from pquant.export.onnx_values import Node, concatenation
+from pquant.export.onnx_values import Node, concatenation, transposition
 from pquant.layers.dense import PQDense
 
+MOST_AXES = 3
+SELECTED_BITS = 18
 ELEMENTWISE = ("Quant", "Relu", "Add", "Sub", "Mul", "Max", "Min")
 
 
@@ -83,7 +86,7 @@ class Hls4mlGraph(DialectGraph):
         return self.quant(x.name, holding(x.range), False, "FLOOR") if x.name in self._mergeable else x.name
 
     def quantizer(self, x: Node, form: Format) -> str:
-        """Return the name of ``x`` in a format; values that are no fixed-point numbers yet are truncated to half steps before halves are rounded up."""
+        """Return the name of ``x`` in a format; before halves are rounded up, float values are truncated to half steps."""
         if isinstance(x.range, Real) and form.round_mode in ("RND", "RND_INF"):
             x = x.quantize(replace(form, f=form.f + 1, round_mode="TRN"))
         return super().quantizer(x, form)
@@ -112,19 +115,59 @@ class Hls4mlGraph(DialectGraph):
         return self.op("Add", self.alone(x), self.number(self._laid(x, terms))) if terms.n.any() else x.name
 
     def _laid(self, x: Node, values: Constants) -> Constants:
-        """Return constants (channels, 1, ...) as the layout of ``x`` needs them."""
-        by_channel = x.name in self._axes and values.n.size > 1
-        return values.reshape(-1) if by_channel else values
+        """Return constants as the layout of ``x`` needs them."""
+        if x.name not in self._axes or values.n.ndim == 0:
+            return values
+        whole = values.n.reshape(*(1,) * (len(x.shape) - values.n.ndim), *values.n.shape)
+        return Constants(np.moveaxis(whole, 0, -1), values.f)
 
     def select(self, nodes: Sequence[Node], index: np.ndarray) -> str:
-        """Return moved values; two at a time are concatenated."""
+        """Return moved or selected values."""
         axis = concatenation(index, [node.shape for node in nodes])
-        if axis is None:
-            return super().select(nodes, index)
-        joined = nodes[0].name
-        for node in nodes[1:]:
-            joined = self.op("Concat", joined, node.name, axis=axis + 1)
+        if axis is not None:
+            return self._joined([node.name for node in nodes], axis + 1)
+        order = transposition(index, nodes[0].shape) if len(nodes) == 1 and index.ndim <= MOST_AXES else None
+        return self.gathered(nodes, index) if order is None else self.op("Transpose", nodes[0].name, perm=[0, *(axis + 1 for axis in order)])
+
+    def _joined(self, names: list[str], axis: int) -> str:
+        """Return concatenated values, two at a time."""
+        joined = names[0]
+        for name in names[1:]:
+            joined = self.op("Concat", joined, name, axis=axis)
         return joined
+
+    def gathered(self, nodes: Sequence[Node], index: np.ndarray) -> str:
+        """Return values by a dense layer that selects them, of which nothing but wires is left where weights are constants of the logic.
+
+        Raises:
+            ConfigError: it has too many weights.
+        """
+        sizes = [math.prod(node.shape) for node in nodes]
+        entries = sum(sizes) * index.size
+        if entries > 2**SELECTED_BITS:
+            raise ConfigError(f"export.dialect=hls4ml: {self.where} selects values with a matrix of {entries} entries, more than 2^{SELECTED_BITS}")
+        flat = self._joined([self.reshape(node.name, (size,)) for node, size in zip(nodes, sizes, strict=True)], 1)
+        chosen = np.arange(sum(sizes))[:, None] == index.ravel()
+        y = self.op("MatMul", flat, self.number(Constants(chosen.astype(np.int64), 0)))
+        range = nodes[0].range.gather(index, *(node.range for node in nodes[1:]))
+        return self.reshape(y if isinstance(range, Real) else self.quant(y, holding(range), False, "FLOOR"), index.shape)
+
+    def over_last(self, x: Node, kind: str) -> str:
+        """Return the sum, kept as an axis of one value, or the largest or smallest value over the last axis: of a dense layer or a max pool."""
+        *lead, size = x.shape
+        if kind == "sum":
+            return self.product(x, Constants(np.ones((size, 1), np.int64), 0))
+        if kind == "min":
+            opposite = x.times(MINUS)
+            return Node(self, self.over_last(opposite, "max"), opposite.range.extreme("max")).times(MINUS).name
+        image = self.reshape(x.name, (math.prod(lead), size, 1))
+        self.shapes[image] = (1, math.prod(lead), size, 1)
+        y = self.op("MaxPool", image, domain=CHANNELS_LAST, kernel_shape=(1, size), strides=(1, size), pads=(0, 0, 0, 0))
+        return self.reshape(y, tuple(lead))
+
+    def product(self, x: Node, weight: Constants) -> str:
+        """Return the matrix products of the last axis with a weight (inputs, outputs)."""
+        return self._rows(x, weight, None)
 
     def reshape(self, x: str, shape: tuple[int, ...]) -> str:
         """Return values in a shape.
@@ -136,15 +179,23 @@ class Hls4mlGraph(DialectGraph):
         return super().reshape(x, shape)
 
     def dense(self, layer: PQDense, x: Node) -> str:
+        """Return the result of a dense layer."""
+        weight = parameters(layer, "weight")
+        return self._rows(x, Constants(weight.n.T, weight.f), self.bias_of(layer))
+
+    def _rows(self, x: Node, weight: Constants, bias: Constants | None) -> str:
         """Return the result of a dense layer; of more than one row, of a convolution with a kernel of 1."""
-        *lead, inputs = x.shape
-        if not lead:
-            return super().dense(layer, x)
+        lead, (inputs, outputs) = x.shape[:-1], weight.n.shape
+        if math.prod(lead) == 1:
+            flat = x.name if not lead else self.reshape(x.name, (inputs,))
+            y = self.op("MatMul", flat, self.number(weight))
+            y = y if bias is None else self.op("Add", y, self.number(bias))
+            return y if not lead else self.reshape(y, (*lead, outputs))
         rows = self.reshape(x.name, (math.prod(lead), inputs))
         self.shapes[rows] = (1, math.prod(lead), inputs)
-        weight = parameters(layer, "weight").reshape(layer.out_features, inputs, 1)
-        y = self._conv_last(rows, weight, self.bias_of(layer), {"pads": (0, 0), "strides": (1,), "dilations": (1,), "group": 1})
-        return self.reshape(y, (*lead, layer.out_features))
+        kernel = Constants(weight.n.T[..., None], weight.f)
+        y = self._conv_last(rows, kernel, bias, {"pads": (0, 0), "strides": (1,), "dilations": (1,), "group": 1})
+        return self.reshape(y, (*lead, outputs))
 
     def conv(self, x: Node, weight: Constants, form: Format | None, bias: Constants | None, geometry: dict[str, Any]) -> str:
         """Return a convolution with a weight (outputs, inputs, *kernel)."""

@@ -31,7 +31,9 @@ class Builder(Protocol):
 
     def select(self, nodes: "Sequence[Node]", index: np.ndarray) -> str: ...  # noqa: D102
 
-    def matrix(self, weight: np.ndarray) -> str: ...  # noqa: D102
+    def product(self, x: "Node", weight: Constants) -> str: ...  # noqa: D102
+
+    def over_last(self, x: "Node", kind: str) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,13 @@ class Node:
     def dot(self, weight: Constants) -> "Node":
         """Return (..., groups, outputs) for values (..., groups, inputs) and a weight (groups, inputs, outputs)."""
         groups, inputs, outputs = weight.n.shape
-        range = self.range.dot(weight)
+        range, lead = self.range.dot(weight), self.shape[:-2]
         if groups == outputs == 1 and (weight.n == 1).all() and weight.f == 0:
-            return self.made(range, "ReduceSum", self.name, self.graph.constant([-1], np.int64), keepdims=1)
+            return Node(self.graph, self.graph.over_last(self, "sum"), range)
         if groups == 1:
-            return self.made(range, "MatMul", self.name, self.graph.matrix(weight.floats[0]))
-        lead = self.shape[:-2]
+            return Node(self.graph, self.graph.product(self, Constants(weight.n[0], weight.f)), range)
         rows = self.graph.reshape(self.name, (*lead, groups, 1, inputs))
-        products = self.graph.op("MatMul", rows, self.graph.matrix(weight.floats))
+        products = self.graph.op("MatMul", rows, self.graph.constant(weight.floats))
         return Node(self.graph, self.graph.reshape(products, (*lead, groups, outputs)), range)
 
     def times(self, factors: Constants) -> "Node":
@@ -99,17 +100,24 @@ class Node:
 
     def add(self, other: "Node", sign: int = 1) -> "Node":
         """Return the sum, or the difference for ``sign`` -1."""
+        if other.is_constant:
+            return self.plus(Constants(sign * other.range.n[0], other.range.f))
+        if self.is_constant:
+            return other.times(Constants(np.array(sign), 0)).plus(Constants(self.range.n[0], self.range.f))
         return self.made(self.range.add(other.range, sign), "Add" if sign > 0 else "Sub", self.name, other.name)
 
     def multiply(self, other: "Node") -> "Node":
         """Return the products with other values of the same shape."""
+        if other.is_constant:
+            return self.times(Constants(other.range.n[0], other.range.f))
+        if self.is_constant:
+            return other.multiply(self)
         own = self.range if other is self else other.range
         return self.made(self.range.multiply(own), "Mul", self.name, other.name)
 
     def extreme(self, which: Any) -> "Node":
         """Return the largest or smallest value along the last axis."""
-        axis = self.graph.constant([-1], np.int64)
-        return self.made(self.range.extreme(which), {"max": "ReduceMax", "min": "ReduceMin"}[which], self.name, axis, keepdims=0)
+        return Node(self.graph, self.graph.over_last(self, which), self.range.extreme(which))
 
     def constant(self, values: Constants) -> "Node":
         """Return constants."""
