@@ -35,6 +35,11 @@ class Format:
         k, i, f = (np.broadcast_to(_without_batch(bits, shape), shape) for bits in (self.k, self.i, self.f))
         return Format(k, i, f, self.round_mode, self.overflow_mode)
 
+    def within(self, shape: tuple[int, ...]) -> "Format":
+        """Return the format with bits that have no batch axis, for data of ``shape``."""
+        k, i, f = (_without_batch(bits, shape) for bits in (self.k, self.i, self.f))
+        return Format(k, i, f, self.round_mode, self.overflow_mode)
+
     @property
     def width(self) -> np.ndarray:
         """Total bits, at least 0."""

@@ -105,6 +105,8 @@ class ONNX(Settings):
 
 
 def _compare(name: str, seen: np.ndarray, expected: np.ndarray) -> None:
+    if seen.shape != expected.shape:
+        raise ExportError(f"{name}.onnx gives outputs of shape {seen.shape[1:]}, the model of shape {expected.shape[1:]}")
     if not np.array_equal(seen, expected):
         vector, *place = (int(at) for at in np.argwhere(seen != expected)[0])
         there = seen[(vector, *place)], expected[(vector, *place)]

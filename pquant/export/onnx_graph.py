@@ -1,6 +1,7 @@
 """A recorded finalized model as an ONNX graph; each subclass writes quantizers in its own way."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,10 +46,16 @@ class PlainGraph:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.where = ""
         values = [Node(self, self.ports[0], self.input_range())]
-        for step in graph.steps:
+        uses = Counter(value for step in graph.steps for value in step.inputs)
+        for number, step in enumerate(graph.steps, 1):
             self.where = step.name
-            values.append(self._step(step, [values[at] for at in step.inputs]))
+            y = self._step(step, [values[at] for at in step.inputs])
+            values.append(self.shared(y) if uses[number] + (number == graph.output) > 1 else y)
         self._name_output(values[graph.output])
+
+    def shared(self, x: Node) -> Node:
+        """Return a value that several steps take."""
+        return x
 
     def input_range(self) -> Any:
         """Return the range of the model's input."""
@@ -85,6 +92,7 @@ class PlainGraph:
 
     def quantize(self, x: Node, form: Format) -> Node:
         """Return ``x`` in a format."""
+        form = form.within(x.shape)
         values = x.range.quantize(form)
         return constant(self, Constants(values.n[0], values.f)) if x.is_constant else Node(self, self.quantizer(x, form), values)
 
@@ -205,9 +213,16 @@ class PlainGraph:
             forms = [Format.of(getattr(layer, place)) for place in layer.input_quantizers]
             inputs = [x if form is None else x.quantize(form) for x, form in zip(inputs, forms, strict=True)]
         name = self.operator(step, inputs)
-        y = compute(layer, step.shape, *inputs) if name is None else Node(self, name, compute(layer, step.shape, *(x.range for x in inputs)))
+        if name is None:
+            y = compute(layer, step.shape, *inputs)
+        else:
+            y = self.computed(Node(self, name, compute(layer, step.shape, *(x.range for x in inputs))))
         form = Format.of(layer.output_quantizer)
         return y if form is None else y.quantize(form)
+
+    def computed(self, x: Node) -> Node:
+        """Return the result of a layer that is one operator, before its output quantizer."""
+        return x
 
     def operator(self, step: LayerStep, inputs: list[Node]) -> str | None:
         """Return the result of a layer for its quantized inputs that is one operator of ONNX, or None."""
@@ -297,13 +312,14 @@ class PlainGraph:
 
     def _name_output(self, x: Node) -> None:
         given, returned = self.ports
-        if x.name == given or x.is_constant:
-            self.nodes.append(helper.make_node("Identity", [self.batched(x)], [returned]))
+        name = self.batched(x)
+        if name == given:
+            self.nodes.append(helper.make_node("Identity", [name], [returned]))
             return
         for node in self.nodes:
             for names in (node.input, node.output):
-                names[:] = [returned if one == x.name else one for one in names]
-        self.shapes.pop(x.name, None)
+                names[:] = [returned if one == name else one for one in names]
+        self.shapes.pop(name, None)
 
 
 class QdqGraph(PlainGraph):

@@ -19,27 +19,30 @@ from pquant.layers.dense import PQDense
 
 MOST_AXES = 3
 SELECTED_BITS = 18
+MERGING = ("Add", "Sub", "Mul", "MatMul", "Conv")
 ELEMENTWISE = ("Quant", "Relu", "Add", "Sub", "Mul", "Max", "Min")
 
 
 class Hls4mlGraph(DialectGraph):
     """Channels-last convolutions and pools, and constants behind Quant nodes, so that hls4ml knows the exact precision of everything.
 
-    hls4ml rounds down or halves to even: halves are rounded up by an offset of half a step and truncation. It merges a product with a sum that
-    follows and forgets a precision then, so a Quant node that changes nothing stands between them.
+    hls4ml rounds down or halves to even: halves are rounded up by an offset of half a step and truncation. It merges products and sums with constants
+    with what follows, and may forget a precision then, so a Quant node that changes nothing stands between them.
     """
 
     def __init__(self, graph: Graph) -> None:
         self._axes: dict[str, int] = {}  # of values that are channels-last, without the batch's
         self._swapped: dict[str, str] = {}
         self._fixed: set[str] = set()
-        self._mergeable: set[str] = set()
+        self._loose: dict[str, Bits] = {}  # of results that hls4ml merges with what follows
         super().__init__(graph)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; values change their layout where it needs another."""
         axes = [self._axes[x] for x in inputs if x in self._axes]
         elementwise = kind in ELEMENTWISE and axes
+        if kind in MERGING:
+            inputs = tuple(self.quant(x, self._loose[x], False, "FLOOR") if x in self._loose else x for x in inputs)
         if attributes.get("domain") != CHANNELS_LAST:
             inputs = tuple(x if x in self._fixed else self.last(x, axes[0]) if elementwise else self.first(x) for x in inputs)
         y = super().op(kind, *inputs, **attributes)
@@ -81,9 +84,24 @@ class Hls4mlGraph(DialectGraph):
             self._swapped[x] = super().op("Transpose", x, perm=[0, axes, *range(1, axes)])
         return self._swapped[x]
 
-    def alone(self, x: Node) -> str:
-        """Return the name of a value that hls4ml merges with no sum or product that follows."""
-        return self.quant(x.name, holding(x.range), False, "FLOOR") if x.name in self._mergeable else x.name
+    def batched(self, x: Node) -> str:
+        """Return the name of values channels-first."""
+        return self.first(x.name)
+
+    def shared(self, x: Node) -> Node:
+        """Return a value that several steps take, of which hls4ml would give all the format of one."""
+        if isinstance(x.range, Real) or self._maker(x.name) == "Quant":
+            return x
+        return Node(self, self.quant(x.name, holding(x.range), False, "FLOOR"), x.range)
+
+    def computed(self, x: Node) -> Node:
+        """Return the result of a layer that is one operator, before its output quantizer."""
+        if self._maker(x.name) in ("Add", "Conv"):
+            self._loose[x.name] = holding(x.range)
+        return x
+
+    def _maker(self, name: str) -> str:
+        return next((node.op_type for node in reversed(self.nodes) if node.output[0] == name), "")
 
     def quantizer(self, x: Node, form: Format) -> str:
         """Return the name of ``x`` in a format; before halves are rounded up, float values are truncated to half steps."""
@@ -106,13 +124,17 @@ class Hls4mlGraph(DialectGraph):
         """Return the products with constants."""
         if (factors.floats == 1).all():
             return x.name
-        name = self.op("Mul", self.alone(x), self.number(self._laid(x, factors)))
-        self._mergeable.add(name)
+        name = self.op("Mul", x.name, self.number(self._laid(x, factors)))
+        self._loose[name] = holding(x.range.times(factors))
         return name
 
     def plus(self, x: Node, terms: Constants) -> str:
         """Return the sums with constants."""
-        return self.op("Add", self.alone(x), self.number(self._laid(x, terms))) if terms.n.any() else x.name
+        if not terms.n.any():
+            return x.name
+        name = self.op("Add", x.name, self.number(self._laid(x, terms)))
+        self._loose[name] = holding(x.range.plus(terms))
+        return name
 
     def _laid(self, x: Node, values: Constants) -> Constants:
         """Return constants as the layout of ``x`` needs them."""
@@ -172,8 +194,9 @@ class Hls4mlGraph(DialectGraph):
     def reshape(self, x: str, shape: tuple[int, ...]) -> str:
         """Return values in a shape.
 
-        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two.
+        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two. It has no shape without axes.
         """
+        shape = shape or (1,)
         if len(shape) == 1:
             x = self.op("Reshape", x, self.constant([1, 1, *shape], np.int64))
         return super().reshape(x, shape)
@@ -212,10 +235,7 @@ class Hls4mlGraph(DialectGraph):
         added = self.number(Constants(np.zeros(len(weight.n), np.int64), 0) if bias is None else bias)
         weights = self.number(given)
         self.shapes[weights] = given.n.shape
-        y = self.op("Conv", x, weights, added, domain=CHANNELS_LAST, kernel_shape=weight.n.shape[2:], **geometry)
-        if geometry["group"] > 1:
-            self._mergeable.add(y)
-        return y
+        return self.op("Conv", x, weights, added, domain=CHANNELS_LAST, kernel_shape=weight.n.shape[2:], **geometry)
 
     def pool(self, x: Node, geometry: dict[str, Any], more: dict[str, Any]) -> str:
         """Return a max pool; hls4ml reads those over one axis wrongly, so they get a second one."""
