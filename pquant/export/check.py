@@ -86,10 +86,10 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
         elif isinstance(step, ConstantStep):
             known = _significant_bits(step.constants) <= CONSTANT_BITS
         elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
-            yield f"{step.name} takes values that nothing quantized"
+            yield f"{step.name} takes values that nothing quantized: try quantization.quantize_output=true"
         fixed.append(known)
     if not fixed[graph.output]:
-        yield "nothing quantizes what the model returns"
+        yield "nothing quantizes what the model returns: try quantization.quantize_output=true"
 
 
 def _quantizer(step: Step, which: str) -> Any:

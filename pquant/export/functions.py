@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pquant.errors import ConfigError
-from pquant.export.graph import MoveStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.graph import ConstantStep, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.windows import pool_windows
 from pquant.layers.example import tensors_in
 from pquant.layers.merge import is_shift
@@ -37,6 +37,7 @@ READS = frozenset(
 SHIFTS = frozenset("mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __itruediv__ div_ divide true_divide".split())
 REDUCTIONS: dict[str, Literal["sum", "max", "min"]] = {"sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min"}
 PAIRS: dict[str, Literal["max", "min"]] = {"maximum": "max", "fmax": "max", "max": "max", "minimum": "min", "fmin": "min", "min": "min"}
+CLAMPS = frozenset("clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_".split())
 POOLS = {f"{kind}max_pool{rank}d": rank for rank in (1, 2, 3) for kind in ("", "adaptive_")}
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
@@ -114,6 +115,8 @@ def called(call: Call, before: int) -> Made:
         yield call.made[0], _extreme(call, PAIRS[name], before), axis
     elif name in ("relu", "relu_"):
         yield call.made[0], _extreme(call, "max", before), axis
+    elif name in CLAMPS:
+        yield call.made[0], _clamped(call, before), axis
     elif name in POOLS:
         yield call.made[0], _pool(call, before), axis
     elif name in REDUCTIONS:
@@ -138,6 +141,26 @@ def _extreme(call: Call, kind: Literal["max", "min"], before: int) -> list[Step]
 def _over_last(call: Call, index: np.ndarray, kind: Literal["max", "min"], shape: tuple[int, ...], before: int) -> list[Step]:
     moved = MoveStep(call.where, call.numbers, index.shape, index, tuple(operand.size for operand in call.operands))
     return [moved, ReduceStep(call.where, (before + 1,), shape, kind, (len(shape),), False)]
+
+
+def _clamped(call: Call, before: int) -> list[Step]:
+    """Return a clamp between numbers: the larger one of a value and the lowest, the smaller one of that and the highest."""
+    names = ("max",) if "max" in call.name else ("min", "max")
+    bounds = dict(zip(names, call.args[1:], strict=False)) | {name: value for name, value in call.kwargs.items() if name in names}
+    x = call.operands[0]
+    steps: list[Step] = []
+    index = np.stack([np.arange(x.size).reshape(x.shape), np.full(x.shape, x.size)], -1)
+    number = x.number
+    for name, kind in (("min", "max"), ("max", "min")):
+        bound = bounds.get(name)
+        if isinstance(bound, Tensor) and bound.ndim:
+            raise call.refused()
+        if bound is not None:
+            steps.append(ConstantStep(f"constant of {call.where}", (), (), np.array(float(bound))))
+            steps.append(MoveStep(call.where, (number, before + len(steps)), index.shape, index, (x.size, 1)))
+            steps.append(ReduceStep(call.where, (before + len(steps),), x.shape, kind, (len(x.shape),), False))  # type: ignore[arg-type]
+            number = before + len(steps)
+    return steps
 
 
 def _pool(call: Call, before: int) -> list[Step]:

@@ -14,8 +14,8 @@ from torch import nn
 from pquant.errors import ExportError
 from pquant.export.arithmetic import parameters
 from pquant.export.fixed import Fixed
-from pquant.export.formats import Format
-from pquant.export.graph import Graph, Step
+from pquant.export.formats import Constants, Format
+from pquant.export.graph import ConstantStep, Graph, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.replay import quantized_input, replay
 from pquant.layers.base import QuantizedLayer
 from pquant.layers.constant import PQConstant
@@ -24,6 +24,7 @@ from pquant.tracking.files import write_atomic, write_json
 log = logging.getLogger(__name__)
 
 FLOAT32_BITS = 24
+TABLES = ("exponential", "reciprocal")
 BATCH = 500
 
 
@@ -123,29 +124,55 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
 
 
 def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
-    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which describes them."""
+    """Write ``integers.npz`` (weights, biases, places, test vectors and their outputs as integers) and ``integers.json``, which describes them.
+
+    ``layers`` has the constants and formats of each layer; ``steps`` says what takes which values: 0 is the input, s + 1 what step s gives.
+    """
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
     layers = []
     for step in graph.layers:
         layer: Any = step.layer
-        row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "output_shape": step.shape}
+        row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "settings": layer.extra_repr(), "output_shape": step.shape}
         for part in ("weight", "bias"):
             if getattr(layer, part, None) is not None and hasattr(layer, f"{part}_quantizer"):
                 constants = parameters(layer, part)
                 arrays[f"{step.name}.{part}"] = constants.n
                 row[part] = {"array": f"{step.name}.{part}", "f": constants.f} | {"format": _format(getattr(layer, f"{part}_quantizer"))}
         row |= {kind: _format(getattr(layer, f"{kind}_quantizer")) for kind in ("input", "output")}
+        row |= {kind: _format(getattr(layer, f"{kind}_quantizer")) for kind in layer.tensors if kind in TABLES}
         layers.append(row)
     content = io.BytesIO()
+    steps = [_described(number, step, arrays) for number, step in enumerate(graph.steps)]
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
         "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
+        "steps": steps,
+        "output": graph.output,
         "accumulators": [vars(row) for row in verified.accumulators],
     }
     write_json(folder / "integers.json", described)
+
+
+def _described(number: int, step: Step, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return a step as text and numbers; the places of a move and constants that are arrays go to ``arrays``."""
+    row: dict[str, Any] = {"name": step.name, "kind": type(step).__name__.removesuffix("Step").lower(), "inputs": step.inputs, "shape": step.shape}
+    if isinstance(step, MoveStep):
+        arrays[f"steps.{number}.index"] = step.index
+        row["index"] = f"steps.{number}.index"
+    elif isinstance(step, ConstantStep):
+        constants = Constants.from_floats(step.constants)
+        arrays[f"steps.{number}.constants"] = constants.n
+        row |= {"constants": f"steps.{number}.constants", "f": constants.f}
+    elif isinstance(step, SumStep):
+        row["signs"] = step.signs
+    elif isinstance(step, ScaleStep):
+        row["factor"] = step.factor
+    elif isinstance(step, ReduceStep):
+        row |= {"reduction": step.kind, "dims": step.dims, "keepdim": step.keepdim}
+    return row
 
 
 def _format(quantizer: Any) -> dict[str, Any] | None:

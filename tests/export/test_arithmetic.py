@@ -108,6 +108,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "max and min": (Between(lambda x: x.max(1)[0] + x.min(dim=1).values), SEQUENCE),
     "two values": (Between(lambda x: torch.maximum(x, -x) - torch.minimum(x, x.roll(1, 1))), VECTOR),
     "relu": (Between(lambda x: torch.relu(x) - F.relu(-x)), VECTOR),
+    "clamp": (Between(lambda x: x.clamp(-0.5, max=0.75) + x.clamp_max(0.25) - torch.clamp(x, min=0)), VECTOR),
     "numbers": (Between(lambda x: 1 - (x + 0.5)), VECTOR),
     "power of two": (Between(lambda x: x * 0.25), VECTOR),
     "factor": (Between(lambda x: x * 0.3), VECTOR),
