@@ -75,7 +75,8 @@ class ONNX(Settings):
             ConfigError: a model that cannot be exported.
             ExportError: a file gives other values than the model.
         """
-        from pquant.export.onnx_graph import PlainGraph, QdqGraph
+        from pquant.export.onnx_graph import PlainGraph
+        from pquant.export.onnx_qonnx import QdqGraph
 
         graph = self._checked(model, tuple(splits.input_shape))
         vectors = test_vectors(splits.test, input_format(graph), self.vectors)

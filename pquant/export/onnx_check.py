@@ -45,11 +45,11 @@ def _problems(graph: Graph, dialect: str) -> Iterator[str]:
 
 
 def _of_function(step: Step, shapes: list[tuple[int, ...]], constants: bool, dialect: str) -> Iterator[str]:
-    if isinstance(step, MoveStep) and constants:
-        yield "moves constants"
     if dialect == "hls4ml":
         return
-    if isinstance(step, ReduceStep):
+    if isinstance(step, MoveStep) and constants:
+        yield "moves constants"
+    elif isinstance(step, ReduceStep):
         yield "reduces axes"
     elif isinstance(step, SumStep) and len(set(shapes)) > 1 and not constants:
         yield "broadcasts values"

@@ -1,57 +1,44 @@
 """A recorded finalized model as an ONNX graph; each subclass writes quantizers in its own way."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED, compute, parameters, quantized
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, Step, SumStep
 from pquant.export.onnx_values import Node, concatenation, constant, spread_from, transposition
+from pquant.export.onnx_writer import Writer
 from pquant.export.replay import call
 from pquant.export.windows import padding, pool_geometry
 from pquant.layers.dense import PQDense
 from pquant.layers.merge import PQMerge
 from pquant.layers.softmax import PQSoftmax
 
-OPSET, IR = 18, 9
-GENERAL, CHANNELS_LAST = "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
-DOMAINS = {"": OPSET, GENERAL: 1, CHANNELS_LAST: OPSET}
 PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 MERGES = {"add": "Add", "sub": "Sub", "mul": "Mul", "maximum": "Max", "minimum": "Min", "matmul": "MatMul", "einsum": "Einsum"}
 REDUCTIONS = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
 
 
-class PlainGraph:
+class PlainGraph(Writer):
     """Standard operators alone: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits.
 
     Layers that ONNX has are one operator; the arithmetic of others is written out.
     """
 
-    ports = ("input", "output")
-    batch: int | str = "batch"
-    shares_constants = True
-
     def __init__(self, graph: Graph) -> None:
+        super().__init__((graph.input_shape, graph.output_shape))
         self.graph = graph
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._known: dict[tuple[Any, ...], str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.where = ""
         values = [Node(self, self.ports[0], self.input_range())]
         uses = Counter(value for step in graph.steps for value in step.inputs)
         for number, step in enumerate(graph.steps, 1):
             self.where = step.name
             y = self._step(step, [values[at] for at in step.inputs])
             values.append(self.shared(y) if uses[number] + (number == graph.output) > 1 else y)
-        self._name_output(values[graph.output])
+        self.finish(self.batched(values[graph.output]))
 
     def shared(self, x: Node) -> Node:
         """Return a value that several steps take."""
@@ -60,35 +47,6 @@ class PlainGraph:
     def input_range(self) -> Any:
         """Return the range of the model's input."""
         return Real(np.zeros((1, *self.graph.input_shape)))
-
-    def model(self) -> onnx.ModelProto:
-        """Return the checked model."""
-        ports = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [self.batch, *shape])
-            for name, shape in zip(self.ports, (self.graph.input_shape, self.graph.output_shape), strict=True)
-        ]
-        shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.shapes.items()]
-        graph = helper.make_graph(self.nodes, "pquant", ports[:1], ports[1:], self.constants, value_info=shapes)
-        domains = sorted({"", GENERAL} | {node.domain for node in self.nodes})
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(name, DOMAINS[name]) for name in domains], ir_version=IR)
-        onnx.checker.check_model(model)
-        return model
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node and return the name of its output."""
-        name = re.sub(r"\W+", "_", f"{self.where}_{kind}_{len(self.nodes)}")
-        name = f"layer_{name}" if name[0].isdigit() else name
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, values: Any, dtype: Any = np.float32) -> str:
-        """Return the name of an initializer; equal arrays share one."""
-        array = np.asarray(values, dtype)
-        key = (array.dtype.str, array.shape, array.tobytes(), None if self.shares_constants else len(self.constants))
-        if key not in self._known:
-            self._known[key] = f"constant_{len(self._known)}"
-            self.constants.append(numpy_helper.from_array(array, self._known[key]))
-        return self._known[key]
 
     def quantize(self, x: Node, form: Format) -> Node:
         """Return ``x`` in a format."""
@@ -147,10 +105,6 @@ class PlainGraph:
     def plus(self, x: Node, terms: Constants) -> str:
         """Return the sums with constants."""
         return self.op("Add", x.name, self.number(terms))
-
-    def reshape(self, x: str, shape: tuple[int, ...]) -> str:
-        """Return values in a shape."""
-        return self.op("Reshape", x, self.constant([-1, *shape], np.int64))
 
     def select(self, nodes: Sequence[Node], index: np.ndarray) -> str:
         """Return moved or selected values of one example or several; -1 is a zero."""
@@ -309,28 +263,3 @@ class PlainGraph:
             return None
         attributes = {"equation": layer.equation} if layer.kind == "einsum" else {}
         return self.op(MERGES[layer.kind], a.name, b.name, **attributes)
-
-    def _name_output(self, x: Node) -> None:
-        given, returned = self.ports
-        name = self.batched(x)
-        if name == given:
-            self.nodes.append(helper.make_node("Identity", [name], [returned]))
-            return
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                names[:] = [returned if one == name else one for one in names]
-        self.shapes.pop(name, None)
-
-
-class QdqGraph(PlainGraph):
-    """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV becomes one."""
-
-    def quantizer(self, x: Node, form: Format) -> str:
-        """Return the name of ``x`` in a format."""
-        whole = form.f.size == form.k.size == 1 and form.width.max() <= 8 and form.overflow_mode.startswith("SAT")
-        if not whole or form.round_mode != "RND_CONV":
-            return super().quantizer(x, form)
-        low, high = form.limits()
-        y = self.op("Min", self.op("Max", x.name, self.constant(low)), self.constant(high))
-        scale, zero = self.constant(np.ldexp(1.0, -form.f).reshape(())), self.constant(0, np.int8 if form.k.any() else np.uint8)
-        return self.op("DequantizeLinear", self.op("QuantizeLinear", y, scale, zero), scale, zero)

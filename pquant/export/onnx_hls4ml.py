@@ -13,8 +13,8 @@ from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph
 from pquant.export.onnx_dialects import MINUS, Bits, DialectGraph, holding
-from pquant.export.onnx_graph import CHANNELS_LAST
 from pquant.export.onnx_values import Node, concatenation, transposition
+from pquant.export.onnx_writer import CHANNELS_LAST
 from pquant.layers.dense import PQDense
 
 MOST_AXES = 3
@@ -146,6 +146,8 @@ class Hls4mlGraph(DialectGraph):
     def select(self, nodes: Sequence[Node], index: np.ndarray) -> str:
         """Return moved or selected values."""
         axis = concatenation(index, [node.shape for node in nodes])
+        if any(node.is_constant for node in nodes):
+            return self.gathered(nodes, index)
         if axis is not None:
             return self._joined([node.name for node in nodes], axis + 1)
         order = transposition(index, nodes[0].shape) if len(nodes) == 1 and index.ndim <= MOST_AXES else None
@@ -164,13 +166,17 @@ class Hls4mlGraph(DialectGraph):
         Raises:
             ConfigError: it has too many weights.
         """
-        sizes = [math.prod(node.shape) for node in nodes]
-        entries = sum(sizes) * index.size
-        if entries > 2**SELECTED_BITS:
-            raise ConfigError(f"export.dialect=hls4ml: {self.where} selects values with a matrix of {entries} entries, more than 2^{SELECTED_BITS}")
-        flat = self._joined([self.reshape(node.name, (size,)) for node, size in zip(nodes, sizes, strict=True)], 1)
-        chosen = np.arange(sum(sizes))[:, None] == index.ravel()
-        y = self.op("MatMul", flat, self.number(Constants(chosen.astype(np.int64), 0)))
+        data = [node for node in nodes if not node.is_constant]
+        kept = np.concatenate([np.full(math.prod(node.shape), not node.is_constant) for node in nodes] + [[False]])
+        terms = np.concatenate([(node.range.floats() if node.is_constant else np.zeros(node.shape)).ravel() for node in nodes] + [[0.0]])
+        count = int(kept.sum())
+        if count * index.size > 2**SELECTED_BITS:
+            said = f"selects values with a matrix of {count * index.size} entries, more than 2^{SELECTED_BITS}"
+            raise ConfigError(f"export.dialect=hls4ml: {self.where} {said}")
+        flat = self._joined([self.reshape(node.name, (math.prod(node.shape),)) for node in data], 1)
+        places = np.where(kept, np.cumsum(kept) - 1, -1)[index.ravel()]
+        y = self.op("MatMul", flat, self.number(Constants((np.arange(count)[:, None] == places).astype(np.int64), 0)))
+        y = self.op("Add", y, self.number(Constants.from_floats(terms[index.ravel()]))) if terms[index].any() else y
         range = nodes[0].range.gather(index, *(node.range for node in nodes[1:]))
         return self.reshape(y if isinstance(range, Real) else self.quant(y, holding(range), False, "FLOOR"), index.shape)
 
@@ -194,7 +200,8 @@ class Hls4mlGraph(DialectGraph):
     def reshape(self, x: str, shape: tuple[int, ...]) -> str:
         """Return values in a shape.
 
-        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two. It has no shape without axes.
+        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two. It has no shape without
+        axes.
         """
         shape = shape or (1,)
         if len(shape) == 1:

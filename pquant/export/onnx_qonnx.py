@@ -1,9 +1,12 @@
-"""A recorded finalized model as a QONNX graph."""
+"""A recorded finalized model as an ONNX graph with nodes for quantizers: those of QONNX, or QuantizeLinear."""
+
+import numpy as np
 
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
-from pquant.export.onnx_graph import GENERAL, PlainGraph
+from pquant.export.onnx_graph import PlainGraph
 from pquant.export.onnx_values import Node
+from pquant.export.onnx_writer import GENERAL
 
 # Modes of qonnx for values of any sign, and those that are the same for values that are not negative.
 ROUNDING = {"TRN": "FLOOR", "TRN_ZERO": "DOWN", "RND_CONV": "ROUND", "RND_INF": "HALF_UP", "RND_ZERO": "HALF_DOWN"}
@@ -45,3 +48,17 @@ class QonnxGraph(PlainGraph):
         k, i, f = bits
         operands = (self.constant(2.0**-f), self.constant(0.0), self.constant(float(k + i + f)))
         return self.op("Quant", x, *operands, domain=GENERAL, signed=k, narrow=int(narrow and k), rounding_mode=mode)
+
+
+class QdqGraph(PlainGraph):
+    """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV becomes one."""
+
+    def quantizer(self, x: Node, form: Format) -> str:
+        """Return the name of ``x`` in a format."""
+        whole = form.f.size == form.k.size == 1 and form.width.max() <= 8 and form.overflow_mode.startswith("SAT")
+        if not whole or form.round_mode != "RND_CONV":
+            return super().quantizer(x, form)
+        low, high = form.limits()
+        y = self.op("Min", self.op("Max", x.name, self.constant(low)), self.constant(high))
+        scale, zero = self.constant(np.ldexp(1.0, -form.f).reshape(())), self.constant(0, np.int8 if form.k.any() else np.uint8)
+        return self.op("DequantizeLinear", self.op("QuantizeLinear", y, scale, zero), scale, zero)
