@@ -156,7 +156,7 @@ def test_hls4ml_reads_no_other_operator(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("dialect", "case", "options", "said"),
     [
-        ("hls4ml", (mlp(nn.ReLU()), (6,)), {"round_mode": "RND_ZERO"}, "layer '0' has round_mode RND_ZERO: use quantization.round_mode=TRN or RND or"),
+        ("hls4ml", (mlp(nn.ReLU()), (6,)), {"round_mode": "RND_ZERO"}, "layer '0' has round_mode RND_ZERO: use quantization.round_mode=TRN or RND"),
         ("finn", (mlp(nn.ReLU()), (6,)), {"round_mode": "RND_CONV"}, "layer '0' has round_mode RND_CONV: use quantization.round_mode=TRN or RND"),
         ("finn", (mlp(nn.ReLU()), (6,)), {"overflow_mode_data": "WRAP"}, "layer '0' has overflow_mode WRAP: use quantization.overflow_mode_data=SAT"),
         ("hls4ml", (mlp(nn.ReLU()), (6,)), {"data_granularity": "per_channel"}, "layer '0' has data of several formats: use quantization.data_gran"),
