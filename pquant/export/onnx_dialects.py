@@ -1,12 +1,12 @@
 """QONNX as FINN reads it, and what it has in common with hls4ml's."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from pquant.errors import ConfigError
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import LayerStep, ReduceStep, SumStep
@@ -21,6 +21,7 @@ from pquant.layers.activation import PQActivation
 # Modes that are the same for values that are not negative.
 SAME_UNSIGNED = {"TRN_ZERO": "TRN", "RND_INF": "RND"}
 MINUS, ONE, TWO = (Constants(np.array(number), 0) for number in (-1, 1, 2))
+ONE_BIT = Format(np.array(0), np.array(1), np.array(0), "TRN", "SAT")
 Bits = tuple[int, int, int]
 
 
@@ -32,20 +33,24 @@ class DialectGraph(QonnxGraph):
     shares_constants = False
 
     def quantizer(self, x: Node, form: Format) -> str:
-        """Return the name of ``x`` in a format.
-
-        Raises:
-            ConfigError: data of no bits, or of a sign alone.
-        """
+        """Return the name of ``x`` in a format."""
         k, i, f = (int(bits.ravel()[0]) for bits in (form.k, form.i, form.f))
-        if k + i + f < 1 + k:
-            what = "no bits" if k + i + f < 1 else "a sign alone"
-            raise ConfigError(f"export: '{self.where}' has data of {what}, which a Quant node cannot have: use export.dialect=exact")
         narrow = form.overflow_mode == "SAT_SYM"
+        if k + i + f < 1 + narrow * k:
+            return self.zero(x).name
+        if k + i + f == k:
+            wider = x.quantize(replace(form, i=form.i + 1, overflow_mode="SAT_SYM"))
+            return self.rectified(wider.times(MINUS)).times(MINUS).name
         mode = form.round_mode if k else SAME_UNSIGNED.get(form.round_mode, form.round_mode)
         if isinstance(x.range, Fixed) and x.range.f <= f:
             mode = "TRN"
         return self.quantizer_of(x, (k, i, f), narrow, mode)
+
+    def zero(self, x: Node) -> Node:
+        """Return zeros, which formats of no bits have: the part above its highest value of a value."""
+        if not isinstance(x.range, Fixed):
+            x = x.quantize(ONE_BIT)
+        return self.rectified(x.plus(Constants(np.array(-int(x.range.high.max())), x.range.f)))
 
     def quantizer_of(self, x: Node, bits: Bits, narrow: bool, mode: str) -> str:
         """Return the name of ``x`` in a format, rounded as TRN, RND or RND_CONV."""
