@@ -53,7 +53,7 @@ class ONNX(Settings):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"export=onnx needs {package}: pip install 'pquant[onnx]'")
         self._checked(model, input_shape)
-        self._qonnx()(record(finalize(model), input_shape))
+        self._qonnx()(record(finalize(model), input_shape)).model()
 
     def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         graph = checked(model, input_shape, MODES)

@@ -42,12 +42,21 @@ class Hls4mlGraph(DialectGraph):
         axes = [self._axes[x] for x in inputs if x in self._axes]
         elementwise = kind in ELEMENTWISE and axes
         if kind in MERGING:
-            inputs = tuple(self.quant(x, self._loose[x], False, "FLOOR") if x in self._loose else x for x in inputs)
+            inputs = tuple(self._apart(x) for x in inputs)
         if attributes.get("domain") != CHANNELS_LAST:
             inputs = tuple(x if x in self._fixed else self.last(x, axes[0]) if elementwise else self.first(x) for x in inputs)
         y = super().op(kind, *inputs, **attributes)
         if elementwise:
             self._axes[y] = axes[0]
+        return y
+
+    def _apart(self, x: str) -> str:
+        """Return a value that hls4ml merges with no sum or product that follows."""
+        if x not in self._loose:
+            return x
+        y = self.quant(x, self._loose[x], False, "FLOOR")
+        if x in self.shapes:
+            self.shapes[y] = self.shapes[x]
         return y
 
     def constant(self, values: Any, dtype: Any = np.float32) -> str:
@@ -228,8 +237,9 @@ class Hls4mlGraph(DialectGraph):
         return self.reshape(y, (*lead, outputs))
 
     def conv(self, x: Node, weight: Constants, form: Format | None, bias: Constants | None, geometry: dict[str, Any]) -> str:
-        """Return a convolution with a weight (outputs, inputs, *kernel)."""
+        """Return a convolution with a weight (outputs, inputs, *kernel), which is dilated by zeros: hls4ml reads dilations wrongly."""
         axes = weight.n.ndim - 1
+        weight, geometry = dilated(weight, geometry["dilations"]), geometry | {"dilations": (1,) * (axes - 1)}
         name = self.last(x.name, axes)
         self.shapes[name] = (1, *x.shape[1:], x.shape[0])
         y = self._conv_last(name, weight, bias, geometry)
@@ -257,3 +267,12 @@ class Hls4mlGraph(DialectGraph):
             y = super().op("Reshape", y, self.constant([1, -1, channels], np.int64))
         self._axes[y] = axes
         return y
+
+
+def dilated(weight: Constants, dilation: Sequence[int]) -> Constants:
+    """Return a weight (outputs, inputs, *kernel) with zeros between its values."""
+    steps = tuple(slice(None, None, step) for step in dilation)
+    sizes = [step * (size - 1) + 1 for step, size in zip(dilation, weight.n.shape[2:], strict=True)]
+    n = np.zeros((*weight.n.shape[:2], *sizes), np.int64)
+    n[(..., *steps)] = weight.n
+    return Constants(n, weight.f)

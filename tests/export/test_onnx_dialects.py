@@ -45,7 +45,7 @@ class Joined(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm, self.tanh = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(2, 1, 1), nn.BatchNorm1d(4), nn.Tanh()
+        self.a, self.b, self.norm, self.tanh = nn.Conv1d(2, 3, 3, padding=2, dilation=2), nn.Conv1d(2, 1, 1), nn.BatchNorm1d(4), nn.Tanh()
         self.dense, self.last, self.other = nn.Linear(4, 2), nn.Linear(8, 3), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
