@@ -46,8 +46,8 @@ POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "
 class Operand:
     """A value of the graph: its number, its shape without the batch axis, and the batch axis of its tensor.
 
-    ``joined`` says that this axis, the first, has the positions of each example too, as after ``x.reshape(batch * positions, features)``: then the
-    first axis of ``shape`` is that of the positions.
+    ``joined`` says that this axis has the positions of each example too, as after ``x.reshape(batch * positions, features)``: then ``shape`` has the
+    positions on it.
     """
 
     number: int
@@ -95,8 +95,15 @@ Made = Iterator[tuple[Tensor, list[Step], Operand]]
 def without_batch(shape: tuple[int, ...], like: Operand) -> tuple[int, ...]:
     """Return a shape without the batch axis, which is that of another value."""
     if like.joined:
-        return shape[0] // EXAMPLES, *shape[1:]
+        return *shape[: like.axis], shape[like.axis] // EXAMPLES, *shape[like.axis + 1 :]
     return tuple(size for at, size in enumerate(shape) if at != like.axis)
+
+
+def by_example(values: np.ndarray, like: Operand, examples: int = EXAMPLES) -> np.ndarray:
+    """Return the values of a batch with its axis, which is that of another value, as the first one of its own."""
+    if like.joined:
+        values = values.reshape(*values.shape[: like.axis], examples, -1, *values.shape[like.axis + 1 :])
+    return np.moveaxis(values, like.axis, 0)
 
 
 def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -256,12 +263,10 @@ def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, Operand]:
         ConfigError: the examples of a batch are mixed.
     """
     index = moved.double().numpy().astype(np.int64) - 1
-    likes = [Operand(0, (), axis) for axis, size in enumerate(index.shape) if size == EXAMPLES]
-    if index.ndim and index.shape[0] and index.shape[0] % EXAMPLES == 0:
-        likes.append(Operand(0, (), 0, joined=True))
-    for like in likes:
-        apart = index.reshape(EXAMPLES, -1, *index.shape[1:]) if like.joined else index
-        first, second = apart.take(0, like.axis), apart.take(1, like.axis)
+    alone = [Operand(0, (), axis) for axis, size in enumerate(index.shape) if size == EXAMPLES]
+    joined = [Operand(0, (), axis, joined=True) for axis, size in enumerate(index.shape) if size and size % EXAMPLES == 0]
+    for like in (*alone, *joined):
+        first, second = by_example(index, like)
         if np.array_equal(np.where(second < 0, second, second - total), first) and (first < total).all():
             return first, like
     raise call.refused("mixes the examples of a batch")

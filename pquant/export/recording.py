@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pquant.errors import ConfigError
-from pquant.export.functions import EXAMPLES, FACTORIES, JOINS, PAIRS, READS, SUMS, Call, Operand, called, in_order, without_batch
+from pquant.export.functions import EXAMPLES, FACTORIES, JOINS, PAIRS, READS, SUMS, Call, Operand, by_example, called, in_order, without_batch
 from pquant.export.graph import ConstantStep, Graph, LayerStep, Step
 from pquant.layers.activation import PQActivation
 from pquant.layers.base import QuantizedLayer
@@ -100,11 +100,10 @@ class _Recorder(TorchFunctionMode):
         tensor = value if isinstance(value, Tensor) else torch.tensor(value)
         constants = tensor.detach().cpu().double().numpy().copy()
         if tensor.ndim == ndim:
-            if like.joined and tensor.shape[0] > 1:
-                constants = constants.reshape(EXAMPLES, -1, *tensor.shape[1:])
-            if not (constants == constants.take([0], like.axis)).all():
+            constants = by_example(constants, like) if tensor.shape[like.axis] > 1 else constants.squeeze(like.axis)[None]
+            if not (constants == constants[:1]).all():
                 raise ConfigError(f"export: {where} uses values that differ between the examples of a batch, but are not made of the input")
-            constants = constants.take(0, like.axis)
+            constants = constants[0]
         self.steps.append(ConstantStep(f"constant of {where}", (), constants.shape, constants))
         return Operand(len(self.steps), constants.shape, like.axis, like.joined)
 
@@ -168,11 +167,12 @@ class _Recorder(TorchFunctionMode):
 
 def _takes(layer: Any, like: Operand) -> bool:
     """Return whether a layer computes the same for each example with a batch axis like that of a value."""
-    if not like.axis and not like.joined or isinstance(layer, ANYWHERE):
-        return True
-    if isinstance(layer, PQMean):
-        return like.joined and all(dim < 0 for dim in ((layer.dim,) if isinstance(layer.dim, int) else layer.dim))
-    return like.joined and (isinstance(layer, PQMerge) or isinstance(layer, PQSoftmax) and layer.dim < 0)
+    if not like.joined:
+        return not like.axis or isinstance(layer, ANYWHERE)
+    if isinstance(layer, (PQMean, PQSoftmax)):
+        dims = (layer.dim,) if isinstance(layer.dim, int) else layer.dim
+        return not like.axis and all(dim < 0 for dim in dims)
+    return not like.axis and isinstance(layer, (*ANYWHERE, PQMerge))
 
 
 def _name(func: Any) -> str:
