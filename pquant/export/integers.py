@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.replay import quantized_input, replay
-from pquant.layers.base import QuantizedLayer
-from pquant.layers.constant import PQConstant
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         log.warning("layer '%s' needs %d bits for a sum, more than float32 has: the model is checked in float64", row.layer, row.partial_bits)
     reference = copy.deepcopy(model).to(torch.float64 if wide else torch.float32)
     reference.eval()
-    reference_graph = _outputs_of(reference)
+    reference_graph = _outputs_of(reference, {step.name for step in graph.layers})
     inputs, outputs = [], []
     for start in range(0, len(vectors), BATCH):
         batch = vectors[start : start + BATCH]
@@ -89,7 +88,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         with torch.no_grad():
             result = reference(torch.from_numpy(batch).to(torch.float64 if wide else torch.float32))
         for step, seen in zip(graph.layers, reference_graph, strict=True):
-            _compare(step.name, seen.movedim(step.batch_axis, 0), values[graph.steps.index(step) + 1], start)
+            _compare(step.name, seen.movedim(step.batch_axis, 0).reshape(-1, *step.shape), values[graph.steps.index(step) + 1], start)
         reference_graph.clear()
         _compare("the model's output", result, values[graph.output], start)
         inputs.append(values[0])
@@ -98,11 +97,11 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     return Verified(np.concatenate([x.n for x in inputs]), f[0], np.concatenate([x.n for x in outputs]), f[1], rows)
 
 
-def _outputs_of(model: nn.Module) -> list[torch.Tensor]:
-    """Return a list to which every call of a layer appends its output."""
+def _outputs_of(model: nn.Module, names: Collection[str]) -> list[torch.Tensor]:
+    """Return a list to which every call of one of some layers appends its output."""
     seen: list[torch.Tensor] = []
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer) and not isinstance(module, PQConstant):
+    for name, module in model.named_modules():
+        if name in names:
             module.register_forward_hook(lambda _, inputs, output: seen.append(output))
     return seen
 
