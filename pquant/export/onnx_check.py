@@ -9,7 +9,7 @@ from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, NORMS
 from pquant.export.check import NAMED
 from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, Step, SumStep
 from pquant.export.onnx_values import concatenation, transposition
-from pquant.export.windows import pool_geometry
+from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
 from pquant.layers.merge import PQMean, PQMerge, PQScale
@@ -73,7 +73,7 @@ def _of_layer(step: LayerStep, shapes: list[tuple[int, ...]], constants: bool, d
     elif isinstance(layer, (CONVOLUTIONS, AVERAGES, MAXIMA)):
         if len(shapes[0]) > AXES:
             yield "has three spatial axes"
-        yield from _of_convolution(layer) if isinstance(layer, CONVOLUTIONS) else _of_pool(step, shapes[0])
+        yield from _of_convolution(layer) if isinstance(layer, CONVOLUTIONS) else _of_pool(step, shapes[0], dialect)
     elif not isinstance(layer, (PQDense, PQScale, ChannelAffine, *NORMS)):
         yield f"is a {type(layer).__name__}, which is not supported"
 
@@ -93,12 +93,15 @@ def _of_convolution(layer: Any) -> Iterator[str]:
         yield f"has {layer.groups} groups of channels: only 1, or one channel in and out of each, is known"
 
 
-def _of_pool(step: LayerStep, shape: tuple[int, ...]) -> Iterator[str]:
+def _of_pool(step: LayerStep, shape: tuple[int, ...], dialect: str) -> Iterator[str]:
     layer: Any = step.layer
     kernel, stride, pads = pool_geometry(layer, len(shape) - 1)
     if isinstance(layer, AVERAGES):
-        if math.prod(kernel).bit_count() != 1:
-            yield f"averages {math.prod(kernel)} values, not a power of 2"
+        sizes = sorted(set(pool_sizes(shape, layer, step.shape[1:]).flat))
+        if len(sizes) > 1 or int(sizes[0]).bit_count() != 1:
+            yield f"averages {' or '.join(map(str, sizes))} values, not a power of 2"
+        elif dialect == "finn" and not has_equal_windows(step, shape):
+            yield "is a pool whose windows differ, or with a divisor of its own"
         return
     if set(layer.dilation if isinstance(layer.dilation, tuple) else (layer.dilation,)) != {1}:
         yield "is a dilated pool"
@@ -121,3 +124,11 @@ def _of_formats(step: LayerStep, dialect: str) -> Iterator[str]:
         known = ROUNDED[dialect] + (() if bool(formats[0].any()) else ROUNDED_UNSIGNED)
         if getattr(quantizer, "round_mode", "TRN") not in known:
             yield f"has round_mode {quantizer.round_mode}: use quantization.round_mode={' or '.join(ROUNDED[dialect])}"
+
+
+def has_equal_windows(step: LayerStep, shape: tuple[int, ...]) -> bool:
+    """Return whether all windows of an average pool cover the kernel's whole area, and none reaches beyond the padding."""
+    kernel, stride, pads = pool_geometry(step.layer, len(shape) - 1)
+    whole = set(pool_sizes(shape, step.layer, step.shape[1:]).flat) == {math.prod(kernel)}
+    ends = zip(step.shape[1:], stride, kernel, shape[1:], pads, strict=True)
+    return whole and all((out - 1) * gap + width <= size + 2 * pad for out, gap, width, size, pad in ends)

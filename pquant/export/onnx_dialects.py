@@ -10,6 +10,7 @@ import onnx
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import LayerStep, ReduceStep, SumStep
+from pquant.export.onnx_check import has_equal_windows
 from pquant.export.onnx_graph import MERGES
 from pquant.export.onnx_qonnx import QonnxGraph
 from pquant.export.onnx_values import Node
@@ -60,9 +61,11 @@ class DialectGraph(QonnxGraph):
         """Return a weight after a Quant node of the fewest bits that hold it, at least two."""
         return self.quant(self.constant(weight.floats), fewest_bits(weight), False, "ROUND")
 
-    def average(self, layer: Any, x: Node) -> str:
+    def average(self, step: LayerStep, x: Node) -> str | None:
         """Return the result of an average pool over a power of two values: a convolution by channel whose weights are all the same."""
-        kernel, stride, pads = pool_geometry(layer, len(x.shape) - 1)
+        kernel, stride, pads = pool_geometry(step.layer, len(x.shape) - 1)
+        if not has_equal_windows(step, x.shape):
+            return None
         weight = Constants(np.ones((x.shape[0], 1, *kernel), np.int64), math.prod(kernel).bit_length() - 1)
         return self.conv(x, weight, None, None, {"pads": pads * 2, "strides": stride, "dilations": (1,) * len(kernel), "group": x.shape[0]})
 

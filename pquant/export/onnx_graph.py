@@ -10,6 +10,7 @@ from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED,
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, Step, SumStep
+from pquant.export.onnx_check import has_equal_windows
 from pquant.export.onnx_values import Node, concatenation, constant, spread_from, transposition
 from pquant.export.onnx_writer import Writer
 from pquant.export.replay import call
@@ -188,7 +189,7 @@ class PlainGraph(Writer):
         if isinstance(layer, TRANSPOSED):
             return self.transposed(step, inputs[0])
         if isinstance(layer, AVERAGES):
-            return self.average(layer, inputs[0])
+            return self.average(step, inputs[0])
         if isinstance(layer, MAXIMA):
             return self.maximum(step, inputs[0])
         return self.merge(step, inputs) if isinstance(layer, PQMerge) else None
@@ -237,10 +238,11 @@ class PlainGraph(Writer):
         geometry = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, "kernel_shape": layer.kernel_size}
         return self.op("ConvTranspose", *inputs, pads=both, output_padding=more, **geometry)
 
-    def average(self, layer: Any, x: Node) -> str:
-        """Return the result of an average pool."""
-        kernel, stride, pads = pool_geometry(layer, len(x.shape) - 1)
-        return self.op("AveragePool", x.name, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
+    def average(self, step: LayerStep, x: Node) -> str | None:
+        """Return the result of an average pool whose windows are all alike."""
+        kernel, stride, pads = pool_geometry(step.layer, len(x.shape) - 1)
+        alike = has_equal_windows(step, x.shape)
+        return self.op("AveragePool", x.name, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1) if alike else None
 
     def maximum(self, step: LayerStep, x: Node) -> str:
         """Return the result of a max pool."""

@@ -274,5 +274,5 @@ def dilated(weight: Constants, dilation: Sequence[int]) -> Constants:
     steps = tuple(slice(None, None, step) for step in dilation)
     sizes = [step * (size - 1) + 1 for step, size in zip(dilation, weight.n.shape[2:], strict=True)]
     n = np.zeros((*weight.n.shape[:2], *sizes), np.int64)
-    n[(..., *steps)] = weight.n
+    n[(slice(None), slice(None), *steps)] = weight.n
     return Constants(n, weight.f)
