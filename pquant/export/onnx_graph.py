@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pquant.errors import ConfigError
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED, compute, parameters, quantized
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
@@ -37,7 +38,10 @@ class PlainGraph(Writer):
         uses = Counter(value for step in graph.steps for value in step.inputs)
         for number, step in enumerate(graph.steps, 1):
             self.where = step.name
-            y = self._step(step, [values[at] for at in step.inputs])
+            try:
+                y = self._step(step, [values[at] for at in step.inputs])
+            except ConfigError as error:
+                raise error if str(error).startswith("export") else ConfigError(f"export: layer '{step.name}': {error}") from error
             values.append(self.shared(y) if uses[number] + (number == graph.output) > 1 else y)
         self.finish(self.batched(values[graph.output]))
 

@@ -93,3 +93,9 @@ def test_a_file_that_differs_is_an_error() -> None:
 def test_modes_without_an_operator_are_refused() -> None:
     with pytest.raises(ConfigError, match="WRAP_SM"):
         ONNX().check(compressed_net(mlp(nn.ReLU()), (6,), overflow_mode_data="WRAP_SM"), (6,))
+
+
+def test_a_table_that_is_too_large_is_said_before_training() -> None:
+    model = compressed_net(Between(nn.LayerNorm(16), features=16, after=16), VECTOR, **COARSE | {"default_data_fractional_bits": 8})
+    with pytest.raises(ConfigError, match="layer 'function': a table of .* entries"):
+        ONNX().check(model, VECTOR)
