@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,10 @@ from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.replay import input_format
 from pquant.export.simulation import Port, find_simulator, simulate
-from pquant.export.synthesis import count_cells, yosys_command
+from pquant.export.synthesis import count_cells, count_modules, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
+from pquant.metrics import layer_table
 from pquant.settings import Settings, schema, setting
 from pquant.tracking.files import write_atomic, write_json
 
@@ -47,6 +48,7 @@ class RTL(Settings):
         family: Yosys' name of the Xilinx family: xc7, xcu (UltraScale) or xcup (UltraScale+).
         part: the FPGA part for the Vivado script, which pquant does not run.
         max_multiplications: the largest number of multiplications by a weight, pruned weights included; all run in parallel in hardware.
+        by_layer: whether resources are also given by layer. Where Yosys counts the whole, it counts the layers in a second pass.
     """
 
     clock_period: float = setting(5.0, gt=0)
@@ -60,6 +62,7 @@ class RTL(Settings):
     family: Literal["xc7", "xcu", "xcup"] = "xcup"
     part: str = "xcvu13p-flga2577-2-e"
     max_multiplications: int = setting(2_000_000, ge=1)
+    by_layer: bool = True
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
@@ -99,6 +102,7 @@ class RTL(Settings):
         cut = {"latency_cutoff": self.latency_cutoff or self.clock_period} if self.pipelined else {}
         rtl = RTLModel(comb, target, TOP, clock_period=self.clock_period, part_name=self.part, ternary_fuse=False, print_latency=False, **cut)
         rtl.write()
+        name_top(target, f"{TOP}_wrapper")
         cycles = int(rtl.latency or 0)
         metrics: dict[str, Any] = {
             "rtl/luts_estimated": round(comb.cost),
@@ -117,8 +121,9 @@ class RTL(Settings):
             check_simulation(simulator, target, count)
         metrics |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
         metrics |= self._count(target, metrics["rtl/luts_estimated"])
+        rows = self._resources(target, graph, model, "rtl/luts_yosys" in metrics) if self.by_layer else []
         metrics["rtl/seconds"] = time.perf_counter() - start
-        self._describe(target, graph, ports, metrics)
+        self._describe(target, graph, ports, metrics, rows)
         return metrics
 
     def _write_bench(self, target: Path, ports: tuple[Port, Port], verified: Verified, cycles: int, count: int) -> None:
@@ -148,7 +153,19 @@ class RTL(Settings):
         counts = count_cells(command, target / "synth.ys")
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
-    def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], metrics: Mapping[str, Any]) -> None:
+    def _resources(self, target: Path, graph: Graph, model: nn.Module, synthesized: bool) -> list[dict[str, Any]]:
+        from pquant.export.resources import write_resources
+
+        def count(folder: Path, sources: Sequence[str], top: str) -> Mapping[str, Mapping[str, int]]:
+            return count_modules(yosys_command() or [], folder, sources, top, self.family)
+
+        ebops = {row["name"]: row["ebops"] for row in layer_table(model)}
+        cutoff = (self.latency_cutoff or self.clock_period) if self.pipelined else None
+        return write_resources(graph, ebops, target, cutoff, count if synthesized else None)
+
+    def _describe(
+        self, target: Path, graph: Graph, ports: tuple[Port, Port], metrics: Mapping[str, Any], resources: Sequence[Mapping[str, Any]]
+    ) -> None:
         form = input_format(graph)
         simulator, simulated = metrics["rtl/simulator"], metrics["rtl/simulated_vectors"]
         texts = {
@@ -171,6 +188,7 @@ class RTL(Settings):
             clocked=self.pipelined,
             latency=metrics["rtl/latency_cycles"],
             part=self.part,
+            resources=resources,
         )
         write_atomic(target / "README.md", text)
 
