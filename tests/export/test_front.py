@@ -50,6 +50,14 @@ def test_counted_luts_go_before_estimated_ones(tmp_path: Path) -> None:
     assert "LUTs (estimated)" in (tmp_path / "front.svg").read_text()
 
 
+def test_three_exports_are_enough_for_a_fit_of_luts(tmp_path: Path) -> None:
+    figures = [{"epoch": epoch, "val/accuracy": 0.5, "ebops": epoch, "rtl/luts_estimated": 2 * epoch + 1} for epoch in (1, 2, 3)]
+    write_front(tmp_path, figures[:2])
+    assert not (tmp_path / "luts.html").exists()
+    write_front(tmp_path, figures)
+    assert "LUTs (estimated) = 2 · EBOPs + 1" in (tmp_path / "luts.html").read_text()
+
+
 def test_a_run_without_an_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="from_epoch=all needs a run with a Pareto archive"):
         experiment(tmp_path).run(Run(tmp_path, {}, ""))
