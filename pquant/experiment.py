@@ -20,7 +20,7 @@ from pquant.data.splits import DataSource, Splits, examples
 from pquant.distillation.losses import NoDistiller
 from pquant.distillation.source import Kept
 from pquant.distillation.teacher import Distillation, NoDistillation
-from pquant.errors import ConfigError
+from pquant.errors import ConfigError, ConstantOutputError, ExportError
 from pquant.export.exporter import Exporter
 from pquant.export.front import write_front
 from pquant.export.weights import save_model
@@ -183,17 +183,23 @@ class Experiment:
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
         save_model(final, run.folder, splits.units)
-        summary |= self.export.export(final, splits, run.folder)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
         details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+        try:
+            summary |= self.export.export(final, splits, run.folder)
+        except (ConfigError, ExportError):
+            self._report(run, summary, trainer.rows, final, details)
+            raise
         self._report(run, summary, trainer.rows, final, details)
         return summary
 
     def _export_archive(self, run: Run) -> dict[str, Any]:
         """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in its own folder; return the last summary.
 
+        A model whose output ignores its input is left out, with a warning.
+
         Raises:
-            ConfigError: a run without an archive.
+            ConfigError: a run without an archive, or no model to export.
         """
         epochs = archived_epochs(Path(str(self.from_run)))
         if not epochs:
@@ -203,7 +209,12 @@ class Experiment:
             folder = run.folder / f"epoch_{epoch:04}"
             folder.mkdir(parents=True, exist_ok=True)
             experiment = dataclasses.replace(self, from_epoch=epoch)
-            summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+            try:
+                summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+            except ConstantOutputError as error:
+                log.warning("epoch %d is left out: %s", epoch, error)
+        if not summaries:
+            raise ConfigError(f"no model of the Pareto archive of '{self.from_run}' can be exported: the output of each ignores its input")
         write_front(run.folder, summaries)
         return summaries[-1]
 

@@ -14,6 +14,7 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.constant import check_outputs
 from pquant.export.fixed import Fixed, Format
 from pquant.export.graph import Graph, LayerStep, MoveStep, Step
 from pquant.export.integers import verify, write_integers
@@ -57,12 +58,13 @@ class HLS4ML(Settings):
         """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` metrics.
 
         Raises:
-            ConfigError: a model that cannot be exported.
+            ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: the compiled project gives other values than the model.
         """
         self.check(model, tuple(splits.input_shape))
         graph = checked(model, tuple(splits.input_shape), MODES)
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        check_outputs(graph, verified)
         target = folder / "export" / "hls4ml"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent)

@@ -13,6 +13,7 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.constant import check_outputs
 from pquant.export.integers import verify, write_integers
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
@@ -48,7 +49,7 @@ class ONNX(Settings):
         """Write ``export/onnx/*.onnx`` and ``export/integers.*`` under ``folder`` and return ``onnx/...`` metrics.
 
         Raises:
-            ConfigError: a model that cannot be exported.
+            ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: a file gives other values than the model.
         """
         from pquant.export.onnx_graph import PlainGraph, QdqGraph, QonnxGraph
@@ -57,6 +58,7 @@ class ONNX(Settings):
         graph = checked(model, tuple(splits.input_shape), MODES)
         vectors = test_vectors(splits.test, input_format(graph), self.vectors)
         verified = verify(model, graph, vectors)
+        check_outputs(graph, verified)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
         target = folder / "export" / "onnx"
         target.mkdir(parents=True, exist_ok=True)

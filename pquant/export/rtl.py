@@ -14,6 +14,7 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import checked, multiplications
+from pquant.export.constant import check_outputs
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.replay import input_format
@@ -82,7 +83,7 @@ class RTL(Settings):
         """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` metrics.
 
         Raises:
-            ConfigError: the model cannot become hardware.
+            ConfigError: the model cannot become hardware, or its output ignores its input.
             ExportError: model, integers, emulator and simulation do not all give the same bits.
         """
         from alkaid.codegen.rtl import RTLModel
@@ -93,6 +94,7 @@ class RTL(Settings):
         self.check(model, tuple(splits.input_shape))
         graph = checked(model, tuple(splits.input_shape), MODES)
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        check_outputs(graph, verified)
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent)
