@@ -38,7 +38,7 @@ def check_outputs(graph: Graph, verified: Verified, classes: Sequence[str] = ())
     if constant.all():
         found = f"the model gives the same output on all {verified.count:,} vectors: nothing of its input passes {_first(graph, verified)}"
         raise ConstantOutputError(f"export: {found}; {ADVICE}")
-    for place in np.flatnonzero(constant):
+    for place in np.flatnonzero(constant).tolist():
         name = f" ('{classes[place]}')" if len(classes) == len(constant) else ""
         value = np.ldexp(float(outputs[0, place]), -verified.output_f)
         log.warning("output %d%s is %.6g on all %s vectors: the model ignores its input there", place, name, value, f"{verified.count:,}")

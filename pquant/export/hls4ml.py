@@ -13,12 +13,14 @@ from torch import nn
 
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
+from pquant.export.arithmetic import parameters
 from pquant.export.check import ALL_MODES, checked
 from pquant.export.constant import check_outputs
-from pquant.export.fixed import Fixed, Format
+from pquant.export.fixed import Fixed
+from pquant.export.formats import Format
 from pquant.export.graph import Graph, LayerStep, MoveStep, Step
 from pquant.export.integers import verify, write_integers
-from pquant.export.replay import input_format, parameters, quantized_input, replay
+from pquant.export.replay import input_format, quantized_input, replay
 from pquant.export.vectors import test_vectors
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense

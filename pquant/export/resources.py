@@ -23,6 +23,16 @@ INPUT, CONSTANT = -1, 5
 """alkaid's numbers of two kinds of operation."""
 
 LAYERS = "layers"
+TITLES = {
+    "layer": "layer",
+    "ebops": "EBOPs",
+    "luts_estimated": "LUTs, estimated",
+    "luts_yosys": "LUTs, Yosys",
+    "carries_yosys": "carry blocks, Yosys",
+    "delay_ns_estimated": "delay from the input, ns",
+    "first_stage": "first stage",
+    "last_stage": "last stage",
+}
 Count = Callable[[Path, Sequence[str], str], Mapping[str, Mapping[str, int]]]
 """Gives the cells of each module, from a folder, the names of its source files, and the top module."""
 
@@ -85,6 +95,23 @@ def write_resources(graph: Graph, ebops: Mapping[str, float | None], target: Pat
         rows.append(row)
     MetricsCsv(target / "resources.csv").rewrite(rows)
     return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | None) -> str:
+    """Return the rows as a table with what their sums mean; ``estimated`` and ``counted`` are the LUTs of the whole, by alkaid and by Yosys."""
+    titles = {name: title for name, title in TITLES.items() if any(name in row for row in rows)}
+    lines = [f"| {' | '.join(titles.values())} |", f"|---|{'---:|' * (len(titles) - 1)}"]
+    lines += [f"| {' | '.join(_cell(row.get(name)) for name in titles)} |" for row in rows]
+    lines += ["", f"The layers' estimates add up to {sum(row['luts_estimated'] for row in rows):,.0f} LUTs, and the whole has {estimated:,}."]
+    if counted is not None:
+        lines.append(f"Their Yosys counts add up to {sum(row['luts_yosys'] for row in rows):,}, and the whole has {counted:,}:")
+        lines.append("in its second pass Yosys maps each layer without seeing the others, and without registers.")
+    lines.append("A layer has the quantizers at its input and output, and what several layers share belongs to the first of them.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"`{value}`" if isinstance(value, str) else f"{value:,.1f}".removesuffix(".0")
 
 
 def count_parts(found: Sequence[Part], folder: Path, count: Count) -> list[dict[str, int]]:
