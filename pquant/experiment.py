@@ -23,6 +23,7 @@ from pquant.distillation.teacher import Distillation, NoDistillation
 from pquant.errors import ConfigError, ConstantOutputError, ExportError
 from pquant.export.exporter import Exporter
 from pquant.export.front import write_front
+from pquant.export.raw_inputs import check_raw_inputs
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
@@ -141,6 +142,8 @@ class Experiment:
             check_model(float_model, splits, task_for(splits))
             model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, examples(splits))
             self.export.check(model, tuple(splits.input_shape))
+            if getattr(self.export, "raw_inputs", False):
+                check_raw_inputs(splits)
             trainer = self.trainer(model, splits, self._distiller(model, float_model, splits, run, state))
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
             teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
@@ -182,7 +185,7 @@ class Experiment:
         summary |= {"constant_output": constant, **splits.units}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
-        save_model(final, run.folder, splits.units)
+        save_model(final, run.folder, splits.described)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
         details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
         try:

@@ -46,7 +46,7 @@ class Jets(Fractions):
         if columns.x.shape[1] != FEATURES or not classes or len(classes) != CLASSES:
             found = f"{columns.x.shape[1]} features and the classes {', '.join(classes or [])}"
             raise ConfigError(f"{path}: expected {FEATURES} features and {CLASSES} classes, got {found}")
-        return self.split(columns.x, y, seed, classes, columns.test_rows)
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)
 
     def _downloaded(self) -> Path:
         """Return the file in ``root``; download it if it does not exist."""

@@ -49,4 +49,4 @@ class Table(Fractions):
             log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
         else:
             log.info("regression of '%s', mean %.4g, deviation %.4g", self.target, y.mean(), y.std())
-        return self.split(columns.x, y, seed, classes, columns.test_rows)
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)

@@ -97,8 +97,10 @@ def write_resources(graph: Graph, ebops: Mapping[str, float | None], target: Pat
     return rows
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | None) -> str:
+def table(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | None) -> str:
     """Return the rows as a table with what their sums mean; ``estimated`` and ``counted`` are the LUTs of the whole, by alkaid and by Yosys."""
+    if not rows:
+        return ""
     titles = {name: title for name, title in TITLES.items() if any(name in row for row in rows)}
     lines = [f"| {' | '.join(titles.values())} |", f"|---|{'---:|' * (len(titles) - 1)}"]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in titles)} |" for row in rows]
@@ -106,7 +108,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | N
     if counted is not None:
         lines.append(f"Their Yosys counts add up to {sum(row['luts_yosys'] for row in rows):,}, and the whole has {counted:,}:")
         lines.append("in its second pass Yosys maps each layer without seeing the others, and without registers.")
-    lines.append("A layer has the quantizers at its input and output, and what several layers share belongs to the first of them.")
+    lines.append("A layer has the quantizers at its input and output, and what several layers share belongs to the first of them; one that needs no logic")
+    lines.append("of its own is left out.")
     return "\n".join(lines) + "\n"
 
 

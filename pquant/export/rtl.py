@@ -16,17 +16,20 @@ from pquant.errors import ConfigError, ExportError
 from pquant.export.bench import Design, Flavor, Interface
 from pquant.export.check import check_arithmetic, checked, multiplications
 from pquant.export.constant import check_outputs
+from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.ports import Port
+from pquant.export.preprocessing import markdown
+from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format
 from pquant.export.simulation import find_simulator, simulate
 from pquant.export.synthesis import count_cells, count_modules, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
 from pquant.metrics import layer_table
-from pquant.settings import Settings, schema, setting
+from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SA
 
 @schema("export", "rtl")
 @dataclass(frozen=True)
-class RTL(Settings):
+class RTL(HardwareExport):
     """Fully unrolled Verilog or VHDL by alkaid, verified and counted.
 
     Args:
@@ -110,12 +113,13 @@ class RTL(Settings):
         from pquant.export.wires import logic
 
         start = time.perf_counter()
+        model, splits = deployed(model, splits, self.raw_inputs)
         graph = self._checked(model, tuple(splits.input_shape))
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
-        check_outputs(graph, verified)
+        check_outputs(graph, verified, splits.classes)
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent)
+        write_integers(graph, verified, target.parent, splits.described)
 
         comb = logic(graph)
         check_emulator(comb, graph, verified)
@@ -149,7 +153,7 @@ class RTL(Settings):
         metrics |= self._count(target, metrics["rtl/luts_estimated"])
         resources = self._resources(target, graph, model, metrics) if self.by_layer else ""
         metrics["rtl/seconds"] = time.perf_counter() - start
-        self._describe(target, graph, design, metrics, resources)
+        self._describe(target, graph, design, metrics, splits, resources)
         return metrics
 
     def _write_scripts(self, target: Path, design: Design) -> None:
@@ -173,7 +177,7 @@ class RTL(Settings):
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
     def _resources(self, target: Path, graph: Graph, model: nn.Module, metrics: Mapping[str, Any]) -> str:
-        from pquant.export.resources import markdown, write_resources
+        from pquant.export.resources import table, write_resources
 
         def count(folder: Path, sources: Sequence[str], top: str) -> Mapping[str, Mapping[str, int]]:
             return count_modules(yosys_command() or [], folder, sources, top, self.family)
@@ -181,16 +185,16 @@ class RTL(Settings):
         ebops = {row["name"]: row["ebops"] for row in layer_table(model)}
         cutoff = (self.latency_cutoff or self.clock_period) if self.pipelined else None
         rows = write_resources(graph, ebops, target, cutoff, count if "rtl/luts_yosys" in metrics else None)
-        return markdown(rows, metrics["rtl/luts_estimated"], metrics.get("rtl/luts_yosys"))
+        return table(rows, metrics["rtl/luts_estimated"], metrics.get("rtl/luts_yosys"))
 
-    def _describe(self, target: Path, graph: Graph, design: Design, metrics: Mapping[str, Any], resources: str) -> None:
+    def _describe(self, target: Path, graph: Graph, design: Design, metrics: Mapping[str, Any], splits: Splits, resources: str) -> None:
         form = input_format(graph)
         simulator, simulated = metrics["rtl/simulator"], metrics["rtl/simulated_vectors"]
         texts = {
             which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}", "each": port.rows()}
             for which, port in (("input", design.inputs), ("output", design.outputs))
         }
-        write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts})
+        write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts, "data": splits.described})
         text = render(
             "README.md.j2",
             top=design.top,
@@ -206,12 +210,11 @@ class RTL(Settings):
             shown=SHOWN,
             input_shape=tuple(graph.input_shape),
             output_shape=tuple(graph.output_shape),
-            round_mode=form.round_mode,
-            overflow_mode=form.overflow_mode,
             clocked=self.pipelined,
             latency=metrics["rtl/latency_cycles"],
             part=self.part,
             resources=resources,
+            data=markdown(splits, form.round_mode, form.overflow_mode),
         )
         write_atomic(target / "README.md", text)
 
