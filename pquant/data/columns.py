@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pquant.data.files import MISSING, file_kind, read_frame, read_npz
+from pquant.data.files import MISSING, file_kind, npz_names, read_frame, read_npz
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, unknown
 
@@ -78,7 +78,7 @@ def _read_npz(path: str | Path, target: str | None) -> Columns:
     if len({y.dtype.kind == "U" for y in targets}) > 1:
         raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
-    names = [f"x[:, {index}]" for index in range(x.shape[1])]
+    names = npz_names(path, x.shape[1]) or [f"x[:, {index}]" for index in range(x.shape[1])]
     return Columns(_finite(path, x, names), y, tuple(names), test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
 

@@ -26,7 +26,8 @@ class Jets(Fractions):
     ``hls4ml_lhc_jets_hlf``, id 42468.
 
     Args:
-        path: a csv, tsv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
+        path: a csv, tsv or parquet file with a column "class", or an npz file with ``x`` and ``y`` and, if they have names, ``features``;
+            null: fetched from OpenML.
         root: the folder of the downloaded file.
     """
 
@@ -55,8 +56,8 @@ class Jets(Fractions):
             from sklearn.datasets import fetch_openml
 
             try:
-                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto", return_X_y=True)
-                save_npz(path, x=x.astype(np.float32), y=y.astype(str))
+                jets = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto")
+                save_npz(path, x=jets.data.astype(np.float32), y=jets.target.astype(str), features=np.array(jets.feature_names, dtype=str))
             except Exception as error:
                 raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error
         return path

@@ -108,7 +108,9 @@ def table(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | None
     if counted is not None:
         lines.append(f"Their Yosys counts add up to {sum(row['luts_yosys'] for row in rows):,}, and the whole has {counted:,}:")
         lines.append("in its second pass Yosys maps each layer without seeing the others, and without registers.")
-    lines.append("A layer has the quantizers at its input and output, and what several layers share belongs to the first of them; one that needs no logic")
+    lines.append(
+        "A layer has the quantizers at its input and output, and what several layers share belongs to the first of them; one that needs no logic"
+    )
     lines.append("of its own is left out.")
     return "\n".join(lines) + "\n"
 
