@@ -62,13 +62,13 @@ def test_sums(function: Callable[[Tensor], Tensor], signs: tuple[int, ...]) -> N
     [
         (torch.sin, "sin in 'model'"),
         (lambda x: torch.sum(x), "sum in 'model' mixes the examples"),
-        (lambda x: x + x.max(1, keepdim=True)[1], "uses the indices of max in 'model'"),
+        (lambda x: x + x.max(1, keepdim=True)[1], "max in 'model' gives indices"),
         (lambda x: x + float(x.max()), "mixes the examples"),
         (lambda x: x * 2 if x[:, 0].sum() > 0 else x, "sum in 'model' mixes"),
         (lambda x: x.reshape(2, -1, 6)[0], "mixes the examples"),
         (lambda x: torch.add(x, x, alpha=2), "without a factor"),
         (lambda x: x.flip(0), "flip"),
-        (lambda x: x.reshape(-1), "mixes the examples"),
+        (lambda x: x.reshape(-1), "its batch first"),
     ],
 )
 def test_what_is_no_hardware_is_named(function: Callable[[Tensor], Tensor], said: str) -> None:
