@@ -15,7 +15,8 @@ from pquant.export.text import render
 from pquant.tracking.files import write_atomic
 
 SCRIPT = "import sys; from pyosys import libyosys; libyosys.run_pass('script ' + sys.argv[1], libyosys.Design())"
-KINDS = {"luts": "LUT", "flip_flops": "FD", "carries": "CARRY"}
+KINDS = {"luts": ("LUT", "SRL"), "flip_flops": ("FD",), "carries": ("CARRY",)}
+"""Beginnings of the names of cells. A shift register takes a look-up table."""
 TOP_USES = ("set_property top ", "synth_design -top ", "-name TOP_LEVEL_ENTITY ")
 TOP_NAME = re.compile(r'"?\$\{?top_module\}?"?')
 
@@ -63,7 +64,7 @@ def run_yosys(command: list[str], script: Path) -> None:
 
 def _cells(design: Mapping[str, Any]) -> dict[str, int]:
     cells = design.get("num_cells_by_type", {})
-    return {kind: sum(count for cell, count in cells.items() if cell.startswith(prefix)) for kind, prefix in KINDS.items()}
+    return {kind: sum(count for cell, count in cells.items() if cell.startswith(names)) for kind, names in KINDS.items()}
 
 
 def name_top(folder: Path, top: str) -> None:
