@@ -33,7 +33,8 @@ def line_through(head: list[str]) -> str:
     places = [(row[ebops], row[luts]) for row in read(HERE / "results" / "published.csv") if luts in row]
     fit = fit_luts(*zip(*places, strict=True))
     residuals = ", ".join(f"{residual:+.0f}" for residual in fit.residuals)
-    return f"\nThe line of least squares through these {len(places)} counts: LUTs = {fit.slope:.3f} · EBOPs {fit.intercept:+.0f}; residuals {residuals}.\n"
+    line = f"LUTs = {fit.slope:.3f} · EBOPs {fit.intercept:+.0f}"
+    return f"\nThe line of least squares through these {len(places)} counts: {line}; residuals {residuals}.\n"
 
 
 if __name__ == "__main__":
