@@ -1,6 +1,6 @@
 """A first layer that does in hardware what the data source did to raw inputs, where fixed-point arithmetic does it exactly."""
 
-from collections import OrderedDict
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ def deployed(model: nn.Module, splits: Splits, raw_inputs: bool) -> tuple[nn.Mod
     The raw inputs have the format that :func:`raw_format` gives.
 
     Raises:
-        ConfigError: offsets and scales that fixed-point arithmetic does not do exactly.
+        ConfigError: offsets and scales that fixed-point arithmetic does not do exactly, or a model with a layer of that name.
     """
     if not raw_inputs:
         return model, splits
@@ -62,8 +62,7 @@ def deployed(model: nn.Module, splits: Splits, raw_inputs: bool) -> tuple[nn.Mod
     given = splits.preprocessing
     assert given is not None
     done = replace(given, offset=torch.zeros(()), scale=torch.ones(()), note=f"inputs are raw: layer '{NAME}' shifts and scales them")
-    whole = nn.Sequential(OrderedDict([(NAME, layer), ("model", model)]))
-    return whole, replace(splits, test=_Raw(splits.test, given), preprocessing=done)
+    return _with_first_layer(model, layer), replace(splits, test=_Raw(splits.test, given), preprocessing=done)
 
 
 def check_raw_inputs(splits: Splits) -> tuple[Tensor, Tensor]:
@@ -102,6 +101,25 @@ def raw_format(form: Format, offset: np.ndarray, scale: np.ndarray) -> Format:
     used = form.width > 0
     k, i, f = (np.where(used, bits, 0).astype(np.int64) for bits in (low < 0, i - (mantissa == 0.5), f))
     return Format(k, i, f, "TRN" if form.round_mode == "RND" else form.round_mode, "SAT")
+
+
+def _with_first_layer(model: nn.Module, layer: RawInputs) -> nn.Module:
+    """Return a copy of a model whose inputs go through ``layer`` first; its own layers keep their names."""
+    if hasattr(model, NAME):
+        raise ConfigError(f"export.raw_inputs adds a layer '{NAME}', which the model has already")
+    whole = copy.deepcopy(model)
+    if isinstance(whole, nn.Sequential):  # calls all its modules in order
+        children = dict(whole.named_children())
+        whole._modules.clear()
+        whole._modules.update({NAME: layer} | children)
+    else:
+        whole.add_module(NAME, layer)
+        whole.register_forward_pre_hook(_through_first_layer)
+    return whole
+
+
+def _through_first_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return getattr(model, NAME)(*inputs)
 
 
 class _Raw(Dataset[tuple[Tensor, ...]]):

@@ -18,6 +18,7 @@ from pquant.export.integers import verify
 from pquant.export.raw_inputs import check_raw_inputs, deployed, raw_format
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors as make_vectors
+from pquant.models import MLP
 
 from .nets import mlp, net
 
@@ -108,7 +109,7 @@ def test_the_logic_takes_raw_inputs_bit_for_bit_and_every_file_says_so(tmp_path:
     assert described["classes"] == ["g", "q", "t"] and described["input_scale"] == 1 and described["input_offset"] == 0
     text = (folder / "rtl" / "README.md").read_text()
     assert "Inputs are raw values" in text and "layer 'raw_inputs' shifts and scales them" in text and "| 2 | `feature 2` |" in text
-    assert "| `model.0` |" in text
+    assert "| `0` |" in text and "| `2` |" in text
 
 
 @pytest.mark.parametrize(("standardize", "words"), [(True, "It is not folded into the weights"), ("power_of_two", "All scales are powers of two")])
@@ -144,3 +145,18 @@ def test_images_take_raw_pixels_by_channel() -> None:
     verify(whole, graph, make_vectors(raw.test, input_format(graph), 200))
     assert float(raw.test[0][0].frac().abs().max()) == 0
     assert torch.equal(whole(torch.stack([x for x, _ in raw.test])), model(torch.stack([x for x, _ in images])))
+
+
+def test_the_layers_keep_their_names_also_where_the_model_is_one_layer() -> None:
+    _, splits = table()
+    for model, names in (
+        (mlp(nn.ReLU()), ["0", "1", "2"]),
+        (nn.Linear(6, 3), [""]),
+        (MLP([None, 4, None], (6,), 3), ["layers.0", "layers.1", "layers.2"]),
+    ):
+        whole, _ = deployed(net(model, (6,)), splits, True)
+        graph = checked(whole, (6,))
+        assert [step.name for step in graph.steps] == ["raw_inputs", *names]
+        verify(whole, graph, make_vectors(splits.test, input_format(graph), 64))
+    with pytest.raises(ConfigError, match="adds a layer 'raw_inputs', which the model has already"):
+        deployed(whole, splits, True)
