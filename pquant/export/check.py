@@ -103,7 +103,7 @@ def _significant_bits(constants: np.ndarray) -> int:
 def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collection[str]) -> Iterator[str]:
     layer: Any = step.layer
     if not is_supported(layer) and not isinstance(layer, NORMS):
-        yield f"is a {type(layer).__name__}, which is not supported"
+        yield f"is a {type(layer).__name__}, which is not supported: leave it out, and give the model what it makes, as the vectors of an embedding"
         return
     if not all(known or not getattr(layer, place).is_float for known, place in zip(fixed, layer.input_quantizers, strict=True)):
         yield "takes values that nothing quantizes: enable its input's quantizer"

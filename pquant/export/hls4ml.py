@@ -15,22 +15,26 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.arithmetic import parameters
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.constant import check_outputs
+from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Format
 from pquant.export.graph import Graph, LayerStep, MoveStep, Step
 from pquant.export.integers import verify, write_integers
+from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format, quantized_input, replay
 from pquant.export.vectors import test_vectors
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
-from pquant.settings import Settings, schema, setting
+from pquant.settings import schema, setting
+from pquant.tracking.files import write_json
 
 MODES = ALL_MODES - {"WRAP_SM"}
 
 
 @schema("export", "hls4ml")
 @dataclass(frozen=True)
-class HLS4ML(Settings):
+class HLS4ML(HardwareExport):
     """A project for dense networks with ReLU, one format per tensor: each layer has the exact precision of its sum, each quantizer is a cast.
 
     Args:
@@ -59,17 +63,20 @@ class HLS4ML(Settings):
         """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` metrics.
 
         Raises:
-            ConfigError: a model that cannot be exported.
+            ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: the compiled project gives other values than the model.
         """
+        model, splits = deployed(model, splits, self.raw_inputs)
         self.check(model, tuple(splits.input_shape))
         graph = checked(model, tuple(splits.input_shape), MODES)
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        check_outputs(graph, verified, splits.classes)
         target = folder / "export" / "hls4ml"
         target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent)
+        write_integers(graph, verified, target.parent, splits.described)
         project = self._project(graph, target)
         project.compile()
+        write_json(target / "data.json", splits.described)
         given = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f).astype(np.float32).reshape(verified.count, -1)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
         seen = project.predict(np.ascontiguousarray(given)).reshape(expected.shape)

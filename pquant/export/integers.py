@@ -3,7 +3,7 @@
 import copy
 import io
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,11 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
     )
 
 
-def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
+def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping[str, Any] | None = None) -> None:
     """Write ``integers.npz`` (weights, biases, places, test vectors and their outputs as integers) and ``integers.json``, which describes them.
 
     ``layers`` has the constants and formats of each layer; ``steps`` says what takes which values: 0 is the input, s + 1 what step s gives.
+    ``data`` is :attr:`pquant.data.Splits.described`.
     """
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
     layers = []
@@ -146,6 +147,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
         "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
+        "data": dict(data or {}),
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
         "steps": steps,

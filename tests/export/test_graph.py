@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pquant.errors import ConfigError
 from pquant.export.graph import LayerStep, MoveStep, SumStep
 from pquant.export.recording import record
+from pquant.export.replay import input_format
 from pquant.models import MLP, ResNet20
 
 from .nets import compressed_net
@@ -92,3 +93,10 @@ def test_the_model_is_left_as_it_was() -> None:
     hooks = sum(len(module._forward_hooks) for module in model.modules())
     record(model, (6,))
     assert model.training and hooks == sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_a_model_that_nothing_quantizes_is_told_what_to_use_instead() -> None:
+    with pytest.raises(
+        ConfigError, match="no layer quantizes the model's input: use layers that dry_run=true lists, with quantization.quantize_input"
+    ):
+        input_format(record(nn.Identity(), (6,)))

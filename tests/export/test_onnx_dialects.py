@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.export import ONNX
+from pquant.layers.merge import Merge
 from pquant.models import MLP
 
 from .nets import compressed_net, mlp, net, splits
-from .test_arithmetic import COARSE, IMAGE, NETS, SEQUENCE, VECTOR, Between
+from .test_arithmetic import COARSE, IMAGE, NETS, SEQUENCE, VECTOR, Between, Pair
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -131,12 +132,13 @@ def test_finn_rounds_halves_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(data) > 1 and all(nodes[node.input[0]].op_type == "Relu" for node in unsigned)
 
 
-@pytest.mark.parametrize("bits", [{"i": 0, "f": 0}, {"i": -1, "f": 0}], ids=["a sign", "none"])
+@pytest.mark.parametrize("integer", [0, -1], ids=["a sign", "none"])
+@pytest.mark.parametrize("layer", ["b", "merge"])
 @pytest.mark.parametrize("dialect", ["hls4ml", "finn"])
-def test_data_of_a_sign_alone_or_of_no_bits(tmp_path: Path, dialect: Any, bits: dict[str, int]) -> None:
-    exported((mlp(nn.Tanh()), (6,)), dialect, tmp_path, 30, layer_specific={"2": {"input": {"k": True} | bits}})
-    outputs = vectors(tmp_path)[1]
-    assert (np.ptp(outputs, 0) > 0).any() == (bits["i"] == 0)
+def test_data_of_a_sign_alone_or_of_no_bits(tmp_path: Path, dialect: Any, layer: str, integer: int) -> None:
+    few = {"k": True, "i": integer, "f": 0}
+    exported((Pair(Merge("sub")), VECTOR), dialect, tmp_path, 30, layer_specific={"b": {"output": few} if layer == "merge" else {"input": few}})
+    assert np.ptp(vectors(tmp_path)[1], 0).any()
 
 
 @pytest.mark.parametrize("kind", FINN)
