@@ -3,7 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pquant.errors import ConfigError, ExportError
 from pquant.export import ONNX
@@ -11,13 +12,25 @@ from pquant.layers.activation import KINDS
 from pquant.models import CNN, MLP
 
 from .nets import Residual, compressed_net, mlp, net, splits
-from .test_arithmetic import COARSE, HGQ, NETS, VECTOR, Between
+from .test_arithmetic import COARSE, HGQ, NETS, SEQUENCE, VECTOR, Between, Learned
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("qonnx")
 FEW = {"vectors": 300, "qonnx_vectors": 4}
 QUICK = ("max pool, padded", "transposed", "transposed, dilated", "max and min", "softmax", "einsum", "outer", "norm", "constants", "prelu", "mul")
+
+
+class Positions(Learned):
+    """All positions and the class token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1) + self.position
+        return self.dense(x * self.gamma).flatten(1)
+
+
+CASES = NETS | {"constants": (Positions(), SEQUENCE)}
 
 
 def kinds(path: Path) -> set[str]:
@@ -49,9 +62,9 @@ def exported(model: nn.Module, shape: tuple[int, ...], folder: Path, dialect: An
 
 
 @pytest.mark.parametrize("options", [{}, pytest.param(HGQ, marks=pytest.mark.slow)], ids=["fixed", "hgq"])
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in NETS])
+@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in CASES])
 def test_arithmetic(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    exported(*NETS[kind], tmp_path, **options)
+    exported(*CASES[kind], tmp_path, **options)
 
 
 @pytest.mark.parametrize("kind", [kind if kind in ("gelu", "tanh") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])

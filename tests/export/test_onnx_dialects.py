@@ -19,6 +19,7 @@ from pquant.models import MLP
 
 from .nets import compressed_net, mlp, net, splits
 from .test_arithmetic import COARSE, IMAGE, NETS, SEQUENCE, VECTOR, Between, Pair
+from .test_onnx import CASES
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -104,7 +105,7 @@ def vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 )
 def test_hls4ml_compiles_what_it_reads(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     hls4ml = pytest.importorskip("hls4ml")
-    path = exported((MODELS | NETS)[kind], "hls4ml", tmp_path, **FORMATS | options)
+    path = exported((MODELS | CASES)[kind], "hls4ml", tmp_path, **FORMATS | options)
     model = onnx.load(path)
     with contextlib.redirect_stdout(io.StringIO()):
         config = hls4ml.utils.config.config_from_onnx_model(model, granularity="name", backend="Vitis", default_precision="fixed<32,16>")
@@ -121,7 +122,7 @@ def test_finn_rounds_halves_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     from pquant.export.onnx import run_qonnx
 
-    path = exported((MODELS | NETS)[kind], "finn", tmp_path, round_mode=rounding, **FORMATS if kind in MODELS else COARSE)
+    path = exported((MODELS | CASES)[kind], "finn", tmp_path, round_mode=rounding, **FORMATS if kind in MODELS else COARSE)
     inputs, outputs = vectors(tmp_path)
     monkeypatch.setattr(intquant, "resolve_rounding_mode", lambda mode: lambda x: np.floor(x + 0.5))
     assert np.array_equal(run_qonnx(path.read_bytes(), inputs[:20]), outputs[:20])
@@ -157,7 +158,7 @@ def test_finn_converts_what_it_reads(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*MODELS, "constants", "jedi"])
 def test_hls4ml_reads_no_other_operator(tmp_path: Path, kind: str) -> None:
-    path = exported((MODELS | NETS)[kind], "hls4ml", tmp_path, **FORMATS if kind in MODELS else COARSE)
+    path = exported((MODELS | CASES)[kind], "hls4ml", tmp_path, **FORMATS if kind in MODELS else COARSE)
     found = {(node.domain.rpartition(".")[2], node.op_type) for node in onnx.load(path).graph.node}
     known = {("", name) for name in ("Add", "Sub", "Mul", "MatMul", "Reshape", "Transpose", "Concat")}
     assert found <= known | {("channels_last", "Conv"), ("channels_last", "MaxPool"), ("general", "Quant")}
