@@ -69,6 +69,11 @@ class Splits:
         return self.preprocessing.classes if self.preprocessing else ()
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The names along the last axis of an input, if they are known."""
+        return self.preprocessing.features if self.preprocessing else ()
+
+    @property
     def input_shape(self) -> torch.Size:
         """Shape of one input, without the batch axis."""
         return self.train[0][0].shape

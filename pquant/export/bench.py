@@ -40,6 +40,15 @@ class Design:
         """The outermost module."""
         return self.core if self.interface == "packed" else f"{self.name}_{self.interface}"
 
+    @property
+    def ports(self) -> tuple[str, str, str]:
+        """The clock, inputs and outputs of the outermost module, as patterns of Vivado."""
+        return {
+            "packed": ("clk", "model_inp[*]", "model_out[*]"),
+            "elements": ("clk", "in_*", "out_*"),
+            "axi_stream": ("aclk", "s_axis_tdata[*] s_axis_tvalid m_axis_tready", "m_axis_tdata[*] m_axis_tvalid s_axis_tready"),
+        }[self.interface]
+
     def write(self, folder: Path) -> None:
         """Write the outermost module into ``src``, if it is another one than alkaid writes."""
         if self.interface == "packed":

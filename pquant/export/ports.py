@@ -21,12 +21,11 @@ class Port:
     formats: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, prefix: str, formats: Iterable[tuple[int, int, int]], shape: tuple[int, ...], names: Sequence[str] | None = None) -> "Port":
-        """Return the port of values of a shape, each named by its ``names``, if one is given for each, else by its place."""
-        kept = tuple((int(k), int(i), int(f)) for k, i, f in formats)
-        if names is None or len(names) != len(kept):
-            names = ["_".join(map(str, place)) for place in np.ndindex(shape)]
-        return cls(tuple(_unique([identifier(f"{prefix}_{name}") for name in names])), kept)
+    def of(cls, prefix: str, formats: Iterable[tuple[int, int, int]], shape: tuple[int, ...], last: Sequence[str] = ()) -> "Port":
+        """Return the port of values of a shape, each named by its place, for which ``last`` has names along the last axis, or none."""
+        labels = list(last) if shape and len(last) == shape[-1] else [str(at) for at in range(shape[-1] if shape else 1)]
+        names = ["_".join((prefix, *map(str, place[:-1]), labels[place[-1] if place else 0])) for place in np.ndindex(shape)]
+        return cls(tuple(_unique([identifier(name) for name in names])), tuple((int(k), int(i), int(f)) for k, i, f in formats))
 
     @property
     def elements(self) -> int:

@@ -25,7 +25,7 @@ from pquant.export.preprocessing import markdown
 from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format
 from pquant.export.simulation import find_simulator, simulate
-from pquant.export.synthesis import count_cells, count_modules, name_top, yosys_command
+from pquant.export.synthesis import count_cells, count_modules, name_ports, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
 from pquant.metrics import layer_table
@@ -138,13 +138,14 @@ class RTL(HardwareExport):
             "rtl/accumulator_bits": max((row.partial_bits for row in verified.accumulators), default=0),
             "rtl/vectors": verified.count,
         }
-        inputs = Port.of("in", [qint.kif for qint in comb.inp_qint], graph.input_shape)
-        outputs = Port.of("out", [qint.kif for qint in comb.out_qint], graph.output_shape)
+        inputs = Port.of("in", [qint.kif for qint in comb.inp_qint], graph.input_shape, splits.features)
+        outputs = Port.of("out", [qint.kif for qint in comb.out_qint], graph.output_shape, splits.classes)
         design = Design(TOP, self.flavor, self.interface, inputs, outputs, cycles if self.pipelined else None)
         simulator = find_simulator(self.simulator, self.flavor)
         count = min(self.simulated_vectors, verified.count)
         design.write(target)
         name_top(target, design.top)
+        name_ports(target, *design.ports)
         design.write_bench(target, verified, count, self.clock_period / 2)
         self._write_scripts(target, design)
         if simulator:

@@ -72,3 +72,12 @@ def name_top(folder: Path, top: str) -> None:
     for script in folder.glob("build_*_prj.tcl"):
         lines = script.read_text(encoding="utf-8").splitlines(keepends=True)
         write_atomic(script, "".join(TOP_NAME.sub(top, line) if any(use in line for use in TOP_USES) else line for line in lines))
+
+
+def name_ports(folder: Path, clock: str, inputs: str, outputs: str) -> None:
+    """Let alkaid's constraints name the ports of the outermost module, as Vivado's patterns; they name those of the module inside it."""
+    for path in (folder / "src").glob("*.[xs]dc"):
+        text = path.read_text(encoding="utf-8")
+        for own, port in (("{clk}", clock), ("{model_inp[*]}", inputs), ("{model_out[*]}", outputs)):
+            text = text.replace(f"[get_ports {own}]", f"[get_ports {{{port}}}]")
+        write_atomic(path, text)

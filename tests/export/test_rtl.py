@@ -213,7 +213,7 @@ def test_no_simulator_is_no_error() -> None:
 
 
 def test_a_port_packs_elements_from_the_lowest_bits() -> None:
-    port = Port.of("in", [(1, 2, 1), (0, 1, 3), (0, 0, 0)], (3,), ["Jet pT", "jet_pt", "3%"])
+    port = Port.of("in", [(1, 2, 1), (0, 1, 3), (0, 0, 0)], (3,), ("Jet pT", "jet_pt", "3%"))
     assert (port.elements, port.bits, port.f, port.width) == (3, 6, 3, 18)
     assert port.words(np.array([[-1, 3, 0]]), 1) == [f"{(12 << 6) | (-4 & 63):05x}"]
     assert port.rows() == [
@@ -221,7 +221,8 @@ def test_a_port_packs_elements_from_the_lowest_bits() -> None:
         {"name": "in_jet_pt_n2", "signed": False, "bits": 4, "f": 3, "from": 6, "to": 9, "above": 2, "below": 0},
         {"name": "in_3", "signed": False, "bits": 1, "f": 3, "from": 12, "to": 12, "above": 5, "below": 0},
     ]
-    assert Port.of("out", [(0, 1, 0)] * 4, (2, 2), ["two", "names"]).names == ("out_0_0", "out_0_1", "out_1_0", "out_1_1")
+    assert Port.of("out", [(0, 1, 0)] * 4, (2, 2), ("eta", "phi")).names == ("out_0_eta", "out_0_phi", "out_1_eta", "out_1_phi")
+    assert Port.of("out", [(0, 1, 0)] * 2, (2,), ("one",)).names == ("out_0", "out_1")
 
 
 @given(st.text())
@@ -253,6 +254,7 @@ def test_flavors_and_interfaces_give_the_same_bits(tmp_path: Path, flavor: Any, 
     folder = tmp_path / "export" / "rtl"
     top = "net_wrapper" if interface == "packed" else f"net_{interface}"
     assert f"## Ports of `{top}`" in (folder / "README.md").read_text()
+    assert not pipelined or ("get_ports {model_inp" in (folder / "src" / "net.xdc").read_text()) == (interface == "packed")
     done = subprocess.run(["make", "sim"], cwd=folder, capture_output=True, text=True, check=False)
     assert "PASS: 100 vectors" in done.stdout + done.stderr, done.stderr
 
