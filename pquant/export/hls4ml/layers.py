@@ -1,0 +1,191 @@
+"""Steps that are layers, as hls4ml's layers."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from pquant.errors import ConfigError
+from pquant.export.fixed import Constants, Fixed, Format
+from pquant.export.graph import LayerStep
+from pquant.export.hls4ml import precision
+from pquant.export.hls4ml.layout import channels_last, torch_order
+from pquant.export.hls4ml.moves import affine, pads, scaled, sizes
+from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.replay import compute, padding, parameters, pool_geometry
+from pquant.layers.activation import PQActivation
+from pquant.layers.conv import PQConv1d, PQConv2d
+from pquant.layers.dense import PQDense
+from pquant.layers.norm import ChannelAffine
+from pquant.layers.pool import PQAvgPool1d, PQAvgPool2d, PQMaxPool1d, PQMaxPool2d
+
+CONVOLUTIONS = (PQConv1d, PQConv2d)
+AVERAGES = (PQAvgPool1d, PQAvgPool2d)
+MAXIMA = (PQMaxPool1d, PQMaxPool2d)
+BY_POSITION = (*CONVOLUTIONS, *AVERAGES, *MAXIMA, ChannelAffine)
+LARGEST_TABLE = 16
+WIDEST_ENTRY = 60
+
+
+def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | None, guard: int) -> Value:
+    """Return the result of a layer for its quantized input.
+
+    Args:
+        project: that the layer is added to.
+        step: the layer.
+        value: its quantized input.
+        form: the format that all that reads the result gives it, where they agree.
+        guard: the largest number of fractional bits of any format in the model.
+
+    Raises:
+        ConfigError: hls4ml has no such layer, or not bit-exactly.
+    """
+    layer: Any = step.layer
+    if isinstance(layer, PQActivation):
+        return _activation(project, step, value, form)
+    if isinstance(layer, PQDense):
+        return _dense(project, step, value)
+    if isinstance(layer, CONVOLUTIONS):
+        return _convolution(project, step, value)
+    if isinstance(layer, (*AVERAGES, *MAXIMA)):
+        return _pool(project, step, value, guard)
+    if isinstance(layer, ChannelAffine):
+        value = _by_channel(project, step, value)
+        ones = (1,) * (len(value.bounds.shape) - 1)
+        return affine(project, step.name, value, *(parameters(layer, part).reshape(-1, *ones) for part in ("weight", "bias")))
+    raise ConfigError(f"hls4ml has no layer for a {type(layer).__name__}")
+
+
+def _by_channel(project: Project, step: LayerStep, value: Value) -> Value:
+    shape = value.bounds.shape
+    return value if len(shape) == 1 and value.order.ndim == 1 else project.arrange(step.name, value, channels_last(shape))
+
+
+def _weighted(layer: Any, weight: np.ndarray, bounds: Fixed) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return weights, with the output channel last, and bias, and all types of a layer with weights."""
+    bias = parameters(layer, "bias") if layer.bias is not None else Constants(np.zeros(weight.shape[-1], np.int64), 0)
+    types = {"weight": precision.of_constants(Constants.from_floats(weight)), "bias": precision.of_constants(bias)}
+    types |= {"accum": precision.of_sum(bounds), "result": precision.of_values(bounds)}
+    return {"weight_data": weight, "bias_data": bias.floats, "use_bias": True}, types
+
+
+def _dense(project: Project, step: LayerStep, value: Value) -> Value:
+    layer: Any = step.layer
+    bounds = compute(layer, value.bounds)
+    weight = parameters(layer, "weight").floats.T
+    if len(step.shape) == 1:
+        weight = weight[value.order.ravel()]
+        value = project.reshape(step.name, value, value.order.ravel())
+        data, types = _weighted(layer, weight, bounds)
+        made = Value("", torch_order(step.shape), bounds, castable=True)
+        return project.add("Dense", step.name, [value], made, types, n_in=layer.in_features, n_out=layer.out_features, **data)
+    positions = math.prod(step.shape[:-1])
+    value = project.arrange(step.name, value, torch_order(value.bounds.shape).reshape(positions, -1))
+    data, types = _weighted(layer, weight[None], bounds)
+    made = Value("", torch_order(step.shape).reshape(positions, -1), bounds, castable=True)
+    shape = {"in_width": positions, "out_width": positions, "n_chan": layer.in_features, "n_filt": layer.out_features}
+    kernel = {"filt_width": 1, "stride_width": 1, "pad_left": 0, "pad_right": 0}
+    return project.add("Conv1D", step.name, [value], made, types, **shape, **kernel, **data)
+
+
+def _convolution(project: Project, step: LayerStep, value: Value) -> Value:
+    layer: Any = step.layer
+    if layer.padding_mode != "zeros":
+        raise ConfigError(f"hls4ml pads with zeros only, not with padding_mode '{layer.padding_mode}'")
+    if (layer.groups > 1 or max(layer.dilation) > 1) and layer.name in project.resource:
+        raise ConfigError("groups and dilation become zero weights, which cost nothing with strategy=latency only")
+    value = project.arrange(step.name, value, channels_last(value.bounds.shape))
+    bounds = compute(layer, value.bounds)
+    data, types = _weighted(layer, _full_kernel(layer), bounds)
+    made = Value("", channels_last(step.shape), bounds, castable=True)
+    rank = len(step.shape)
+    kernel = [step * (size - 1) + 1 for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    geometry = sizes(rank, {"in": value.order.shape, "out": made.order.shape, "filt": kernel, "stride": layer.stride}) | pads(rank, padding(layer))
+    return project.add(
+        f"Conv{rank - 1}D", step.name, [value], made, types, n_chan=value.order.shape[-1], n_filt=layer.out_channels, **geometry, **data
+    )
+
+
+def _full_kernel(layer: Any) -> np.ndarray:
+    """Return the weight as (*kernel, inputs, outputs), zeros at places that groups and dilation leave out."""
+    weight = parameters(layer, "weight").floats
+    outputs, inputs, groups = layer.out_channels, layer.in_channels // layer.groups, layer.groups
+    kernel = [step * (size - 1) + 1 for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    full = np.zeros((outputs, layer.in_channels, *kernel))
+    spots = tuple(slice(None, None, step) for step in layer.dilation)
+    for group, rows in enumerate(np.split(np.arange(outputs), groups)):
+        full[(slice(rows[0], rows[-1] + 1), slice(group * inputs, (group + 1) * inputs), *spots)] = weight[rows]
+    return np.moveaxis(full, (0, 1), (-1, -2))
+
+
+def _pool(project: Project, step: LayerStep, value: Value, guard: int) -> Value:
+    layer: Any = step.layer
+    rank = len(step.shape)
+    value = project.arrange(step.name, value, channels_last(value.bounds.shape))
+    bounds = compute(layer, value.bounds)
+    made = Value("", channels_last(step.shape), bounds, castable=True)
+    average = isinstance(layer, AVERAGES)
+    kernel, stride, padded = pool_geometry(layer)
+    count = math.prod(kernel)
+    fraction = max(value.bounds.f, guard + 1) + count.bit_length()
+    types = {"result": result_type(bounds, fraction)}
+    total = value.bounds.times(Constants(np.array(count), 0))
+    types["accum"] = precision.of_values(total.at(fraction) if average else value.bounds)
+    geometry = sizes(rank, {"in": value.order.shape, "out": made.order.shape, "pool": kernel, "stride": stride})
+    geometry |= pads(rank, [(pad, pad) for pad in padded])
+    if rank == 2:
+        geometry |= {"n_in": value.order.shape[0], "n_out": made.order.shape[0]}
+    kind, operation = ("AveragePooling", "Average") if average else ("MaxPooling", "Max")
+    return project.add(
+        f"{kind}{rank - 1}D", step.name, [value], made, types, n_filt=value.order.shape[-1], pool_op=operation, count_pad=True, **geometry
+    )
+
+
+def _activation(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:
+    layer: Any = step.layer
+    if layer.rectifies:
+        return value
+    if layer.kind == "relu":
+        bounds = value.bounds.relu()
+        made = Value("", value.order, bounds, castable=True)
+        types = {"result": result_type(bounds)}
+        value = project.add("Activation", step.name, [value], made, types, activation="relu", n_in=value.order.size)
+        shift = 0 if layer.multiplier is None else int(layer.multiplier)
+        return scaled(project, step.name, value, 2.0**shift) if shift else value
+    if layer.kind == "tanh" and layer.hard:
+        bounds = compute(layer, value.bounds)
+        made = Value("", value.order, bounds, castable=True)
+        types = {"result": result_type(bounds)}
+        half = {"slope": 0.5, "shift": 0.5}
+        return project.add("HardActivation", step.name, [value], made, types, activation="hard_tanh", n_in=value.order.size, **half)
+    return _table(project, step, value, form)
+
+
+def _table(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:
+    """Return a function of one value from a table that has an entry for each code of the input's type."""
+    layer: Any = step.layer
+    if any(parameter.numel() > 1 for parameter in layer.parameters(recurse=False)):
+        raise ConfigError("hls4ml has one table for all values, but the function differs by channel")
+    signed, width, integer = _parsed(project.types[value.layer]["result"])
+    if width > LARGEST_TABLE:
+        raise ConfigError(f"a table of 2^{width} entries is too large: at most {LARGEST_TABLE} bits of input are taken")
+    codes = np.arange(2**width)
+    codes = np.where(codes >= 2 ** (width - 1), codes - 2**width, codes) if signed else codes
+    bounds = compute(layer, value.bounds)
+    entries = compute(layer, Fixed(codes[None], width - integer, codes, codes))
+    if form is not None:
+        scalar = Format(*(bits.ravel()[:1] for bits in (form.k, form.i, form.f)), form.round_mode, form.overflow_mode)
+        bounds, entries = bounds.quantize(form), entries.quantize(scalar)
+    constants = Constants.from_floats(entries.floats()[0])
+    if constants.f > WIDEST_ENTRY:
+        raise ConfigError("its table is too wide: quantize its output, in one format")
+    made = Value("", value.order, bounds, None if form is None else form.expand(bounds.shape))
+    types = {"result": precision.of_constants(constants), "table": precision.of_constants(constants)}
+    return project.add("UnaryLUT", step.name, [value], made, types, n_in=value.order.size, table_data=constants.floats, activation="unary_lut")
+
+
+def _parsed(kind: str) -> tuple[bool, int, int]:
+    found = re.match(r"(u?)fixed<(\d+),(-?\d+)", kind)
+    assert found is not None
+    return not found[1], int(found[2]), int(found[3])

@@ -1,0 +1,104 @@
+"""From the recorded graph of a finalized model to hls4ml's layers."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pquant.errors import ConfigError
+from pquant.export.fixed import Format
+from pquant.export.graph import Graph, LayerStep, MoveStep, SumStep
+from pquant.export.hls4ml import layers, precision
+from pquant.export.hls4ml.layout import channels_last, torch_order
+from pquant.export.hls4ml.moves import lower_move, lower_sum
+from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.replay import input_format, quantized_input, replay
+
+NAMED = 5
+
+
+def lower(graph: Graph, stream: bool, resource: frozenset[str] = frozenset()) -> tuple[Project, Value, Value]:
+    """Return the project of a finalized model, its input, and its output, which is in torch's order.
+
+    Args:
+        graph: of the model.
+        stream: whether values flow one position at a time.
+        resource: names of the layers with the strategy "resource".
+
+    Raises:
+        ConfigError: layers that hls4ml does not take, or not bit-exactly; the message names them and the reasons.
+    """
+    project = Project(stream, resource)
+    values, problems = [_input(project, graph)], []
+    uses = np.bincount([at for step in graph.steps for at in step.inputs] + [graph.output], minlength=len(graph.steps) + 1)
+    for at, step in enumerate(graph.steps, 1):
+        try:
+            value = _step(project, graph, at, [values[given] for given in step.inputs])
+        except ConfigError as error:
+            text = str(error).removeprefix("export: ")
+            problems.append(text if step.name in text else f"'{step.name}': {text}")
+            value = _substitute(project, graph, at)
+        values.append(replace(value, castable=value.castable and uses[at] == 1))
+    try:
+        output = project.arrange("output", values[graph.output], torch_order(graph.output_shape))
+    except ConfigError as error:
+        problems.append(f"the model's output: {error}")
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise ConfigError("export=hls4ml: " + "; ".join(problems[:NAMED]) + more)
+    return project, values[0], output
+
+
+def _input(project: Project, graph: Graph) -> Value:
+    """Return the model's input, in the order in which its first layer takes it."""
+    form = input_format(graph)
+    bounds = quantized_input(graph, np.zeros((1, *graph.input_shape)))
+    order = channels_last(graph.input_shape) if _takes_channels(graph) else torch_order(graph.input_shape)
+    types = {"result": precision.uniform(form) or precision.of_values(bounds)}
+    value = Value("", order, bounds, form.expand(graph.input_shape))
+    return project.add("InputLayer", "input", [], value, types, input_shape=list(order.shape))
+
+
+def _takes_channels(graph: Graph) -> bool:
+    first = next((step for step in graph.steps if 0 in step.inputs), None)
+    return len(graph.input_shape) > 1 and isinstance(first, LayerStep) and isinstance(first.layer, layers.BY_POSITION)
+
+
+def _step(project: Project, graph: Graph, at: int, inputs: list[Value]) -> Value:
+    step = graph.steps[at - 1]
+    if isinstance(step, MoveStep):
+        return lower_move(project, step, inputs)
+    if isinstance(step, SumStep):
+        return lower_sum(project, step, inputs)
+    assert isinstance(step, LayerStep)
+    layer: Any = step.layer
+    value = project.cast(f"{step.name}_input", inputs[0], Format.of(layer.input_quantizer))
+    output = Format.of(layer.output_quantizer)
+    agreed = _agreed(graph, at) if output is None else output
+    value = layers.lower_layer(project, step, value, agreed if agreed is not None and precision.uniform(agreed) else None, _guard(graph))
+    return project.cast(f"{step.name}_output", value, output)
+
+
+def _agreed(graph: Graph, at: int) -> Format | None:
+    """Return the format that a value gets from the only layer that reads it, None if there are more, or something else reads it."""
+    readers = [number for number, step in enumerate(graph.steps, 1) if at in step.inputs]
+    if len(readers) != 1 or at == graph.output:
+        return None
+    step: Any = graph.steps[readers[0] - 1]
+    if isinstance(step, MoveStep) and len(step.inputs) == 1:
+        return _agreed(graph, readers[0])
+    return Format.of(step.layer.input_quantizer) if isinstance(step, LayerStep) else None
+
+
+def _guard(graph: Graph) -> int:
+    forms = [Format.of(getattr(step.layer, f"{which}_quantizer")) for step in graph.layers for which in ("input", "output")]
+    return max(int(form.f.max()) for form in forms if form is not None)
+
+
+def _substitute(project: Project, graph: Graph, at: int) -> Value:
+    """Return a value in place of one that could not be made, with which further problems are found."""
+    bounds = replay(graph, quantized_input(graph, np.zeros((1, *graph.input_shape))))[at]
+    shape = graph.shape(at)
+    project.types[""] = {"result": result_type(bounds)}
+    return Value("", channels_last(shape) if len(shape) > 1 else torch_order(shape), bounds)
