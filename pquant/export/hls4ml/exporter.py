@@ -37,7 +37,7 @@ class HLS4ML(Settings):
         vectors: how many inputs the model, its integers and the compiled C++ are compared on.
     """
 
-    backend: Literal["Vitis", "Vivado"] = "Vitis"
+    backend: Literal["Vitis", "Vivado", "Quartus", "Catapult", "oneAPI", "Libero"] = "Vitis"
     part: str = "xcvu13p-flga2577-2-e"
     clock_period: float = setting(5.0, gt=0)
     io_type: Literal["parallel", "stream"] = "parallel"
