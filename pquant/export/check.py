@@ -4,20 +4,28 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from pquant.errors import ConfigError
-from pquant.export.graph import Graph, LayerStep, Step, SumStep, record
-from pquant.export.replay import CONVOLUTIONS, NORMS, POOLS, pool_geometry
+from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, NORMS, TRANSPOSED, is_supported
+from pquant.export.fixed import TABLE_BITS
+from pquant.export.formats import Constants
+from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.products import STATISTICS, products_of
+from pquant.export.recording import record
+from pquant.export.replay import quantized_input, replay
+from pquant.export.windows import pool_geometry
 from pquant.layers.activation import PQActivation
-from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.dense import PQDense
-from pquant.layers.norm import ChannelAffine
+from pquant.layers.finalize import finalize
+from pquant.layers.merge import PQMean, PQMerge, PQScale
+from pquant.layers.softmax import PQSoftmax
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING
 
 NAMED = 5
+CONSTANT_BITS = 16
 ALL_MODES = frozenset((*ROUND, *SATURATING, *WRAPPING))
-SUPPORTED = (PQDense, *CONVOLUTIONS, *NORMS, *POOLS, PQActivation, ChannelAffine)
 
 
 def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[str] = ALL_MODES) -> Graph:
@@ -39,14 +47,32 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
     return graph
 
 
+def check_arithmetic(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Compute one input in integers with a compressed model as if its training had ended: only the formats tell what tables would be too large.
+
+    Raises:
+        ConfigError: a layer cannot be computed; it is named.
+    """
+    graph = record(finalize(model), input_shape)
+    replay(graph, quantized_input(graph, np.zeros((1, *input_shape))))
+
+
 def multiplications(graph: Graph) -> int:
-    """Return the number of multiplications by a weight in one inference, pruned weights included."""
+    """Return the number of multiplications in one inference, those by pruned weights included."""
     total = 0
     for step in graph.layers:
-        if isinstance(step.layer, PQDense):
-            total += math.prod(step.shape) * step.layer.in_features
-        elif isinstance(step.layer, CONVOLUTIONS):
-            total += math.prod(step.shape) * step.layer.weight[0].numel()
+        layer: Any = step.layer
+        values = math.prod(step.shape)
+        if isinstance(layer, PQDense):
+            total += values * layer.in_features
+        elif isinstance(layer, CONVOLUTIONS):
+            total += values * layer.weight[0].numel()
+        elif isinstance(layer, TRANSPOSED):
+            total += math.prod(graph.shape(step.inputs[0])) * layer.weight[0].numel()
+        elif isinstance(layer, PQMerge):
+            total += products_of(layer, *(graph.shape(value) for value in step.inputs))
+        elif isinstance(layer, (PQSoftmax, *STATISTICS)):
+            total += values * (1 if isinstance(layer, PQSoftmax) else 2)
     return total
 
 
@@ -55,10 +81,11 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
     for step in graph.steps:
         known = all(fixed[at] for at in step.inputs)
         if isinstance(step, LayerStep):
-            known = known or not _quantizer(step, "input").is_float
-            yield from (f"layer '{step.name}' {problem}" for problem in _of_layer(step.layer, known, modes))
-            known = not _quantizer(step, "output").is_float or not _makes_reals(step.layer)
-        elif isinstance(step, SumStep) and not known:
+            yield from (f"layer '{step.name}' {problem}" for problem in _of_layer(step, [fixed[at] for at in step.inputs], graph, modes))
+            known = not _makes_reals(step, graph) or not _quantizer(step, "output").is_float
+        elif isinstance(step, ConstantStep):
+            known = _significant_bits(step.constants) <= CONSTANT_BITS
+        elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
             yield f"{step.name} takes values that nothing quantized"
         fixed.append(known)
     if not fixed[graph.output]:
@@ -69,31 +96,77 @@ def _quantizer(step: Step, which: str) -> Any:
     return getattr(step.layer, f"{which}_quantizer")  # type: ignore[attr-defined]
 
 
-def _of_layer(layer: nn.Module, quantized: bool, modes: Collection[str]) -> Iterator[str]:
-    table = isinstance(layer, PQActivation) and bool(layer.function)
-    if table or not isinstance(layer, SUPPORTED):
-        yield f"is a {layer.kind if table else type(layer).__name__}, which is not supported"
+def _significant_bits(constants: np.ndarray) -> int:
+    return int(abs(Constants.from_floats(constants).n).max(initial=0)).bit_length()
+
+
+def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collection[str]) -> Iterator[str]:
+    layer: Any = step.layer
+    if not is_supported(layer) and not isinstance(layer, NORMS):
+        yield f"is a {type(layer).__name__}, which is not supported"
         return
-    assert isinstance(layer, QuantizedLayer)
-    if not quantized:
+    if not all(known or not getattr(layer, place).is_float for known, place in zip(fixed, layer.input_quantizers, strict=True)):
         yield "takes values that nothing quantizes: enable its input's quantizer"
-    if isinstance(layer, (CompressedLayer, *NORMS, ChannelAffine)):
-        for part in ("weight", "bias"):
-            there = getattr(layer, part) is not None or isinstance(layer, NORMS)
-            if there and getattr(layer, f"{part}_quantizer").is_float:
-                yield f"has a {part} that stays float"
-    for quantizer in (layer.input_quantizer, layer.output_quantizer):
-        for mode in ("round_mode", "overflow_mode"):
-            if getattr(quantizer, mode, next(iter(modes))) not in modes:
-                yield f"has {mode} {getattr(quantizer, mode)}, which the target does not know"
-    if isinstance(layer, POOLS) and (
-        layer.ceil_mode or getattr(layer, "divisor_override", None) or any(pool_geometry(layer)[2]) and not layer.count_include_pad
+    for tensor in layer.tensors:
+        quantizer = getattr(layer, f"{tensor}_quantizer", None)
+        if tensor in ("input", "output"):
+            for mode in ("round_mode", "overflow_mode"):
+                if getattr(quantizer, mode, next(iter(modes))) not in modes:
+                    yield f"has {mode} {getattr(quantizer, mode)}, which the target does not know"
+        elif quantizer is not None and quantizer.is_float and (tensor not in ("weight", "bias") or _has(layer, tensor)):
+            yield f"has {'an' if tensor[0] in 'aeio' else 'a'} {tensor} that stays float"
+    yield from _of_pool(layer)
+    bits = _table_bits(step, graph)
+    if bits is not None and bits > TABLE_BITS:
+        yield f"needs a table of 2^{bits} entries, more than 2^{TABLE_BITS}: quantize its input to fewer bits"
+
+
+def _of_pool(layer: Any) -> Iterator[str]:
+    if isinstance(layer, AVERAGES) and (
+        layer.ceil_mode or getattr(layer, "divisor_override", None) or any(pool_geometry(layer, 1)[2]) and not layer.count_include_pad
     ):
         yield "is a pool whose windows differ, or with a divisor of its own"
+    if isinstance(layer, MAXIMA) and layer.return_indices:
+        yield "is a pool that returns indices"
 
 
-def _makes_reals(layer: nn.Module) -> bool:
-    """Return whether a layer's results are not fixed-point values: a tanh, or a mean over a number of values that is not a power of 2."""
+def _table_bits(step: LayerStep, graph: Graph) -> int | None:
+    """Return the bits of the input of the largest table of a layer, as its formats are now; None without a table, or for unknown formats."""
+    layer: Any = step.layer
+    if isinstance(layer, PQSoftmax):
+        if layer.exponential_quantizer.is_float:
+            return None
+        count = graph.shape(step.inputs[0])[layer.dim if layer.dim < 0 else layer.dim - 1]
+        distances = 0 if layer.operand().is_float else _width(layer.operand()) + 1
+        return max(distances, _width(layer.exponential_quantizer) + math.ceil(math.log2(count)))
+    operand = layer.operand()
+    if not _makes_reals(step, graph) or operand.is_float:
+        return None
     if isinstance(layer, PQActivation):
-        return layer.kind == "tanh" and not layer.hard
-    return isinstance(layer, POOLS) and math.prod(pool_geometry(layer)[0]).bit_count() != 1
+        return _width(operand)
+    size = math.prod(pool_geometry(layer, len(step.shape) - 1)[0]) if isinstance(layer, AVERAGES) else _averaged(step, graph)
+    return _width(operand) + math.ceil(math.log2(size))
+
+
+def _width(quantizer: Any) -> int:
+    return int(quantizer.width().max())
+
+
+def _averaged(step: LayerStep, graph: Graph) -> int:
+    """Return over how many values a mean goes."""
+    return math.prod(graph.shape(step.inputs[0])) // math.prod(step.shape)
+
+
+def _has(layer: Any, tensor: str) -> bool:
+    """Return whether a layer has a weight or bias; the function of an activation holds its own."""
+    return not isinstance(layer, (PQActivation, PQScale)) and (isinstance(layer, NORMS) or getattr(layer, tensor, None) is not None)
+
+
+def _makes_reals(step: LayerStep, graph: Graph) -> bool:
+    """Return whether a layer's results are not fixed-point values: those of a table, or means over a number of values that is not a power of 2."""
+    layer: Any = step.layer
+    if isinstance(layer, PQActivation):
+        return bool(layer.function) or layer.kind == "tanh" and not layer.hard
+    if isinstance(layer, PQMean):
+        return _averaged(step, graph).bit_count() != 1
+    return isinstance(layer, AVERAGES) and math.prod(pool_geometry(layer, len(step.shape) - 1)[0]).bit_count() != 1

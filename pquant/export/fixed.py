@@ -1,135 +1,16 @@
 """Exact fixed-point arithmetic on integers, in numpy: values n * 2^-f with n an int64."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from pquant.errors import ConfigError
-from pquant.quantization.quantizer import Quantizer
+from pquant.export.formats import EXACT_BITS, Constants, Format
 
-EXACT_BITS = 53
-
-
-@dataclass(frozen=True)
-class Format:
-    """Bits and modes of data: integer arrays that broadcast with it, without the batch axis; see :mod:`pquant.quantization.fixed_point`."""
-
-    k: np.ndarray
-    i: np.ndarray
-    f: np.ndarray
-    round_mode: str
-    overflow_mode: str
-
-    @classmethod
-    def of(cls, quantizer: Quantizer) -> "Format | None":
-        """Return the format of a finalized quantizer, None if its values stay float."""
-        formats = quantizer.format()
-        if formats is None:
-            return None
-        k, i, f = (np.asarray(bits.detach().cpu().numpy()).astype(np.int64) for bits in formats)
-        return cls(k, i, f, getattr(quantizer, "round_mode", "TRN"), getattr(quantizer, "overflow_mode", "SAT"))
-
-    def expand(self, shape: tuple[int, ...]) -> "Format":
-        """Return the format with a k, i, f for each value of ``shape``."""
-        k, i, f = (np.broadcast_to(bits, shape) for bits in (self.k, self.i, self.f))
-        return Format(k, i, f, self.round_mode, self.overflow_mode)
-
-    @property
-    def width(self) -> np.ndarray:
-        """Total bits, at least 0."""
-        return np.maximum(self.k + self.i + self.f, 0)
-
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and highest integers n, where values are n * 2^-f; both 0 without bits."""
-        top = np.where(self.width > 0, np.left_shift(1, np.maximum(self.i + self.f, 0)), 0)
-        high = np.maximum(top - 1, 0)
-        return -self.k * (high if self.overflow_mode == "SAT_SYM" else top), high
-
-    def limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and highest values."""
-        low, high = self.bounds()
-        return np.ldexp(low.astype(np.float64), -self.f), np.ldexp(high.astype(np.float64), -self.f)
-
-    def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Return float64 values of (batch, *shape), exact as long as both they and the result have at most 53 bits."""
-        low, high = self.bounds()
-        n = _round(np.ldexp(x, self.f), self.round_mode)
-        n = np.clip(n, low, high) if self.overflow_mode.startswith("SAT") else self._wrap(n, low)
-        return np.where(self.width > 0, np.ldexp(n, -self.f), 0.0)
-
-    def _wrap(self, n: np.ndarray, low: np.ndarray) -> np.ndarray:
-        count = np.ldexp(1.0, self.width)
-        if self.overflow_mode == "WRAP":
-            return low + np.mod(n - low, count)
-        wrapped = np.mod(n - low, 2 * count)
-        return low + np.where(wrapped >= count, 2 * count - 1 - wrapped, wrapped)
-
-
-def _round(x: np.ndarray, mode: str) -> np.ndarray:
-    """Return rounded integers; the code adds no half to ``x``, as that sum could itself round."""
-    down = np.floor(x)
-    above = x - down
-    up = {
-        "TRN": False,
-        "TRN_ZERO": (x < 0) & (above > 0),
-        "RND": above >= 0.5,
-        "RND_CONV": (above > 0.5) | (above == 0.5) & (np.mod(down, 2) == 1),
-        "RND_ZERO": (above > 0.5) | (above == 0.5) & (x < 0),
-        "RND_INF": (above > 0.5) | (above == 0.5) & (x > 0),
-        "RND_MIN_INF": above > 0.5,
-    }[mode]
-    return down + up
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Weights as integers n times 2^-f, with the least such f."""
-
-    n: np.ndarray
-    f: int
-
-    @classmethod
-    def of(cls, what: str, values: Tensor, quantizer: Quantizer) -> "Constants":
-        """Return the integers of finalized parameters.
-
-        Raises:
-            ConfigError: parameters that stayed float, or a value outside its format; ``what`` names the tensor.
-        """
-        x = values.detach().cpu().double().numpy()
-        form = Format.of(quantizer)
-        if form is None:
-            raise ConfigError(f"export: {what} is not quantized")
-        low, high = form.limits()
-        off = (np.ldexp(x, form.f) % 1 != 0) | (x < low) | (x > high) & (x != 0)
-        off &= x != 0
-        if off.any():
-            place = tuple(int(at) for at in np.argwhere(off)[0])
-            bits = ", ".join(f"{name}={np.broadcast_to(getattr(form, name), x.shape)[place]}" for name in "kif")
-            raise ConfigError(f"export: {what}{list(place)} is {x[place]:.10g}, which is not a value of the format {bits}")
-        return cls.from_floats(x)
-
-    @classmethod
-    def from_floats(cls, x: np.ndarray) -> "Constants":
-        """Return the integers of float64 values."""
-        nonzero = x[x != 0]
-        f = int((EXACT_BITS - np.frexp(nonzero)[1] - _trailing_zeros(nonzero)).max()) if nonzero.size else 0
-        return cls(np.ldexp(x, f).astype(np.int64), f)
-
-    @property
-    def floats(self) -> np.ndarray:
-        """The values as float64."""
-        return np.ldexp(self.n.astype(np.float64), -self.f)
-
-    def reshape(self, *shape: int) -> "Constants":
-        """Return the same constants in another shape."""
-        return Constants(self.n.reshape(shape), self.f)
-
-
-def _trailing_zeros(x: np.ndarray) -> np.ndarray:
-    mantissa = np.abs(np.ldexp(np.frexp(x)[0], 53)).astype(np.int64)
-    return np.log2((mantissa & -mantissa).astype(np.float64)).astype(np.int64)
+TABLE_BITS = 16
+Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -145,9 +26,9 @@ class Real:
         """Shape without the batch axis."""
         return self.x.shape[1:]
 
-    def gather(self, index: np.ndarray, *others: "Real") -> "Real":
-        """Return the values at ``index`` of the concatenation of this and the others."""
-        return Real(_gather([self.x, *(other.x for other in others)], index, 1))
+    def gather(self, index: np.ndarray, *others: "Real | Fixed") -> "Real":
+        """Return the values at ``index`` of the concatenation of this and the others; -1 is a zero."""
+        return Real(_gather([self.x, *(other.floats() for other in others)], index, 1))
 
     def quantize(self, form: Format) -> "Fixed":
         """Return the values in a format."""
@@ -186,31 +67,50 @@ class Fixed:
     @property
     def largest(self) -> int:
         """The largest |n| for any input."""
-        return _peak(np.maximum(abs(self.low), abs(self.high)))
+        return _peak(self._sizes())
 
     def floats(self) -> np.ndarray:
         """Return the values as float64."""
         return np.ldexp(self.n.astype(np.float64), -self.f)
 
-    def gather(self, index: np.ndarray, *others: "Fixed") -> "Fixed":
+    def gather(self, index: np.ndarray, *others: "Real | Fixed") -> "Real | Fixed":
         """Return the values at ``index`` of the concatenation of this and the others; -1 is a zero."""
-        every = _aligned(self, *others)
+        fixed = [other for other in others if isinstance(other, Fixed)]
+        if len(fixed) < len(others):
+            return Real(self.floats()).gather(index, *others)
+        every = _aligned(self, *fixed)
         low, high = (_gather([getattr(value, bound) for value in every], index, 0) for bound in ("low", "high"))
         return Fixed(_gather([value.n for value in every], index, 1), every[0].f, low, high)
 
     def dot(self, weight: Constants) -> "Fixed":
         """Return (..., groups, outputs) for values (..., groups, inputs) and a weight (groups, inputs, outputs)."""
         positive, negative = np.maximum(weight.n, 0), np.minimum(weight.n, 0)
-        peak = _peak(_matmul(np.maximum(abs(self.low), abs(self.high)), abs(weight.n)))
+        peak = _peak(_matmul(self._sizes(), abs(weight.n)))
         low = _matmul(self.low, positive) + _matmul(self.high, negative)
         high = _matmul(self.high, positive) + _matmul(self.low, negative)
         return Fixed(_matmul(self.n, weight.n), self.f + weight.f, low, high, peak)
 
     def times(self, factors: Constants) -> "Fixed":
         """Return the products with constants that broadcast."""
-        peak = _peak(np.maximum(abs(self.low), abs(self.high)) * abs(factors.n).astype(np.float64))
+        peak = _peak(self._sizes() * abs(factors.n).astype(np.float64))
         ends = self.low * factors.n, self.high * factors.n
         return Fixed(self.n * factors.n, self.f + factors.f, np.minimum(*ends), np.maximum(*ends), peak)
+
+    def multiply(self, other: "Fixed") -> "Fixed":
+        """Return the products with other values of the same shape; squares, if they are the same values, are not negative."""
+        peak = _peak(self._sizes() * other._sizes().astype(np.float64))
+        ends = np.stack([a * b for a in (self.low, self.high) for b in (other.low, other.high)])
+        low = np.where((self.low < 0) & (self.high > 0), 0, ends.min(0)) if other is self else ends.min(0)
+        return Fixed(self.n * other.n, self.f + other.f, low, ends.max(0), peak)
+
+    def extreme(self, which: Literal["max", "min"]) -> "Fixed":
+        """Return the largest or smallest value along the last axis."""
+        n, low, high = (getattr(ends, which)(-1) for ends in (self.n, self.low, self.high))
+        return Fixed(n, self.f, low, high, self.peak)
+
+    def constant(self, values: Constants) -> "Fixed":
+        """Return constants as values of as many examples as this has."""
+        return Fixed(np.broadcast_to(values.n, (len(self.n), *values.n.shape)), values.f, values.n, values.n)
 
     def shift(self, bits: int) -> "Fixed":
         """Return the values times 2^bits."""
@@ -248,14 +148,40 @@ class Fixed:
         n, low, high = (np.clip(n, -bound << mine.f, bound << mine.f) for n in (mine.n, mine.low, mine.high))
         return Fixed(n, mine.f, low, high, mine.peak)
 
-    def real(self, function: Any) -> Real:
-        """Return ``function`` of the values."""
-        return Real(function(self.floats()))
+    def real(self, functions: Function | np.ndarray) -> Real:
+        """Return a function of the values, or an array of functions, which broadcasts with them."""
+        x = self.floats()
+        if not isinstance(functions, np.ndarray):
+            return Real(functions(x))
+        each, y = np.broadcast_to(functions, self.shape), np.empty_like(x)
+        for function in set(functions.flat):
+            y[:, each == function] = function(x[:, each == function])
+        return Real(y)
+
+    def table(self, function: Function) -> "Fixed":
+        """Return a function of the values, whose results are fixed-point values of any format.
+
+        Raises:
+            ConfigError: the values can be more than 2^TABLE_BITS different ones.
+        """
+        low, high = int(self.low.min()), int(self.high.max())
+        check_table(high - low + 1)
+        results = Constants.from_floats(function(np.ldexp(np.arange(low, high + 1, dtype=np.float64), -self.f)))
+        return Fixed(results.n[self.n - low], results.f, np.full(self.shape, results.n.min()), np.full(self.shape, results.n.max()))
+
+    def _sizes(self) -> np.ndarray:
+        return np.maximum(abs(self.low), abs(self.high))
 
     def at(self, f: int) -> "Fixed":
         """Return the same values with at least as many fractional bits."""
         n, low, high = (n << (f - self.f) for n in (self.n, self.low, self.high))
         return Fixed(n, f, low, high, _peak(np.array(self.peak) * 2.0 ** (f - self.f)))
+
+
+def check_table(entries: int) -> None:
+    """Raise a ConfigError if a table is too large."""
+    if entries > 2**TABLE_BITS:
+        raise ConfigError(f"a table of {entries} entries is needed, more than 2^{TABLE_BITS}: quantize its input to fewer bits")
 
 
 def _aligned(*values: Fixed) -> list[Fixed]:

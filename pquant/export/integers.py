@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from pquant.errors import ExportError
-from pquant.export.fixed import Fixed, Format
+from pquant.export.arithmetic import parameters
+from pquant.export.fixed import Fixed
+from pquant.export.formats import Format
 from pquant.export.graph import Graph, Step
-from pquant.export.replay import parameters, quantized_input, replay
+from pquant.export.replay import quantized_input, replay
 from pquant.layers.base import QuantizedLayer
+from pquant.layers.constant import PQConstant
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         with torch.no_grad():
             result = reference(torch.from_numpy(batch).to(torch.float64 if wide else torch.float32))
         for step, seen in zip(graph.layers, reference_graph, strict=True):
-            _compare(step.name, seen, values[graph.steps.index(step) + 1], start)
+            _compare(step.name, seen.movedim(step.batch_axis, 0), values[graph.steps.index(step) + 1], start)
         reference_graph.clear()
         _compare("the model's output", result, values[graph.output], start)
         inputs.append(values[0])
@@ -98,7 +101,7 @@ def _outputs_of(model: nn.Module) -> list[torch.Tensor]:
     """Return a list to which every call of a layer appends its output."""
     seen: list[torch.Tensor] = []
     for module in model.modules():
-        if isinstance(module, QuantizedLayer):
+        if isinstance(module, QuantizedLayer) and not isinstance(module, PQConstant):
             module.register_forward_hook(lambda _, inputs, output: seen.append(output))
     return seen
 
@@ -127,7 +130,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
         layer: Any = step.layer
         row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "output_shape": step.shape}
         for part in ("weight", "bias"):
-            if getattr(layer, part, None) is not None:
+            if getattr(layer, part, None) is not None and hasattr(layer, f"{part}_quantizer"):
                 constants = parameters(layer, part)
                 arrays[f"{step.name}.{part}"] = constants.n
                 row[part] = {"array": f"{step.name}.{part}", "f": constants.f} | {"format": _format(getattr(layer, f"{part}_quantizer"))}

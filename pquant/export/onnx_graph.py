@@ -7,9 +7,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Format
+from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, parameters
+from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph, LayerStep, MoveStep, SumStep
-from pquant.export.replay import CONVOLUTIONS, POOLS, padding, parameters, pool_geometry
+from pquant.export.windows import padding, pool_geometry
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
 from pquant.layers.norm import ChannelAffine
@@ -120,8 +121,8 @@ class PlainGraph:
         if isinstance(layer, ChannelAffine):
             factors, terms = (parameters(layer, part).floats.reshape(-1, *(1,) * (len(layer.calls[0].input) - 2)) for part in ("weight", "bias"))
             return self.op("Add", self.op("Mul", x, self.constant(factors)), self.constant(terms))
-        if isinstance(layer, POOLS):
-            kernel, stride, pads = pool_geometry(layer)
+        if isinstance(layer, AVERAGES):
+            kernel, stride, pads = pool_geometry(layer, len(layer.calls[0].input) - 2)
             return self.op("AveragePool", x, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1)
         if isinstance(layer, PQActivation):
             return self._activation(layer, x)

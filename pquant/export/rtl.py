@@ -13,11 +13,14 @@ from torch import nn
 
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
-from pquant.export.check import checked, multiplications
+from pquant.export.bench import Design, Flavor, Interface
+from pquant.export.check import check_arithmetic, checked, multiplications
+from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
+from pquant.export.ports import Port
 from pquant.export.replay import input_format
-from pquant.export.simulation import Port, find_simulator, simulate
+from pquant.export.simulation import find_simulator, simulate
 from pquant.export.synthesis import count_cells, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
@@ -27,20 +30,25 @@ from pquant.tracking.files import write_atomic, write_json
 log = logging.getLogger(__name__)
 
 TOP = "net"
+SHOWN = 64
+SHOWN = 64
 MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SAT_SYM WRAP".split())
 
 
 @schema("export", "rtl")
 @dataclass(frozen=True)
 class RTL(Settings):
-    """Fully unrolled Verilog by alkaid, verified and counted.
+    """Fully unrolled Verilog or VHDL by alkaid, verified and counted.
 
     Args:
+        flavor: the language; Yosys counts look-up tables of Verilog alone.
+        interface: the ports of the outermost module; "packed": all values in one input and one output; "elements": a port for each value;
+            "axi_stream": AXI4-Stream with valid and ready, in Verilog.
         clock_period: the clock period in ns, for the constraints and the latency.
         pipelined: whether to pipeline the logic with registers; else it is combinational.
         latency_cutoff: the largest delay in ns between two registers, as alkaid estimates it; null for the clock period.
         vectors: the number of inputs on which the model, its integers and alkaid's emulator are compared.
-        simulator: the simulator of the Verilog; "auto": Icarus Verilog, else Verilator, if installed; "emulator": none.
+        simulator: the simulator; "auto": Icarus Verilog, else Verilator, for VHDL GHDL, if installed; "emulator": none.
         simulated_vectors: the number of inputs that are simulated.
         synthesize: whether Yosys counts look-up tables; "auto": if Yosys is installed and the estimate is at most ``synthesis_limit`` LUTs.
         synthesis_limit: the limit in LUTs.
@@ -49,11 +57,13 @@ class RTL(Settings):
         max_multiplications: the largest number of multiplications by a weight, pruned weights included; all run in parallel in hardware.
     """
 
+    flavor: Flavor = "verilog"
+    interface: Interface = "packed"
     clock_period: float = setting(5.0, gt=0)
     pipelined: bool = True
     latency_cutoff: float | None = setting(None, gt=0)
     vectors: int = setting(10_000, ge=64)
-    simulator: Literal["auto", "icarus", "verilator", "emulator"] = "auto"
+    simulator: Literal["auto", "icarus", "verilator", "ghdl", "emulator"] = "auto"
     simulated_vectors: int = setting(200, ge=1, le=1_000_000)
     synthesize: Literal["auto", "yes", "no"] = "auto"
     synthesis_limit: int = setting(5_000, ge=0)
@@ -63,17 +73,27 @@ class RTL(Settings):
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
+        self._checked(model, input_shape)
+        check_arithmetic(model, input_shape)
+
+    def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        """Return the graph of a model that can be exported with the tools there are."""
         if importlib.util.find_spec("alkaid") is None:
             raise ConfigError("export=rtl needs alkaid: pip install 'pquant[rtl]'")
-        find_simulator(self.simulator)
+        if self.flavor == "vhdl" and (self.interface == "axi_stream" or self.synthesize == "yes"):
+            what = "interface=axi_stream" if self.interface == "axi_stream" else "synthesize=yes, as Yosys reads Verilog"
+            raise ConfigError(f"RTL.{what}, needs RTL.flavor=verilog, got vhdl")
+        find_simulator(self.simulator, self.flavor)
         if self.synthesize == "yes" and yosys_command() is None:
             raise ConfigError("RTL.synthesize is 'yes', but Yosys is not installed: pip install pyosys, or put yosys on the PATH")
-        count = multiplications(checked(model, input_shape, MODES))
+        graph = checked(model, input_shape, MODES)
+        count = multiplications(graph)
         if count > self.max_multiplications:
             raise ConfigError(
                 f"export=rtl unrolls all {count:,} multiplications of an inference into parallel logic, "
                 f"RTL.max_multiplications is {self.max_multiplications:,}"
             )
+        return graph
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` metrics.
@@ -87,8 +107,7 @@ class RTL(Settings):
         from pquant.export.wires import logic
 
         start = time.perf_counter()
-        self.check(model, tuple(splits.input_shape))
-        graph = checked(model, tuple(splits.input_shape), MODES)
+        graph = self._checked(model, tuple(splits.input_shape))
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)
@@ -97,7 +116,9 @@ class RTL(Settings):
         comb = logic(graph)
         check_emulator(comb, graph, verified)
         cut = {"latency_cutoff": self.latency_cutoff or self.clock_period} if self.pipelined else {}
-        rtl = RTLModel(comb, target, TOP, clock_period=self.clock_period, part_name=self.part, ternary_fuse=False, print_latency=False, **cut)
+        rtl = RTLModel(
+            comb, target, TOP, flavor=self.flavor, clock_period=self.clock_period, part_name=self.part, ternary_fuse=False, print_latency=False, **cut
+        )
         rtl.write()
         cycles = int(rtl.latency or 0)
         metrics: dict[str, Any] = {
@@ -109,34 +130,31 @@ class RTL(Settings):
             "rtl/accumulator_bits": max((row.partial_bits for row in verified.accumulators), default=0),
             "rtl/vectors": verified.count,
         }
-        ports = Port.of([qint.kif for qint in comb.inp_qint]), Port.of([qint.kif for qint in comb.out_qint])
-        simulator = find_simulator(self.simulator)
+        inputs = Port.of("in", [qint.kif for qint in comb.inp_qint], graph.input_shape)
+        outputs = Port.of("out", [qint.kif for qint in comb.out_qint], graph.output_shape)
+        design = Design(TOP, self.flavor, self.interface, inputs, outputs, cycles if self.pipelined else None)
+        simulator = find_simulator(self.simulator, self.flavor)
         count = min(self.simulated_vectors, verified.count)
-        self._write_bench(target, ports, verified, cycles, count)
+        design.write(target)
+        design.write_bench(target, verified, count, self.clock_period / 2)
+        self._write_scripts(target, design)
         if simulator:
-            check_simulation(simulator, target, count)
+            check_simulation(simulator, target, design.sources(target), count)
         metrics |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
         metrics |= self._count(target, metrics["rtl/luts_estimated"])
         metrics["rtl/seconds"] = time.perf_counter() - start
-        self._describe(target, graph, ports, metrics)
+        self._describe(target, graph, design, metrics)
         return metrics
 
-    def _write_bench(self, target: Path, ports: tuple[Port, Port], verified: Verified, cycles: int, count: int) -> None:
-        inputs, outputs = ports
-        bench = target / "sim"
-        for leftover in bench.glob("*"):
-            leftover.unlink()  # alkaid's own testbench, which needs its Python
-        write_atomic(bench / "vectors.hex", "\n".join(inputs.words(verified.inputs[:count], verified.input_f)) + "\n")
-        write_atomic(bench / "expected.hex", "\n".join(outputs.words(verified.outputs[:count], verified.output_f)) + "\n")
-        values = {"top": f"{TOP}_wrapper", "count": count, "cycles": cycles, "clocked": self.pipelined, "half": self.clock_period / 2}
-        write_atomic(bench / "tb.v", render("tb.v.j2", input_bits=inputs.width, output_bits=outputs.width, **values))
-        sources = [str(path.relative_to(target)) for pattern in ("src/*.v", "src/static/*.v") for path in sorted(target.glob(pattern))]
-        write_atomic(target / "synth.ys", render("synth.ys.j2", sources=sources, family=self.family, top=f"{TOP}_wrapper"))
-        write_atomic(target / "Makefile", render("Makefile.j2"))
+    def _write_scripts(self, target: Path, design: Design) -> None:
+        if design.flavor == "verilog":
+            sources = [str(path.relative_to(target)) for path in design.sources(target)]
+            write_atomic(target / "synth.ys", render("synth.ys.j2", sources=sources, family=self.family, top=design.top))
+        write_atomic(target / "Makefile", render("Makefile.j2", suffix=design.suffix))
 
     def _count(self, target: Path, estimated: int) -> dict[str, float]:
         command = yosys_command()
-        if self.synthesize == "no" or command is None or self.synthesize == "auto" and estimated > self.synthesis_limit:
+        if self.flavor == "vhdl" or self.synthesize == "no" or command is None or self.synthesize == "auto" and estimated > self.synthesis_limit:
             log.info(
                 "no Yosys count: RTL.synthesize=%s, %s, %d LUTs estimated",
                 self.synthesize,
@@ -148,22 +166,27 @@ class RTL(Settings):
         counts = count_cells(command, target / "synth.ys")
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
-    def _describe(self, target: Path, graph: Graph, ports: tuple[Port, Port], metrics: Mapping[str, Any]) -> None:
+    def _describe(self, target: Path, graph: Graph, design: Design, metrics: Mapping[str, Any]) -> None:
         form = input_format(graph)
         simulator, simulated = metrics["rtl/simulator"], metrics["rtl/simulated_vectors"]
         texts = {
-            which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}"}
-            for which, port in zip(("input", "output"), ports, strict=True)
+            which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}", "each": port.rows()}
+            for which, port in (("input", design.inputs), ("output", design.outputs))
         }
         write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts})
         text = render(
             "README.md.j2",
-            top=f"{TOP}_wrapper",
+            top=design.top,
+            core=design.core,
+            interface=design.interface,
+            suffix=design.suffix,
+            language="Verilog" if design.flavor == "verilog" else "VHDL",
             verified=metrics["rtl/vectors"],
             simulated=simulated or "no",
             simulator=simulator if simulated else "a simulator, as none is installed",
             metrics={name.removeprefix("rtl/"): value for name, value in metrics.items()},
             ports=texts,
+            shown=SHOWN,
             input_shape=tuple(graph.input_shape),
             output_shape=tuple(graph.output_shape),
             round_mode=form.round_mode,
@@ -202,20 +225,20 @@ def first_difference(graph: Graph, given: np.ndarray) -> str:
     seen, at = logic(graph, every_layer=True).predict(given[None], n_threads=1)[0], 0
     for step, value in zip(graph.steps, values, strict=True):
         part, at = seen[at : at + value.floats().size], at + value.floats().size
-        if not np.array_equal(part, value.floats().ravel()):
+        if isinstance(value, Fixed) and not np.array_equal(part, value.floats().ravel()):
             return f"(first in layer '{step.name}')"
     return "(in no single layer)"
 
 
-def check_simulation(simulator: str, target: Path, count: int) -> None:
-    """Simulate the Verilog and compare all outputs with the expected ones.
+def check_simulation(simulator: str, target: Path, sources: list[Path], count: int) -> None:
+    """Simulate the sources and compare all outputs with the expected ones.
 
     Raises:
         ExportError: they differ.
     """
-    seen, expected = simulate(simulator, target), (target / "sim" / "expected.hex").read_text().split()
+    seen, expected = simulate(simulator, target, sources), (target / "sim" / "expected.hex").read_text().split()
     if len(seen) != count:
         raise ExportError(f"{simulator} gave {len(seen)} outputs for {count} vectors")
     for vector, (one, other) in enumerate(zip(seen, expected, strict=True)):
         if one != other:
-            raise ExportError(f"integers and Verilog differ at the model's output, vector {vector}: the integers give {other}, {simulator} {one}")
+            raise ExportError(f"integers and simulation differ at the model's output, vector {vector}: the integers give {other}, {simulator} {one}")

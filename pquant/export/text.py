@@ -7,5 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 def render(template: str, **values: Any) -> str:
     """Return the template of that name, filled in."""
-    environment = Environment(loader=PackageLoader("pquant.export"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    environment = Environment(
+        loader=PackageLoader("pquant.export"), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )  # noqa: S701
     return environment.get_template(template).render(values)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pquant.export.fixed import Format
+from pquant.export.formats import Format
 
 CORNERS = 32
 BEYOND = 4.0

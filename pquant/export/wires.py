@@ -1,20 +1,21 @@
 """The values of :mod:`pquant.export.replay` as alkaid's symbolic wires, from which it makes logic."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import reduce
+from typing import Any, Literal
 
 import numpy as np
 from alkaid.trace import FVariable, FVArray, HWConfig, trace
 from alkaid.trace.passes import optimize
 from alkaid.types import CombLogic
 
-from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Format
+from pquant.export.fixed import Function, check_table
+from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph
 from pquant.export.replay import input_format, replay
 
-COSTS = HWConfig(1, -1, -1)
-TABLE_BITS = 16
+# alkaid's estimates: adders cost a LUT a bit, and carries of any length one delay; with -1 for the latter it gives products of data negative delays.
+COSTS = HWConfig(1, 65534, -1)
 WINDOW = 24
 NATIVE = ("TRN", "RND", "RND_CONV")
 # Each mode is the floor of x plus (steps of the result, steps of x), for x >= 0 and for x < 0.
@@ -48,10 +49,13 @@ def logic(graph: Graph, every_layer: bool = False) -> CombLogic:
 
 
 class Wires:
-    """Symbolic fixed-point values; ``function`` is still to be applied if they are not fixed-point yet (:class:`pquant.export.fixed.Real`)."""
+    """Symbolic fixed-point values.
 
-    def __init__(self, wires: np.ndarray, function: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        self.wires, self.function = wires, function
+    If they are not fixed-point yet (:class:`pquant.export.fixed.Real`), an array of ``functions`` is still to be applied.
+    """
+
+    def __init__(self, wires: np.ndarray, functions: np.ndarray | None = None) -> None:
+        self.wires, self.functions = wires, functions
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,8 +64,13 @@ class Wires:
 
     def gather(self, index: np.ndarray, *others: "Wires") -> "Wires":
         """Return the wires at ``index`` of the concatenation of this and the others; -1 is a zero."""
-        every = np.concatenate([self.wires.ravel(), *(other.wires.ravel() for other in others), [_constant(0.0)]])
-        return Wires(every[index], self.function)
+        parts = (self, *others)
+        every = np.concatenate([*(part.wires.ravel() for part in parts), [_constant(0.0)]])
+        if all(part.functions is None for part in parts):
+            return Wires(every[index.ravel()].reshape(index.shape))
+        functions = [np.full(part.wires.size, _same) if part.functions is None else part.functions.ravel() for part in parts]
+        laid = np.concatenate([*functions, [_same]])
+        return Wires(every[index.ravel()].reshape(index.shape), laid[index.ravel()].reshape(index.shape))
 
     def dot(self, weight: Constants) -> "Wires":
         """Return (..., groups, outputs) for wires (..., groups, inputs) and a weight (groups, inputs, outputs)."""
@@ -86,6 +95,19 @@ class Wires:
         pairs = zip(self.wires.ravel(), other.wires.ravel(), strict=True)
         return Wires(_array([a + b if sign > 0 else a - b for a, b in pairs], self.shape))
 
+    def multiply(self, other: "Wires") -> "Wires":
+        """Return the products with other wires of the same shape."""
+        return Wires(_array([_times(a, b) for a, b in zip(self.wires.ravel(), other.wires.ravel(), strict=True)], self.shape))
+
+    def extreme(self, which: Literal["max", "min"]) -> "Wires":
+        """Return the largest or smallest value along the last axis."""
+        rows = self.wires.reshape(-1, self.shape[-1])
+        return Wires(_array([_extreme(list(row), which) for row in rows], self.shape[:-1]))
+
+    def constant(self, values: Constants) -> "Wires":
+        """Return constants."""
+        return Wires(_array([_constant(value) for value in values.floats.ravel()], values.n.shape))
+
     def shift(self, bits: int) -> "Wires":
         """Return the values times 2^bits."""
         return Wires(_array([wire * 2.0**bits for wire in self.wires.ravel()], self.shape))
@@ -98,16 +120,24 @@ class Wires:
         """Return the values, clipped to [-bound, bound]."""
         return Wires(_array([wire.max_of(-float(bound)).min_of(float(bound)) for wire in self.wires.ravel()], self.shape))
 
-    def real(self, function: Callable[[np.ndarray], np.ndarray]) -> "Wires":
-        """Return values whose quantization will be a table of ``function``."""
-        return Wires(self.wires, function)
+    def real(self, functions: Function | np.ndarray) -> "Wires":
+        """Return values whose quantization will be a table of a function, or each of one of an array of functions, which broadcasts with them."""
+        each = np.empty((), dtype=object)
+        each[()] = functions
+        return Wires(self.wires, np.broadcast_to(functions if isinstance(functions, np.ndarray) else each, self.shape))
+
+    def table(self, function: Function) -> "Wires":
+        """Return a function of the values, whose results are fixed-point values of any format."""
+        return Wires(_array([_looked_up(wire, function) for wire in self.wires.ravel()], self.shape))
 
     def quantize(self, form: Format) -> "Wires":
         """Return the values in a format."""
         form = form.expand(self.shape)
         each = [Format(*bits, form.round_mode, form.overflow_mode) for bits in zip(form.k.ravel(), form.i.ravel(), form.f.ravel(), strict=True)]
-        quantized = (lambda wire, one: _looked_up(wire, one, self.function)) if self.function else _quantized
-        return Wires(_array([quantized(wire, one) for wire, one in zip(self.wires.ravel(), each, strict=True)], self.shape))
+        if self.functions is None:
+            return Wires(_array([_quantized(wire, one) for wire, one in zip(self.wires.ravel(), each, strict=True)], self.shape))
+        tables = [_looked_up(*one) for one in zip(self.wires.ravel(), self.functions.ravel(), each, strict=True)]
+        return Wires(_array(tables, self.shape))
 
 
 def _array(wires: list[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -172,9 +202,31 @@ def _quantized(wire: FVariable, form: Format) -> FVariable:
     return wire.quantize(int(form.k), int(form.i), int(form.f), form.overflow_mode, mode)
 
 
-def _looked_up(wire: FVariable, form: Format, function: Callable[[np.ndarray], np.ndarray]) -> FVariable:
-    entries = round((wire.high - wire.low) / wire.step) + 1
-    if entries > 2**TABLE_BITS:
-        raise ConfigError(f"a table of {entries} entries is needed, more than 2^{TABLE_BITS}: quantize its input to fewer bits")
-    table = form.quantize(function(wire.low + wire.step * np.arange(entries)))
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _times(a: FVariable, b: FVariable) -> FVariable:
+    """Return a product, of which a factor may be a constant."""
+    if a.low == a.high:
+        a, b = b, a
+    if b.low < b.high:
+        return a * b
+    return a * float(b.low) if b.low else _constant(0.0)
+
+
+def _extreme(wires: list[FVariable], which: Literal["max", "min"]) -> FVariable:
+    """Return the largest or smallest of wires, by a tree of comparisons."""
+    while len(wires) > 1:
+        pairs = [wires[at : at + 2] for at in range(0, len(wires), 2)]
+        wires = [reduce(FVariable.max_of if which == "max" else FVariable.min_of, pair) for pair in pairs]
+    return wires[0]
+
+
+def _looked_up(wire: FVariable, function: Function, form: Format | None = None) -> FVariable:
+    """Return a function of a wire, in a format where one is given."""
+    entries = round((wire.high - wire.low) / wire.step) + 1 if wire.high > wire.low else 1
+    check_table(entries)
+    table = function(np.float64(wire.low) + np.float64(wire.step) * np.arange(entries))
+    table = table if form is None else form.quantize(table)
     return _constant(table[0]) if (table == table[0]).all() else wire.lookup(table)

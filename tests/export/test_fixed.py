@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Fixed, Format, Real
+from pquant.export.fixed import Fixed, Real
+from pquant.export.formats import Constants, Format
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING, fixed_point
 from pquant.quantization.quantizer import FoldedQuantizer, NoQuantizer
 

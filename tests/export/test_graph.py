@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pquant.errors import ConfigError
-from pquant.export.graph import LayerStep, MoveStep, SumStep, record
+from pquant.export.graph import LayerStep, MoveStep, SumStep
+from pquant.export.recording import record
 from pquant.models import MLP, ResNet20
 
 from .nets import compressed_net
@@ -60,7 +61,11 @@ def test_sums(function: Callable[[Tensor], Tensor], signs: tuple[int, ...]) -> N
     ("function", "said"),
     [
         (torch.sin, "sin in 'model'"),
-        (lambda x: x + 1.0, "alone"),
+        (lambda x: torch.sum(x), "sum in 'model' mixes the examples"),
+        (lambda x: x + x.max(1, keepdim=True)[1], "uses the indices of max in 'model'"),
+        (lambda x: x + float(x.max()), "mixes the examples"),
+        (lambda x: x * 2 if x[:, 0].sum() > 0 else x, "sum in 'model' mixes"),
+        (lambda x: x.reshape(2, -1, 6)[0], "mixes the examples"),
         (lambda x: torch.add(x, x, alpha=2), "without a factor"),
         (lambda x: x.flip(0), "flip"),
         (lambda x: x.reshape(-1), "mixes the examples"),

