@@ -12,10 +12,12 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
-from pquant.export.graph import Graph, record
+from pquant.export.graph import Graph
 from pquant.export.hls4ml.layout import Order
 from pquant.export.hls4ml.lower import lower
+from pquant.export.hls4ml.project import Target
 from pquant.export.integers import verify, write_integers
+from pquant.export.recording import record
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
 from pquant.layers.finalize import finalize
@@ -52,7 +54,7 @@ class HLS4ML(Settings):
         if shutil.which("g++") is None:
             raise ConfigError("export=hls4ml compares with the compiled C++ and needs g++ on the PATH")
         checked(model, input_shape, MODES)
-        lower(record(finalize(model), input_shape), self.io_type == "stream")
+        lower(record(finalize(model), input_shape), self._target())
 
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` metrics.
@@ -80,10 +82,13 @@ class HLS4ML(Settings):
             )
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}
 
+    def _target(self) -> Target:
+        return Target(self.backend, self.io_type == "stream")
+
     def _project(self, graph: Graph, target: Path) -> tuple[Any, Order]:
         from hls4ml.model.graph import ModelGraph
 
-        project, given, output = lower(graph, self.io_type == "stream")
+        project, given, output = lower(graph, self._target())
         config = {
             "OutputDir": str(target),
             "ProjectName": "net",

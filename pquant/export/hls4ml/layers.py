@@ -1,31 +1,35 @@
 """Steps that are layers, as hls4ml's layers."""
 
 import math
-import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Fixed, Format
+from pquant.export.arithmetic import compute, parameters
+from pquant.export.fixed import Fixed
+from pquant.export.formats import Constants, Format
 from pquant.export.graph import LayerStep
 from pquant.export.hls4ml import precision
+from pquant.export.hls4ml.elements import affine, scaled, table
 from pquant.export.hls4ml.layout import channels_last, torch_order
-from pquant.export.hls4ml.moves import affine, pads, scaled, sizes
+from pquant.export.hls4ml.merges import lower_mean, lower_scale, lower_softmax, rectified
+from pquant.export.hls4ml.moves import pads, sizes
 from pquant.export.hls4ml.project import Project, Value, result_type
-from pquant.export.replay import compute, padding, parameters, pool_geometry
+from pquant.export.windows import padding, pool_geometry
 from pquant.layers.activation import PQActivation
 from pquant.layers.conv import PQConv1d, PQConv2d
 from pquant.layers.dense import PQDense
+from pquant.layers.merge import PQMean, PQScale
 from pquant.layers.norm import ChannelAffine
 from pquant.layers.pool import PQAvgPool1d, PQAvgPool2d, PQMaxPool1d, PQMaxPool2d
+from pquant.layers.softmax import PQSoftmax
 
 CONVOLUTIONS = (PQConv1d, PQConv2d)
 AVERAGES = (PQAvgPool1d, PQAvgPool2d)
 MAXIMA = (PQMaxPool1d, PQMaxPool2d)
 BY_POSITION = (*CONVOLUTIONS, *AVERAGES, *MAXIMA, ChannelAffine)
-LARGEST_TABLE = 16
-WIDEST_ENTRY = 60
 
 
 def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | None, guard: int) -> Value:
@@ -44,6 +48,12 @@ def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | 
     layer: Any = step.layer
     if isinstance(layer, PQActivation):
         return _activation(project, step, value, form)
+    if isinstance(layer, PQScale):
+        return lower_scale(project, step, value)
+    if isinstance(layer, PQMean):
+        return lower_mean(project, step, value, form)
+    if isinstance(layer, PQSoftmax):
+        return lower_softmax(project, step, value)
     if isinstance(layer, PQDense):
         return _dense(project, step, value)
     if isinstance(layer, CONVOLUTIONS):
@@ -72,7 +82,7 @@ def _weighted(layer: Any, weight: np.ndarray, bounds: Fixed) -> tuple[dict[str, 
 
 def _dense(project: Project, step: LayerStep, value: Value) -> Value:
     layer: Any = step.layer
-    bounds = compute(layer, value.bounds)
+    bounds = compute(layer, step.shape, value.bounds)
     weight = parameters(layer, "weight").floats.T
     if len(step.shape) == 1:
         weight = weight[value.order.ravel()]
@@ -93,10 +103,10 @@ def _convolution(project: Project, step: LayerStep, value: Value) -> Value:
     layer: Any = step.layer
     if layer.padding_mode != "zeros":
         raise ConfigError(f"hls4ml pads with zeros only, not with padding_mode '{layer.padding_mode}'")
-    if (layer.groups > 1 or max(layer.dilation) > 1) and layer.name in project.resource:
+    if (layer.groups > 1 or max(layer.dilation) > 1) and (layer.name in project.target.resource or project.target.backend == "Quartus"):
         raise ConfigError("groups and dilation become zero weights, which cost nothing with strategy=latency only")
     value = project.arrange(step.name, value, channels_last(value.bounds.shape))
-    bounds = compute(layer, value.bounds)
+    bounds = compute(layer, step.shape, value.bounds)
     data, types = _weighted(layer, _full_kernel(layer), bounds)
     made = Value("", channels_last(step.shape), bounds, castable=True)
     rank = len(step.shape)
@@ -122,24 +132,45 @@ def _full_kernel(layer: Any) -> np.ndarray:
 def _pool(project: Project, step: LayerStep, value: Value, guard: int) -> Value:
     layer: Any = step.layer
     rank = len(step.shape)
+    _check_pool(layer, rank - 1, value.bounds.shape[1:], step.shape[1:])
     value = project.arrange(step.name, value, channels_last(value.bounds.shape))
-    bounds = compute(layer, value.bounds)
+    bounds = compute(layer, step.shape, value.bounds)
     made = Value("", channels_last(step.shape), bounds, castable=True)
     average = isinstance(layer, AVERAGES)
-    kernel, stride, padded = pool_geometry(layer)
+    kernel, stride, padded = pool_geometry(layer, rank - 1)
     count = math.prod(kernel)
     fraction = max(value.bounds.f, guard + 1) + count.bit_length()
     types = {"result": result_type(bounds, fraction)}
-    total = value.bounds.times(Constants(np.array(count), 0))
-    types["accum"] = precision.of_values(total.at(fraction) if average else value.bounds)
+    types["accum"] = precision.of_values(value.bounds.times(Constants(np.array(count), 0)).at(fraction) if average else value.bounds)
     geometry = sizes(rank, {"in": value.order.shape, "out": made.order.shape, "pool": kernel, "stride": stride})
     geometry |= pads(rank, [(pad, pad) for pad in padded])
     if rank == 2:
         geometry |= {"n_in": value.order.shape[0], "n_out": made.order.shape[0]}
+    value = _widened(project, step, value, types["accum"], average, any(padded))
     kind, operation = ("AveragePooling", "Average") if average else ("MaxPooling", "Max")
     return project.add(
         f"{kind}{rank - 1}D", step.name, [value], made, types, n_filt=value.order.shape[-1], pool_op=operation, count_pad=True, **geometry
     )
+
+
+def _check_pool(layer: Any, rank: int, given: tuple[int, ...], made: tuple[int, ...]) -> None:
+    kernel, stride, padded = pool_geometry(layer, rank)
+    plain = [(size + 2 * pad - window) // step + 1 for size, pad, window, step in zip(given, padded, kernel, stride, strict=True)]
+    dilation = getattr(layer, "dilation", 1)
+    if (max(dilation) if isinstance(dilation, tuple) else dilation) > 1 or tuple(plain) != made:
+        raise ConfigError("hls4ml has no pool with dilation or with windows beyond the end of the input (ceil_mode)")
+
+
+def _widened(project: Project, step: LayerStep, value: Value, accum: str, average: bool, padded: bool) -> Value:
+    """Return the input of a pool in a type that the pool is exact with: most backends sum in it, and a maximum is padded with its lowest."""
+    signed = not project.types[value.layer]["result"].startswith("u")
+    if average and not project.target.amd:
+        kind = accum if accum.startswith("f") else precision.signed(accum)
+    elif not average and padded and not signed:
+        kind = precision.signed(precision.of_values(value.bounds))
+    else:
+        return value
+    return project.add("Activation", step.name, [value], replace(value, castable=False), {"result": kind}, activation="linear", n_in=value.order.size)
 
 
 def _activation(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:
@@ -147,45 +178,15 @@ def _activation(project: Project, step: LayerStep, value: Value, form: Format | 
     if layer.rectifies:
         return value
     if layer.kind == "relu":
-        bounds = value.bounds.relu()
-        made = Value("", value.order, bounds, castable=True)
-        types = {"result": result_type(bounds)}
-        value = project.add("Activation", step.name, [value], made, types, activation="relu", n_in=value.order.size)
+        value = rectified(project, step.name, value)
         shift = 0 if layer.multiplier is None else int(layer.multiplier)
         return scaled(project, step.name, value, 2.0**shift) if shift else value
     if layer.kind == "tanh" and layer.hard:
-        bounds = compute(layer, value.bounds)
+        bounds = compute(layer, step.shape, value.bounds)
         made = Value("", value.order, bounds, castable=True)
         types = {"result": result_type(bounds)}
         half = {"slope": 0.5, "shift": 0.5}
         return project.add("HardActivation", step.name, [value], made, types, activation="hard_tanh", n_in=value.order.size, **half)
-    return _table(project, step, value, form)
-
-
-def _table(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:
-    """Return a function of one value from a table that has an entry for each code of the input's type."""
-    layer: Any = step.layer
     if any(parameter.numel() > 1 for parameter in layer.parameters(recurse=False)):
         raise ConfigError("hls4ml has one table for all values, but the function differs by channel")
-    signed, width, integer = _parsed(project.types[value.layer]["result"])
-    if width > LARGEST_TABLE:
-        raise ConfigError(f"a table of 2^{width} entries is too large: at most {LARGEST_TABLE} bits of input are taken")
-    codes = np.arange(2**width)
-    codes = np.where(codes >= 2 ** (width - 1), codes - 2**width, codes) if signed else codes
-    bounds = compute(layer, value.bounds)
-    entries = compute(layer, Fixed(codes[None], width - integer, codes, codes))
-    if form is not None:
-        scalar = Format(*(bits.ravel()[:1] for bits in (form.k, form.i, form.f)), form.round_mode, form.overflow_mode)
-        bounds, entries = bounds.quantize(form), entries.quantize(scalar)
-    constants = Constants.from_floats(entries.floats()[0])
-    if constants.f > WIDEST_ENTRY:
-        raise ConfigError("its table is too wide: quantize its output, in one format")
-    made = Value("", value.order, bounds, None if form is None else form.expand(bounds.shape))
-    types = {"result": precision.of_constants(constants), "table": precision.of_constants(constants)}
-    return project.add("UnaryLUT", step.name, [value], made, types, n_in=value.order.size, table_data=constants.floats, activation="unary_lut")
-
-
-def _parsed(kind: str) -> tuple[bool, int, int]:
-    found = re.match(r"(u?)fixed<(\d+),(-?\d+)", kind)
-    assert found is not None
-    return not found[1], int(found[2]), int(found[3])
+    return table(project, step.name, value, lambda x: compute(layer, x.shape, x), form)

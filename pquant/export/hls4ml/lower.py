@@ -6,34 +6,33 @@ from typing import Any
 import numpy as np
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Format
-from pquant.export.graph import Graph, LayerStep, MoveStep, SumStep
+from pquant.export.formats import Constants, Format
+from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, ScaleStep, SumStep
 from pquant.export.hls4ml import layers, precision
+from pquant.export.hls4ml.elements import scaled
 from pquant.export.hls4ml.layout import channels_last, torch_order
-from pquant.export.hls4ml.moves import lower_move, lower_sum
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.merges import lower_merge, lower_pair, lower_reduction, lower_sum
+from pquant.export.hls4ml.moves import lower_move
+from pquant.export.hls4ml.project import Project, Target, Value, result_type
 from pquant.export.replay import input_format, quantized_input, replay
+from pquant.layers.merge import PQMerge
+from pquant.layers.softmax import PQSoftmax
 
 NAMED = 5
 
 
-def lower(graph: Graph, stream: bool, resource: frozenset[str] = frozenset()) -> tuple[Project, Value, Value]:
+def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
     """Return the project of a finalized model, its input, and its output, which is in torch's order.
-
-    Args:
-        graph: of the model.
-        stream: whether values flow one position at a time.
-        resource: names of the layers with the strategy "resource".
 
     Raises:
         ConfigError: layers that hls4ml does not take, or not bit-exactly; the message names them and the reasons.
     """
-    project = Project(stream, resource)
+    project = Project(target)
     values, problems = [_input(project, graph)], []
     uses = np.bincount([at for step in graph.steps for at in step.inputs] + [graph.output], minlength=len(graph.steps) + 1)
     for at, step in enumerate(graph.steps, 1):
         try:
-            value = _step(project, graph, at, [values[given] for given in step.inputs])
+            value = _step(project, graph, at, values)
         except ConfigError as error:
             text = str(error).removeprefix("export: ")
             problems.append(text if step.name in text else f"'{step.name}': {text}")
@@ -65,18 +64,52 @@ def _takes_channels(graph: Graph) -> bool:
     return len(graph.input_shape) > 1 and isinstance(first, LayerStep) and isinstance(first.layer, layers.BY_POSITION)
 
 
-def _step(project: Project, graph: Graph, at: int, inputs: list[Value]) -> Value:
+def _step(project: Project, graph: Graph, at: int, values: list[Value]) -> Value:
     step = graph.steps[at - 1]
+    inputs = [values[given] for given in step.inputs]
+    if isinstance(step, ConstantStep):
+        constants = Constants.from_floats(step.constants)
+        return Value("", torch_order(step.shape), values[0].bounds.constant(constants), constants=constants)
     if isinstance(step, MoveStep):
-        return lower_move(project, step, inputs)
+        return Value("", torch_order(step.shape), None) if _beside(graph, at) else lower_move(project, step, inputs)
+    if isinstance(step, ReduceStep):
+        return _reduction(project, graph, step, values)
+    if isinstance(step, ScaleStep):
+        return scaled(project, step.name, inputs[0], step.factor)
     if isinstance(step, SumStep):
         return lower_sum(project, step, inputs)
     assert isinstance(step, LayerStep)
-    layer: Any = step.layer
-    value = project.cast(f"{step.name}_input", inputs[0], Format.of(layer.input_quantizer))
+    return _layer(project, graph, at, inputs)
+
+
+def _beside(graph: Graph, at: int) -> bool:
+    """Return whether moved values are only lined up for a maximum or minimum over their last axis."""
+    readers = [step for step in graph.steps if at in step.inputs]
+    last = (len(graph.shape(at)) - 1,)
+    return at != graph.output and len(readers) == 1 and isinstance(readers[0], ReduceStep) and readers[0].kind != "sum" and readers[0].dims == last
+
+
+def _reduction(project: Project, graph: Graph, step: ReduceStep, values: list[Value]) -> Value:
+    at = step.inputs[0]
+    if not at or not _beside(graph, at) or not isinstance(graph.steps[at - 1], MoveStep):
+        return lower_reduction(project, step, values[at])
+    move: Any = graph.steps[at - 1]
+    inputs = [values[given] for given in move.inputs]
+    made = lower_pair(project, step.name, inputs, step.kind, move.index) if not step.keepdim else None
+    return made if made is not None else lower_reduction(project, step, lower_move(project, move, inputs))
+
+
+def _layer(project: Project, graph: Graph, at: int, inputs: list[Value]) -> Value:
+    step: Any = graph.steps[at - 1]
+    layer = step.layer
+    if not isinstance(layer, PQSoftmax):
+        forms = [Format.of(getattr(layer, place)) for place in layer.input_quantizers]
+        inputs = [project.cast(f"{step.name}_input", value, form) for value, form in zip(inputs, forms, strict=True)]
     output = Format.of(layer.output_quantizer)
-    agreed = _agreed(graph, at) if output is None else output
-    value = layers.lower_layer(project, step, value, agreed if agreed is not None and precision.uniform(agreed) else None, _guard(graph))
+    if isinstance(layer, PQMerge):
+        value = lower_merge(project, step, inputs)
+    else:
+        value = layers.lower_layer(project, step, inputs[0], _agreed(graph, at) if output is None else output, _guard(graph))
     return project.cast(f"{step.name}_output", value, output)
 
 
@@ -88,7 +121,10 @@ def _agreed(graph: Graph, at: int) -> Format | None:
     step: Any = graph.steps[readers[0] - 1]
     if isinstance(step, MoveStep) and len(step.inputs) == 1:
         return _agreed(graph, readers[0])
-    return Format.of(step.layer.input_quantizer) if isinstance(step, LayerStep) else None
+    if not isinstance(step, LayerStep) or isinstance(step.layer, PQSoftmax):
+        return None
+    form = Format.of(getattr(step.layer, step.layer.input_quantizers[step.inputs.index(at)]))
+    return form if form is not None and precision.uniform(form) else None
 
 
 def _guard(graph: Graph) -> int:

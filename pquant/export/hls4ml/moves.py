@@ -1,4 +1,4 @@
-"""Steps that move or add values: reorderings cost nothing until a layer needs another order than there is."""
+"""Steps that move values: reorderings cost nothing until a layer needs another order than there is."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Constants, Format
-from pquant.export.graph import MoveStep, SumStep
+from pquant.export.formats import Format
+from pquant.export.graph import MoveStep
+from pquant.export.hls4ml.elements import select
 from pquant.export.hls4ml.layout import Order, channels_last, same, torch_order
-from pquant.export.hls4ml.precision import of_constants
 from pquant.export.hls4ml.project import Project, Value, result_type
 
 SIDES = {2: (("left", "right"),), 3: (("top", "bottom"), ("left", "right"))}
@@ -35,7 +35,12 @@ def lower_move(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
         found = _padded(project, step, inputs[0])
         if found is not None:
             return replace(found, bounds=bounds, form=form)
-    raise ConfigError("hls4ml has no layer that selects or repeats values")
+    whole = inputs[0]
+    if len(inputs) > 1:
+        joined = torch_order((sum(step.sizes),))
+        flat = MoveStep(step.name, step.inputs, joined.shape, joined, step.sizes)
+        whole = lower_move(project, flat, [project.reshape(step.name, value, value.order.ravel()) for value in inputs])
+    return select(project, step.name, whole, step.index)
 
 
 def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
@@ -105,40 +110,3 @@ def sizes(rank: int, shapes: dict[str, Sequence[int]]) -> dict[str, int]:
 def pads(rank: int, by_axis: list[tuple[int, int]]) -> dict[str, int]:
     """Return hls4ml's names of the zeros before and after each axis of positions."""
     return {f"pad_{name}": int(pad) for names, both in zip(SIDES[rank], by_axis, strict=False) for name, pad in zip(names, both, strict=True)}
-
-
-def lower_sum(project: Project, step: SumStep, inputs: list[Value]) -> Value:
-    """Return the sum, difference or negative.
-
-    Raises:
-        ConfigError: inputs of several shapes, or one value added to itself by a stream.
-    """
-    if len(inputs) == 1:
-        return scaled(project, step.name, inputs[0], -1.0)
-    first, second = inputs
-    if first.bounds.shape != second.bounds.shape:
-        raise ConfigError(f"hls4ml adds no values of different shapes, {first.bounds.shape} and {second.bounds.shape}")
-    if first.layer == second.layer:
-        return scaled(project, step.name, first, 1.0 + step.signs[1])
-    second = project.arrange(step.name, second, first.order)
-    bounds = first.bounds.add(second.bounds, step.signs[1])
-    value = Value("", first.order, bounds, castable=True)
-    return project.add("Merge", step.name, [first, second], value, {"result": result_type(bounds)}, op="add" if step.signs[1] > 0 else "subtract")
-
-
-def scaled(project: Project, name: str, value: Value, factor: float) -> Value:
-    """Return the value times a constant."""
-    constant = Constants.from_floats(np.array(factor))
-    return affine(project, name, value, constant, Constants(np.zeros((), np.int64), 0))
-
-
-def affine(project: Project, name: str, value: Value, scale: Constants, shift: Constants) -> Value:
-    """Return value * scale + shift; the constants broadcast in torch's shape and are the same at each place of hls4ml's last axis."""
-    bounds = value.bounds.times(scale).plus(shift)
-    last = value.order.shape[-1]
-    factors, terms = (np.broadcast_to(part.floats, value.bounds.shape).ravel()[value.order].reshape(-1, last)[0] for part in (scale, shift))
-    types = {"scale": of_constants(scale), "bias": of_constants(shift), "result": result_type(bounds)}
-    made = Value("", value.order, bounds, castable=True)
-    n_filt = -1 if value.order.ndim == 1 else last
-    data = {"scale_data": factors, "bias_data": terms, "use_gamma": True, "use_beta": True}
-    return project.add("BatchNormalization", name, [value], made, types, n_in=value.order.size, n_filt=n_filt, **data)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pquant.export.fixed import Constants, Fixed, Format
+from pquant.export.fixed import Fixed
+from pquant.export.formats import Constants, Format
 
 
 def text(signed: bool, width: int, integer: int, *modes: str) -> str:
@@ -31,6 +32,12 @@ def of_sum(value: Fixed) -> str:
 def of_constants(constants: Constants) -> str:
     """Return the narrowest type that holds constants."""
     return of_integers(int(constants.n.min(initial=0)), int(constants.n.max(initial=0)), constants.f)
+
+
+def signed(kind: str) -> str:
+    """Return the signed type that holds the values of an unsigned one."""
+    width, integer = map(int, kind.removeprefix("ufixed<").removesuffix(">").split(","))
+    return text(True, width + 1, integer + 1)
 
 
 def uniform(form: Format) -> str | None:

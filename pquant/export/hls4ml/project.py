@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Fixed, Format, Real
+from pquant.export.fixed import Fixed, Real
+from pquant.export.formats import Constants, Format
 from pquant.export.hls4ml import precision
 from pquant.export.hls4ml.layout import Order, same, transposition
 
@@ -24,6 +25,7 @@ class Value:
         bounds: the values as the integers have them, in torch's shape; only their bounds matter.
         form: the format that they are known to have, if any, in torch's shape.
         castable: whether the layer may still take a quantizer's format for its result.
+        constants: the values, where they do not depend on the model's input; then there is no layer.
     """
 
     layer: str
@@ -31,18 +33,38 @@ class Value:
     bounds: Any
     form: Format | None = None
     castable: bool = False
+    constants: Constants | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a project is for.
+
+    Attributes:
+        backend: hls4ml's name of the HLS tool.
+        stream: whether values flow one position at a time, in hls4ml's io_stream.
+        resource: names of layers whose multipliers are shared.
+    """
+
+    backend: str = "Vitis"
+    stream: bool = False
+    resource: frozenset[str] = frozenset()
+
+    @property
+    def amd(self) -> bool:
+        """Whether the HLS tool is one of AMD's, for which hls4ml has most layers."""
+        return self.backend in ("Vitis", "Vivado")
 
 
 @dataclass
 class Project:
-    """Layers, in order, with types by layer; ``stream`` says whether values flow one position at a time, in hls4ml's io_stream;
-    ``resource`` are the names of layers whose multipliers are shared."""
+    """Layers, in order, the types in them by layer, the step that each stands for, and those that only move values, which no strategy changes."""
 
-    stream: bool = False
-    resource: frozenset[str] = frozenset()
+    target: Target = Target()
     layers: list[dict[str, Any]] = field(default_factory=list)
     types: dict[str, dict[str, str]] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    moving: set[str] = field(default_factory=set)
 
     def add(self, kind: str, name: str, inputs: list[Value], value: Value, types: dict[str, str], **attributes: Any) -> Value:
         """Append a layer that gives ``value``, whose ``layer`` is filled in.
@@ -50,11 +72,13 @@ class Project:
         Args:
             kind: hls4ml's class of layer.
             name: the step that it stands for; the layer gets a name like it.
-            inputs: what it takes.
+            inputs: what it takes, no constants.
             value: what it gives.
             types: at least the type of its ``result``.
             attributes: what hls4ml's class takes.
         """
+        if any(one.constants is not None for one in inputs):
+            raise ConfigError("hls4ml takes constants in sums and products only")
         layer = self._unused(name)
         self.origins[layer] = name
         wired = {"inputs": [one.layer for one in inputs]} if inputs else {}
@@ -71,6 +95,9 @@ class Project:
         if form is None:
             return value
         form = form.expand(value.bounds.shape)
+        if value.constants is not None:
+            fixed = value.bounds.quantize(form)
+            return replace(value, bounds=fixed, constants=Constants.from_floats(fixed.floats()[0]))
         if value.form is not None and _equal(form, value.form):
             return value
         made = replace(value, bounds=value.bounds.quantize(form), form=form, castable=False)
@@ -80,8 +107,8 @@ class Project:
             return made
         if shared is not None:
             return self.add("Activation", name, [value], made, {"result": shared}, activation="linear", n_in=value.order.size)
-        if self.stream:
-            raise ConfigError("its data has several formats, or no bits, which hls4ml takes with io_type=parallel only")
+        if self.target.stream or self.target.backend == "Catapult":
+            raise ConfigError("its data has several formats, or no bits, which hls4ml takes with io_type=parallel only, and not for Catapult")
         low, high = form.bounds()
         width = np.where(low == high, 0, form.width)
         masks = [bits.ravel()[value.order][None] for bits in (form.k, width, form.k + form.i)]
