@@ -161,7 +161,8 @@ def table(project: Project, name: str, value: Value, function: Callable[[Any], A
     if form is not None and precision.uniform(form) is None:
         form = None
     if form is not None:
-        scalar = Format(*(np.unique(bits) for bits in (form.k, form.i, form.f)), form.round_mode, form.overflow_mode)
+        k, i, f = (np.unique(bits) for bits in (form.k, form.i, form.f))
+        scalar = Format(k, i, f, form.round_mode, form.overflow_mode)
         bounds, entries = bounds.quantize(form), entries.quantize(scalar)
     constants = Constants.from_floats(entries.floats()[0])
     if constants.f > WIDEST_ENTRY:

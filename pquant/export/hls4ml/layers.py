@@ -1,7 +1,6 @@
 """Steps that are layers, as hls4ml's layers."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from pquant.export.hls4ml.elements import affine, scaled, table
 from pquant.export.hls4ml.layout import channels_last, torch_order
 from pquant.export.hls4ml.merges import lower_mean, lower_scale, lower_softmax, rectified
 from pquant.export.hls4ml.moves import pads, sizes
+from pquant.export.hls4ml.pools import lower_pool
 from pquant.export.hls4ml.project import Project, Value, result_type
-from pquant.export.windows import padding, pool_geometry
+from pquant.export.windows import padding
 from pquant.layers.activation import PQActivation
 from pquant.layers.conv import PQConv1d, PQConv2d
 from pquant.layers.dense import PQDense
@@ -59,7 +59,7 @@ def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | 
     if isinstance(layer, CONVOLUTIONS):
         return _convolution(project, step, value)
     if isinstance(layer, (*AVERAGES, *MAXIMA)):
-        return _pool(project, step, value, guard)
+        return lower_pool(project, step.name, value, layer, compute(layer, step.shape, value.bounds), isinstance(layer, AVERAGES), guard)
     if isinstance(layer, ChannelAffine):
         value = _by_channel(project, step, value)
         ones = (1,) * (len(value.bounds.shape) - 1)
@@ -127,50 +127,6 @@ def _full_kernel(layer: Any) -> np.ndarray:
     for group, rows in enumerate(np.split(np.arange(outputs), groups)):
         full[(slice(rows[0], rows[-1] + 1), slice(group * inputs, (group + 1) * inputs), *spots)] = weight[rows]
     return np.moveaxis(full, (0, 1), (-1, -2))
-
-
-def _pool(project: Project, step: LayerStep, value: Value, guard: int) -> Value:
-    layer: Any = step.layer
-    rank = len(step.shape)
-    _check_pool(layer, rank - 1, value.bounds.shape[1:], step.shape[1:])
-    value = project.arrange(step.name, value, channels_last(value.bounds.shape))
-    bounds = compute(layer, step.shape, value.bounds)
-    made = Value("", channels_last(step.shape), bounds, castable=True)
-    average = isinstance(layer, AVERAGES)
-    kernel, stride, padded = pool_geometry(layer, rank - 1)
-    count = math.prod(kernel)
-    fraction = max(value.bounds.f, guard + 1) + count.bit_length()
-    types = {"result": result_type(bounds, fraction)}
-    types["accum"] = precision.of_values(value.bounds.times(Constants(np.array(count), 0)).at(fraction) if average else value.bounds)
-    geometry = sizes(rank, {"in": value.order.shape, "out": made.order.shape, "pool": kernel, "stride": stride})
-    geometry |= pads(rank, [(pad, pad) for pad in padded])
-    if rank == 2:
-        geometry |= {"n_in": value.order.shape[0], "n_out": made.order.shape[0]}
-    value = _widened(project, step, value, types["accum"], average, any(padded))
-    kind, operation = ("AveragePooling", "Average") if average else ("MaxPooling", "Max")
-    return project.add(
-        f"{kind}{rank - 1}D", step.name, [value], made, types, n_filt=value.order.shape[-1], pool_op=operation, count_pad=True, **geometry
-    )
-
-
-def _check_pool(layer: Any, rank: int, given: tuple[int, ...], made: tuple[int, ...]) -> None:
-    kernel, stride, padded = pool_geometry(layer, rank)
-    plain = [(size + 2 * pad - window) // step + 1 for size, pad, window, step in zip(given, padded, kernel, stride, strict=True)]
-    dilation = getattr(layer, "dilation", 1)
-    if (max(dilation) if isinstance(dilation, tuple) else dilation) > 1 or tuple(plain) != made:
-        raise ConfigError("hls4ml has no pool with dilation or with windows beyond the end of the input (ceil_mode)")
-
-
-def _widened(project: Project, step: LayerStep, value: Value, accum: str, average: bool, padded: bool) -> Value:
-    """Return the input of a pool in a type that the pool is exact with: most backends sum in it, and a maximum is padded with its lowest."""
-    signed = not project.types[value.layer]["result"].startswith("u")
-    if average and not project.target.amd:
-        kind = accum if accum.startswith("f") else precision.signed(accum)
-    elif not average and padded and not signed:
-        kind = precision.signed(precision.of_values(value.bounds))
-    else:
-        return value
-    return project.add("Activation", step.name, [value], replace(value, castable=False), {"result": kind}, activation="linear", n_in=value.order.size)
 
 
 def _activation(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:

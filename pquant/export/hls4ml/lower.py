@@ -13,6 +13,7 @@ from pquant.export.hls4ml.elements import scaled
 from pquant.export.hls4ml.layout import channels_last, torch_order
 from pquant.export.hls4ml.merges import lower_merge, lower_pair, lower_reduction, lower_sum
 from pquant.export.hls4ml.moves import lower_move
+from pquant.export.hls4ml.pools import lower_pool, windows_of
 from pquant.export.hls4ml.project import Project, Target, Value, result_type
 from pquant.export.replay import input_format, quantized_input, replay
 from pquant.layers.merge import PQMerge
@@ -35,7 +36,7 @@ def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
             value = _step(project, graph, at, values)
         except ConfigError as error:
             text = str(error).removeprefix("export: ")
-            problems.append(text if step.name in text else f"'{step.name}': {text}")
+            problems.append(text if f"'{step.name}'" in text else f"'{step.name}': {text}")
             value = _substitute(project, graph, at)
         values.append(replace(value, castable=value.castable and uses[at] == 1))
     try:
@@ -96,6 +97,9 @@ def _reduction(project: Project, graph: Graph, step: ReduceStep, values: list[Va
     move: Any = graph.steps[at - 1]
     inputs = [values[given] for given in move.inputs]
     made = lower_pair(project, step.name, inputs, step.kind, move.index) if not step.keepdim else None
+    pool = windows_of(move.index, inputs[0].bounds.shape) if made is None and len(inputs) == 1 and step.kind == "max" else None
+    if pool is not None:
+        return lower_pool(project, step.name, inputs[0], pool, inputs[0].bounds.gather(move.index).extreme("max"), False)
     return made if made is not None else lower_reduction(project, step, lower_move(project, move, inputs))
 
 
@@ -118,16 +122,18 @@ def _agreed(graph: Graph, at: int) -> Format | None:
     readers = [number for number, step in enumerate(graph.steps, 1) if at in step.inputs]
     if len(readers) != 1 or at == graph.output:
         return None
-    step: Any = graph.steps[readers[0] - 1]
+    step = graph.steps[readers[0] - 1]
     if isinstance(step, MoveStep) and len(step.inputs) == 1:
         return _agreed(graph, readers[0])
     if not isinstance(step, LayerStep) or isinstance(step.layer, PQSoftmax):
         return None
-    form = Format.of(getattr(step.layer, step.layer.input_quantizers[step.inputs.index(at)]))
+    reader: Any = step.layer
+    form = Format.of(getattr(reader, reader.input_quantizers[step.inputs.index(at)]))
     return form if form is not None and precision.uniform(form) else None
 
 
 def _guard(graph: Graph) -> int:
+    """Return the largest number of fractional bits of any data."""
     forms = [Format.of(getattr(step.layer, f"{which}_quantizer")) for step in graph.layers for which in ("input", "output")]
     return max(int(form.f.max()) for form in forms if form is not None)
 

@@ -79,8 +79,8 @@ def _gathered(forms: list[Format | None], step: MoveStep) -> Format | None:
     if any(form is None for form in forms) or len({form.overflow_mode for form in forms if form}) > 1:
         return None
     known = [form for form in forms if form is not None]
-    parts = (np.concatenate([*(getattr(form, part).ravel() for form in known), [0]]) for part in "kif")
-    return Format(*(part[step.index] for part in parts), known[0].round_mode, known[0].overflow_mode)
+    k, i, f = (np.concatenate([*(getattr(form, part).ravel() for form in known), [0]])[step.index] for part in "kif")
+    return Format(k, i, f, known[0].round_mode, known[0].overflow_mode)
 
 
 def _padded(project: Project, step: MoveStep, value: Value) -> Value | None:
