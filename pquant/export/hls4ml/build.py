@@ -65,6 +65,9 @@ def compiled(made: Any) -> Path:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         made.write()
         try:
-            return Path(made.config.backend.compile(made))
+            library = Path(made.config.backend.compile(made))
         except Exception as error:
             raise RuntimeError(f"{error}: {printed.getvalue().strip()[-500:]}") from error
+    if not library.exists():
+        raise RuntimeError(f"the compiler made no library: {library.parents[1] / 'build_lib.sh'} shows its messages")
+    return library

@@ -50,10 +50,9 @@ def affine(project: Project, name: str, value: Value, scale: Constants, shift: C
 def merged(project: Project, name: str, inputs: list[Value], operation: str, bounds: Any) -> Value:
     """Return a function of two values of one shape; the values broadcast to that of ``bounds``."""
     shape = bounds.shape
-    first, second = (
-        value if value.bounds.shape == shape else select(project, name, value, spread_index(value.bounds.shape, shape)) for value in inputs
-    )
-    second = project.arrange(name, second, first.order)
+    base = next((value for value in inputs if value.bounds.shape == shape), None)
+    order = torch_order(shape) if base is None else base.order
+    first, second = (repeated(project, name, value, order, shape) for value in inputs)
     if first.layer == second.layer:
         copied = {"result": project.types[second.layer]["result"]}
         second = project.add("Activation", name, [second], second, copied, activation="linear", n_in=second.order.size)
@@ -61,9 +60,11 @@ def merged(project: Project, name: str, inputs: list[Value], operation: str, bou
     return project.add("Merge", name, [first, second], made, {"result": result_type(bounds)}, op=operation)
 
 
-def repeated(project: Project, name: str, value: Value, shape: tuple[int, ...]) -> Value:
-    """Return a value broadcast to a shape."""
-    return value if value.bounds.shape == shape else select(project, name, value, spread_index(value.bounds.shape, shape))
+def repeated(project: Project, name: str, value: Value, order: Order, shape: tuple[int, ...]) -> Value:
+    """Return a value broadcast to a shape, in an order of that shape."""
+    if value.bounds.shape != shape:
+        value = select(project, name, value, spread_index(value.bounds.shape, shape), order)
+    return project.arrange(name, value, order)
 
 
 def spread_index(shape: tuple[int, ...], wider: tuple[int, ...]) -> np.ndarray:
@@ -71,19 +72,32 @@ def spread_index(shape: tuple[int, ...], wider: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), wider)
 
 
-def select(project: Project, name: str, value: Value, index: np.ndarray) -> Value:
+def select(project: Project, name: str, value: Value, index: np.ndarray, order: Order | None = None) -> Value:
     """Return the values at places, -1 for a zero: products with 0 and 1, which cost no logic where they are not shared.
 
+    Args:
+        project: that they are added to.
+        name: of the step.
+        value: the values.
+        index: places in torch's order.
+        order: of the result, by default one like the input's.
+
     Raises:
-        ConfigError: too many values, or products that are shared.
+        ConfigError: too many values, or a backend that shares all multipliers.
     """
-    if project.target.backend == "Quartus" or value.order.size * index.size > LARGEST_SELECTION:
-        raise ConfigError("hls4ml has no layer that selects or repeats so many values")
+    if project.target.backend in ("Quartus", "oneAPI"):
+        raise ConfigError("hls4ml has no layer that selects or repeats values, and products with 0 and 1 are shared for this backend")
+    if value.order.size * index.size > LARGEST_SELECTION:
+        raise ConfigError(
+            f"hls4ml has no layer that selects or repeats values, and {value.order.size} x {index.size} products with 0 and 1 are too many"
+        )
     matrix = (np.arange(value.order.size)[:, None] == index.ravel()[None]).astype(np.float64)
     made = _combined(project, name, value, matrix, value.bounds.gather(index))
     project.moving.add(made.layer)
-    last = value.order.ndim > 1 and index.ndim > 1 and same(value.order, channels_last(value.bounds.shape))
-    return shaped(project, name, made, channels_last(index.shape) if last else torch_order(index.shape))
+    if order is None:
+        last = value.order.ndim > 1 and index.ndim > 1 and same(value.order, channels_last(value.bounds.shape))
+        order = channels_last(index.shape) if last else torch_order(index.shape)
+    return shaped(project, name, made, order)
 
 
 def total(project: Project, name: str, value: Value, dims: tuple[int, ...], shape: tuple[int, ...], shift: int = 0) -> Value:
@@ -149,8 +163,10 @@ def table(project: Project, name: str, value: Value, function: Callable[[Any], A
         form: the format that the results get, where it is known.
 
     Raises:
-        ConfigError: a table that is too large.
+        ConfigError: a table that is too large, or a backend without tables.
     """
+    if not project.target.amd:
+        raise ConfigError("hls4ml has tables of any function for Vitis and Vivado only")
     signed, width, integer = _parsed(project.types[value.layer]["result"])
     if width > LARGEST_TABLE:
         raise ConfigError(f"a table of 2^{width} entries is needed, more than 2^{LARGEST_TABLE}: quantize its input to fewer bits")

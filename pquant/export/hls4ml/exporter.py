@@ -75,11 +75,10 @@ class HLS4ML(Settings):
         super().__post_init__()
         for name, strategy in {"": self.strategy, **self.strategy_by_layer}.items():
             field = f"strategy_by_layer.{name}" if name else "strategy"
-            if strategy not in STRATEGIES[self.backend]:
-                known = ", ".join(STRATEGIES[self.backend])
-                raise ConfigError(
-                    f"HLS4ML.{field} must be one of {known} for backend {self.backend}, got {strategy!r}{did_you_mean(strategy, known)}"
-                )
+            known = STRATEGIES[self.backend]
+            if strategy not in known:
+                hint = did_you_mean(strategy, known)
+                raise ConfigError(f"HLS4ML.{field} must be one of {', '.join(known)} for backend {self.backend}, got {strategy!r}{hint}")
         for name, factor in self.reuse_factor_by_layer.items():
             if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
                 raise ConfigError(f"HLS4ML.reuse_factor_by_layer.{name} must be an integer in [1, inf), got {factor!r}")

@@ -51,7 +51,7 @@ def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | 
     if isinstance(layer, PQScale):
         return lower_scale(project, step, value)
     if isinstance(layer, PQMean):
-        return lower_mean(project, step, value, form)
+        return lower_mean(project, step, value, guard)
     if isinstance(layer, PQSoftmax):
         return lower_softmax(project, step, value)
     if isinstance(layer, PQDense):

@@ -1,6 +1,7 @@
 """Steps that join values, reduce them, or are made of several tables."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from pquant.errors import ConfigError
 from pquant.export.arithmetic import compute, in_float32
 from pquant.export.formats import Constants, Format
-from pquant.export.graph import LayerStep, ReduceStep, SumStep
+from pquant.export.graph import LayerStep, MoveStep, ReduceStep, SumStep
 from pquant.export.hls4ml import precision
-from pquant.export.hls4ml.elements import affine, extreme, merged, repeated, scaled, spread_index, table, total
+from pquant.export.hls4ml.elements import affine, extreme, merged, scaled, select, spread_index, table, total
 from pquant.export.hls4ml.layout import torch_order
+from pquant.export.hls4ml.moves import lower_move
+from pquant.export.hls4ml.pools import lower_pool
 from pquant.export.hls4ml.project import Project, Value, result_type
 from pquant.export.products import _equation, _reciprocal, spread
 from pquant.layers.merge import PQMean, PQMerge, PQScale
@@ -42,7 +45,9 @@ def _joined(project: Project, name: str, inputs: list[Value], kind: str, shape: 
     constant = first.constants if first.constants is not None else second.constants
     if constant is None or kind in ("maximum", "minimum"):
         return merged(project, name, inputs, OPERATIONS[kind], bounds)
-    value = repeated(project, name, second if first.constants is not None else first, shape)
+    value = second if first.constants is not None else first
+    if value.bounds.shape != shape:
+        value = select(project, name, value, spread_index(value.bounds.shape, shape))
     if kind == "mul":
         return affine(project, name, value, constant, Constants(np.zeros((), np.int64), 0))
     signs = (-1 if kind == "sub" and first.constants is not None else 1, -1 if kind == "sub" and first.constants is None else 1)
@@ -63,10 +68,16 @@ def lower_pair(project: Project, name: str, inputs: list[Value], kind: str, inde
         relu = kind == "max" and index.shape[-1] == 2 and (index[..., 1] == -1).all() and np.array_equal(index[..., 0], torch_order(shape))
         return rectified(project, name, inputs[0]) if relu else None
     start = int(np.prod(inputs[0].bounds.shape))
+    if len(inputs) > 2 or index.shape[-1] != 2 or any(not _broadcasts(value.bounds.shape, shape) for value in inputs):
+        return None
     places = [spread_index(value.bounds.shape, shape) + offset for value, offset in zip(inputs, (0, start), strict=True)]
-    if index.shape[-1] != 2 or any(not np.array_equal(index[..., at], place) for at, place in enumerate(places)):
+    if any(not np.array_equal(index[..., at], place) for at, place in enumerate(places)):
         return None
     return _joined(project, name, inputs, f"{kind}imum", shape)
+
+
+def _broadcasts(shape: tuple[int, ...], wider: tuple[int, ...]) -> bool:
+    return len(shape) <= len(wider) and all(size in (1, wide) for size, wide in zip(shape[::-1], wider[::-1], strict=False))
 
 
 def rectified(project: Project, name: str, value: Value) -> Value:
@@ -104,8 +115,8 @@ def lower_scale(project: Project, step: LayerStep, value: Value) -> Value:
     return scaled(project, step.name, value, float(layer.constant))
 
 
-def lower_mean(project: Project, step: LayerStep, value: Value, form: Format | None) -> Value:
-    """Return means over axes: a sum and a shift, or a table of the sum."""
+def lower_mean(project: Project, step: LayerStep, value: Value, guard: int) -> Value:
+    """Return means over axes: a sum and a shift, or the average over a window."""
     layer: Any = step.layer
     assert isinstance(layer, PQMean)
     given = layer.dim if isinstance(layer.dim, (tuple, list)) else (layer.dim,)
@@ -113,8 +124,13 @@ def lower_mean(project: Project, step: LayerStep, value: Value, form: Format | N
     count = int(np.prod([value.bounds.shape[axis] for axis in dims]))
     if count.bit_count() == 1:
         return total(project, step.name, value, dims, step.shape, 1 - count.bit_length())
-    sums = total(project, step.name, value, dims, step.shape)
-    return table(project, step.name, sums, lambda x: x.real(lambda values: values / count), form)
+    index = np.moveaxis(torch_order(value.bounds.shape), dims, range(-len(dims), 0)).reshape(-1, count)
+    value = lower_move(project, MoveStep(step.name, (), index.shape, index, (index.size,)), [value])
+    pool = SimpleNamespace(kernel_size=count, stride=count, padding=0)
+    means = value.bounds.real(lambda values: values).gather(np.arange(len(index))[:, None])
+    averages = lower_pool(project, step.name, value, pool, means, True, guard)
+    places = torch_order(step.shape)
+    return lower_move(project, MoveStep(step.name, (), places.shape, places, (places.size,)), [averages])
 
 
 def lower_softmax(project: Project, step: LayerStep, value: Value) -> Value:

@@ -45,6 +45,8 @@ def lower_move(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
 
 def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
     """Return all inputs after one another; its order holds places in the concatenation of the inputs in torch's order."""
+    if len({len(value.bounds.shape) for value in inputs} | {1}) > 1 and not _alike(inputs):
+        inputs = [project.arrange(step.name, value, channels_last(value.bounds.shape)) for value in inputs]
     starts = np.cumsum([0, *step.sizes])
     orders = [value.order + start for value, start in zip(inputs, starts, strict=False)]
     axes = [axis for axis in reversed(range(orders[0].ndim)) if len({_without(order.shape, axis) for order in orders}) == 1]
@@ -59,6 +61,11 @@ def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Valu
         kind = f"concatenate{orders[0].ndim}d"
         whole = project.add("Concatenate", step.name, [whole, other], value, {"result": result_type(bounds)}, axis=axis + 1, op=kind)
     return whole
+
+
+def _alike(inputs: list[Value]) -> bool:
+    """Return whether all inputs have torch's order, or all have their channels last."""
+    return any(all(same(value.order, order(value.bounds.shape)) for value in inputs) for order in (channels_last, torch_order))
 
 
 def _natural(order: Order, shape: tuple[int, ...]) -> bool:
