@@ -88,7 +88,6 @@ MODES = (("TRN", "WRAP"), ("RND_CONV", "SAT_SYM"), ("RND_INF", "SAT"), ("TRN_ZER
 CASES = [
     pytest.param(residual(), (2, 4, 4), {}, {}, id="residual"),
     pytest.param(deep_set(), (4, 3), OUTPUT, {}, id="deep set"),
-    pytest.param(residual(), (2, 4, 4), {}, {"io_type": "stream", "strategy": "resource", "reuse_factor": 6}, id="residual, stream"),
     *(
         pytest.param(*values, id=name, marks=pytest.mark.slow)
         for name, values in {
@@ -102,7 +101,7 @@ CASES = [
             "resnet": (ResNet20((1, 4, 4), 3, blocks=1), (1, 4, 4), {}, {"io_type": "stream", "strategy": "resource", "reuse_factor": 9}),
             **{backend: (CNN((1, 4, 4), 3, (2,)), (1, 4, 4), {}, {"backend": backend}) for backend in ("Vivado", "Catapult")},
             "Quartus": (CNN((1, 4, 4), 3, (2,)), (1, 4, 4), {}, {"backend": "Quartus", "strategy": "resource"}),
-            "Quartus, by channel": (mlp(nn.ReLU()), (6,), {"data_granularity": "per_channel"}, {"backend": "Quartus", "strategy": "resource"}),
+            "residual, stream": (residual(), (2, 4, 4), {}, {"io_type": "stream", "strategy": "resource", "reuse_factor": 6}),
             **{
                 f"{rounding} {overflow}": (
                     mlp(nn.ReLU()),

@@ -12,11 +12,12 @@ from pquant.export.hls4ml.project import Project, Value
 log = logging.getLogger(__name__)
 
 NAME = "net"
+WEIGHTED = ("Dense", "Conv1D", "Conv2D")
 SKIPPED = ["fuse_batch_normalization", "fuse_consecutive_batch_normalization", "merge_linear_activation", "eliminate_linear_activation"]
 """Passes of hls4ml that would change types or constants."""
 
 
-def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], model: dict[str, Any], by_layer: dict[str, dict[str, Any]]) -> Any:
+def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], reuse_factor: int, by_layer: dict[str, dict[str, Any]]) -> Any:
     """Return hls4ml's ModelGraph; nothing is written yet.
 
     Args:
@@ -24,8 +25,8 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], m
         output: what the model returns.
         folder: of the project, for later.
         tool: ``backend``, and what hls4ml's backend takes: ``part``, ``clock_period``, ``io_type``.
-        model: hls4ml's ``Strategy`` and ``ReuseFactor`` of all layers.
-        by_layer: those of single layers, by dotted name.
+        reuse_factor: of layers without weights.
+        by_layer: hls4ml's ``Strategy`` and ``ReuseFactor`` of those with weights, by dotted name.
 
     Raises:
         ConfigError: hls4ml refuses the project.
@@ -37,11 +38,12 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], m
         settings = {key: value for key, value in tool.items() if key != "backend" and value is not None}
         config = get_backend(tool["backend"]).create_initial_config(**settings)
         layers = {name: {"Precision": types, "Trace": False} for name, types in project.types.items()}
-        for name, origin in project.origins.items():
-            layers[name] |= {"Strategy": "latency", "ReuseFactor": 1} if name in project.moving else by_layer.get(origin, {})
+        for layer in (layer for layer in project.layers if layer["class_name"] in WEIGHTED):
+            name = layer["name"]
+            layers[name] |= {"ReuseFactor": 1} if name in project.moving else by_layer.get(project.origins[name], {})
         config |= {"OutputDir": str(folder), "ProjectName": NAME, "Backend": tool["backend"]}
-        precision = {"default": "fixed<32,16>"}
-        config["HLSConfig"] = {"Model": {"Precision": precision, **model, "BitExact": False}, "LayerName": layers, "SkipOptimizers": SKIPPED}
+        model = {"Precision": {"default": "fixed<32,16>"}, "Strategy": "latency", "ReuseFactor": reuse_factor, "BitExact": False}
+        config["HLSConfig"] = {"Model": model, "LayerName": layers, "SkipOptimizers": SKIPPED}
         try:
             made = ModelGraph.from_layer_list(config, project.layers, outputs=[output.layer])
         except Exception as error:

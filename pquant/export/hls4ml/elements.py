@@ -1,7 +1,6 @@
 """What steps are made of: products with constants, tables, selections, sums and extremes."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.hls4ml import precision
 from pquant.export.hls4ml.layout import Order, channels_last, same, torch_order
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.project import Project, Value
 from pquant.export.products import reduced
 
 LARGEST_TABLE = 16
@@ -39,7 +38,7 @@ def affine(project: Project, name: str, value: Value, scale: Constants, shift: C
     by_channel = all((part == part[0]).all() for part in (factors, terms))
     if not by_channel and project.target.stream and value.order.ndim > 1:
         raise ConfigError("constants differ by position, which hls4ml takes with io_type=parallel only")
-    types = {"scale": precision.of_constants(scale), "bias": precision.of_constants(shift), "result": result_type(bounds)}
+    types = {"scale": precision.of_constants(scale), "bias": precision.of_constants(shift), "result": precision.of_values(bounds)}
     made = Value("", value.order, bounds, castable=True)
     shared = by_channel and value.order.ndim > 1
     data = {"scale_data": factors[0] if shared else factors.ravel(), "bias_data": terms[0] if shared else terms.ravel()}
@@ -57,7 +56,7 @@ def merged(project: Project, name: str, inputs: list[Value], operation: str, bou
         copied = {"result": project.types[second.layer]["result"]}
         second = project.add("Activation", name, [second], second, copied, activation="linear", n_in=second.order.size)
     made = Value("", first.order, bounds, castable=True)
-    return project.add("Merge", name, [first, second], made, {"result": result_type(bounds)}, op=operation)
+    return project.add("Merge", name, [first, second], made, {"result": precision.of_values(bounds)}, op=operation)
 
 
 def repeated(project: Project, name: str, value: Value, order: Order, shape: tuple[int, ...]) -> Value:
@@ -88,9 +87,7 @@ def select(project: Project, name: str, value: Value, index: np.ndarray, order: 
     if project.target.backend in ("Quartus", "oneAPI"):
         raise ConfigError("hls4ml has no layer that selects or repeats values, and products with 0 and 1 are shared for this backend")
     if value.order.size * index.size > LARGEST_SELECTION:
-        raise ConfigError(
-            f"hls4ml has no layer that selects or repeats values, and {value.order.size} x {index.size} products with 0 and 1 are too many"
-        )
+        raise ConfigError(f"hls4ml has no layer that selects or repeats values, and {value.order.size} x {index.size} products with 0 and 1 are many")
     matrix = (np.arange(value.order.size)[:, None] == index.ravel()[None]).astype(np.float64)
     made = _combined(project, name, value, matrix, value.bounds.gather(index))
     project.moving.add(made.layer)
@@ -145,7 +142,7 @@ def extreme(project: Project, name: str, value: Value, kind: Literal["max", "min
     count = value.order.size // math.prod(shape)
     value = project.reshape(name, value, value.order.reshape(count, -1))
     channels = value.order.shape[-1]
-    types = {"result": result_type(bounds), "accum": precision.of_values(value.bounds)}
+    types = {"result": precision.of_values(bounds), "accum": precision.of_values(value.bounds)}
     made = Value("", torch_order(shape).reshape(1, channels), bounds, castable=True)
     sizes = {"n_in": count, "n_out": 1, "n_filt": channels, "pool_width": count, "stride_width": count, "pad_left": 0, "pad_right": 0}
     made = project.add("MaxPooling1D", name, [value], made, types, pool_op="Max", count_pad=True, **sizes)
@@ -167,7 +164,7 @@ def table(project: Project, name: str, value: Value, function: Callable[[Any], A
     """
     if not project.target.amd:
         raise ConfigError("hls4ml has tables of any function for Vitis and Vivado only")
-    signed, width, integer = _parsed(project.types[value.layer]["result"])
+    signed, width, integer = precision.parsed(project.types[value.layer]["result"])
     if width > LARGEST_TABLE:
         raise ConfigError(f"a table of 2^{width} entries is needed, more than 2^{LARGEST_TABLE}: quantize its input to fewer bits")
     codes = np.arange(2**width)
@@ -186,9 +183,3 @@ def table(project: Project, name: str, value: Value, function: Callable[[Any], A
     made = Value("", value.order, bounds, None if form is None else form.expand(bounds.shape))
     types = {"result": precision.of_constants(constants), "table": precision.of_constants(constants)}
     return project.add("UnaryLUT", name, [value], made, types, n_in=value.order.size, table_data=constants.floats, activation="unary_lut")
-
-
-def _parsed(kind: str) -> tuple[bool, int, int]:
-    found = re.match(r"(u?)fixed<(\d+),(-?\d+)", kind)
-    assert found is not None
-    return not found[1], int(found[2]), int(found[3])

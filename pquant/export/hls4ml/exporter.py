@@ -89,7 +89,7 @@ class HLS4ML(Settings):
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
         self._check_tools()
         graph = checked(model, input_shape, MODES)
-        if self.io_type == "stream" or self.backend == "Catapult":
+        if self.io_type == "stream" or not Target(self.backend).amd:
             self._check_formats(graph)
         self._built(record(finalize(model), input_shape), Path("export"))
 
@@ -131,8 +131,8 @@ class HLS4ML(Settings):
             quantizers = [part for name, part in step.layer.named_children() if isinstance(part, Quantizer) and name not in PARAMETERS]
             if any(form is not None and max(bits.numel() for bits in form) > 1 for form in (part.format() for part in quantizers)):
                 raise ConfigError(
-                    f"export=hls4ml: '{step.name}' has a format for each channel or value of its data, which hls4ml takes with io_type=parallel "
-                    "only, and not for Catapult: set quantization.data_granularity=per_tensor"
+                    f"export=hls4ml: '{step.name}' has a format for each channel or value of its data, which hls4ml takes for Vitis and Vivado only, "
+                    "with io_type=parallel: set quantization.data_granularity=per_tensor"
                 )
 
     def _built(self, graph: Graph, folder: Path) -> tuple[Any, Order]:
@@ -150,7 +150,7 @@ class HLS4ML(Settings):
         resource = frozenset(name for name, of_layer in settings.items() if of_layer["Strategy"] == "resource")
         project, given, output = lower(graph, Target(self.backend, self.io_type == "stream", resource))
         tool = {"backend": self.backend, "part": self.part, "clock_period": self.clock_period, "io_type": f"io_{self.io_type}"}
-        made = build(project, output, folder, tool, {"Strategy": self.strategy, "ReuseFactor": self.reuse_factor}, settings)
+        made = build(project, output, folder, tool, self.reuse_factor, settings)
         self._check_reuse(reuse_factors(made, project))
         return made, given.order
 

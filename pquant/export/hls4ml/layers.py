@@ -16,7 +16,7 @@ from pquant.export.hls4ml.layout import channels_last, torch_order
 from pquant.export.hls4ml.merges import lower_mean, lower_scale, lower_softmax, rectified
 from pquant.export.hls4ml.moves import pads, sizes
 from pquant.export.hls4ml.pools import lower_pool
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.project import Project, Value
 from pquant.export.windows import padding
 from pquant.layers.activation import PQActivation
 from pquant.layers.conv import PQConv1d, PQConv2d
@@ -140,7 +140,7 @@ def _activation(project: Project, step: LayerStep, value: Value, form: Format | 
     if layer.kind == "tanh" and layer.hard:
         bounds = compute(layer, step.shape, value.bounds)
         made = Value("", value.order, bounds, castable=True)
-        types = {"result": result_type(bounds)}
+        types = {"result": precision.of_values(bounds)}
         half = {"slope": 0.5, "shift": 0.5}
         return project.add("HardActivation", step.name, [value], made, types, activation="hard_tanh", n_in=value.order.size, **half)
     if any(parameter.numel() > 1 for parameter in layer.parameters(recurse=False)):

@@ -14,7 +14,7 @@ from pquant.export.hls4ml.layout import channels_last, torch_order
 from pquant.export.hls4ml.merges import lower_merge, lower_pair, lower_reduction, lower_sum
 from pquant.export.hls4ml.moves import lower_move
 from pquant.export.hls4ml.pools import lower_pool, windows_of
-from pquant.export.hls4ml.project import Project, Target, Value, result_type
+from pquant.export.hls4ml.project import Project, Target, Value
 from pquant.export.replay import input_format, quantized_input, replay
 from pquant.layers.merge import PQMerge
 from pquant.layers.softmax import PQSoftmax
@@ -61,8 +61,9 @@ def _input(project: Project, graph: Graph) -> Value:
 
 
 def _takes_channels(graph: Graph) -> bool:
-    first = next((step for step in graph.steps if 0 in step.inputs), None)
-    return len(graph.input_shape) > 1 and isinstance(first, LayerStep) and isinstance(first.layer, layers.BY_POSITION)
+    """Return whether the input has the rank that the model's convolutions and pools take."""
+    rank = len(graph.input_shape)
+    return any(isinstance(step.layer, layers.BY_POSITION) and len(graph.shape(step.inputs[0])) == rank > 1 for step in graph.layers)
 
 
 def _step(project: Project, graph: Graph, at: int, values: list[Value]) -> Value:
@@ -142,5 +143,5 @@ def _substitute(project: Project, graph: Graph, at: int) -> Value:
     """Return a value in place of one that could not be made, with which further problems are found."""
     bounds = replay(graph, quantized_input(graph, np.zeros((1, *graph.input_shape))))[at]
     shape = graph.shape(at)
-    project.types[""] = {"result": result_type(bounds)}
+    project.types[""] = {"result": precision.text(True, 1, 1)}
     return Value("", channels_last(shape) if len(shape) > 1 else torch_order(shape), bounds)

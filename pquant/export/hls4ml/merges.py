@@ -16,7 +16,7 @@ from pquant.export.hls4ml.elements import affine, extreme, merged, scaled, selec
 from pquant.export.hls4ml.layout import torch_order
 from pquant.export.hls4ml.moves import lower_move
 from pquant.export.hls4ml.pools import lower_pool
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.project import Project, Value
 from pquant.export.products import _equation, _reciprocal, spread
 from pquant.layers.merge import PQMean, PQMerge, PQScale
 from pquant.layers.softmax import PQSoftmax
@@ -84,7 +84,7 @@ def rectified(project: Project, name: str, value: Value) -> Value:
     """Return the value, 0 for negative ones."""
     bounds = value.bounds.relu()
     made = Value("", value.order, bounds, castable=True)
-    return project.add("Activation", name, [value], made, {"result": result_type(bounds)}, activation="relu", n_in=value.order.size)
+    return project.add("Activation", name, [value], made, {"result": precision.of_values(bounds)}, activation="relu", n_in=value.order.size)
 
 
 def lower_merge(project: Project, step: LayerStep, inputs: list[Value]) -> Value:

@@ -9,9 +9,10 @@ import numpy as np
 from pquant.errors import ConfigError
 from pquant.export.formats import Format
 from pquant.export.graph import MoveStep
+from pquant.export.hls4ml import precision
 from pquant.export.hls4ml.elements import select
 from pquant.export.hls4ml.layout import Order, channels_last, same, torch_order
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.project import Project, Value
 
 SIDES = {2: (("left", "right"),), 3: (("top", "bottom"), ("left", "right"))}
 SIZES = {2: ("width",), 3: ("height", "width")}
@@ -45,8 +46,9 @@ def lower_move(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
 
 def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
     """Return all inputs after one another; its order holds places in the concatenation of the inputs in torch's order."""
-    if len({len(value.bounds.shape) for value in inputs} | {1}) > 1 and not _alike(inputs):
-        inputs = [project.arrange(step.name, value, channels_last(value.bounds.shape)) for value in inputs]
+    if len(inputs[0].bounds.shape) > 1:
+        kinds = [kind for kind in (channels_last, torch_order) if all(same(value.order, kind(value.bounds.shape)) for value in inputs)]
+        inputs = [project.arrange(step.name, value, (kinds or [channels_last])[0](value.bounds.shape)) for value in inputs]
     starts = np.cumsum([0, *step.sizes])
     orders = [value.order + start for value, start in zip(inputs, starts, strict=False)]
     axes = [axis for axis in reversed(range(orders[0].ndim)) if len({_without(order.shape, axis) for order in orders}) == 1]
@@ -59,13 +61,9 @@ def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Valu
         bounds = _joined(whole.bounds, other.bounds)
         value = Value("", np.concatenate(orders[:number], axis), bounds, castable=True)
         kind = f"concatenate{orders[0].ndim}d"
-        whole = project.add("Concatenate", step.name, [whole, other], value, {"result": result_type(bounds)}, axis=axis + 1, op=kind)
+        types = {"result": precision.union(*(project.types[one.layer]["result"] for one in (whole, other)))}
+        whole = project.add("Concatenate", step.name, [whole, other], value, types, axis=axis + 1, op=kind)
     return whole
-
-
-def _alike(inputs: list[Value]) -> bool:
-    """Return whether all inputs have torch's order, or all have their channels last."""
-    return any(all(same(value.order, order(value.bounds.shape)) for value in inputs) for order in (channels_last, torch_order))
 
 
 def _natural(order: Order, shape: tuple[int, ...]) -> bool:

@@ -14,7 +14,7 @@ from pquant.export.graph import MoveStep
 from pquant.export.hls4ml import precision
 from pquant.export.hls4ml.layout import channels_last, torch_order
 from pquant.export.hls4ml.moves import lower_move, pads, sizes
-from pquant.export.hls4ml.project import Project, Value, result_type
+from pquant.export.hls4ml.project import Project, Value
 from pquant.export.windows import pool_geometry, pool_windows
 
 
@@ -42,13 +42,13 @@ def lower_pool(project: Project, name: str, value: Value, layer: Any, bounds: An
         value, padded = _zero_padded(project, name, value, average, padded), (0,) * len(padded)
     count = math.prod(kernel)
     fraction = max(value.bounds.f, guard + 1) + count.bit_length()
-    types = {"result": result_type(bounds, fraction)}
-    types["accum"] = precision.of_values(value.bounds.times(Constants(np.array(count), 0)).at(fraction) if average else value.bounds)
+    exact = value.bounds.at(fraction) if average else value.bounds
+    types = {"result": precision.of_values(exact), "accum": precision.of_values(exact.times(Constants(np.array(count if average else 1), 0)))}
     geometry = sizes(rank, {"in": value.order.shape, "out": made.order.shape, "pool": kernel, "stride": stride})
     geometry |= pads(rank, [(pad, pad) for pad in padded])
     if rank == 2:
         geometry |= {"n_in": value.order.shape[0], "n_out": made.order.shape[0]}
-    value = _widened(project, name, value, types["accum"], average, any(padded))
+    value = _widened(project, name, value, (count, fraction) if average else None, any(padded))
     kind, operation = ("AveragePooling", "Average") if average else ("MaxPooling", "Max")
     return project.add(f"{kind}{rank - 1}D", name, [value], made, types, n_filt=value.order.shape[-1], pool_op=operation, count_pad=True, **geometry)
 
@@ -74,12 +74,16 @@ def _check_pool(project: Project, layer: Any, given: tuple[int, ...], made: tupl
         raise ConfigError("hls4ml pads pools bit-exactly for Vitis and Vivado only")
 
 
-def _widened(project: Project, name: str, value: Value, accum: str, average: bool, padded: bool) -> Value:
-    """Return the input of a pool in a type that the pool is exact with: most backends sum in it, and a maximum is padded with its lowest."""
-    signed = not project.types[value.layer]["result"].startswith("u")
-    if average and not project.target.amd:
-        kind = accum if accum.startswith("f") else precision.signed(accum)
-    elif not average and padded and not signed:
+def _widened(project: Project, name: str, value: Value, mean: tuple[int, int] | None, padded: bool) -> Value:
+    """Return the input of a pool in a type that the pool is exact with: a maximum is padded with its lowest, and most backends divide sums in it.
+
+    ``mean`` are the number of values and the fractional bits of an average.
+    """
+    if mean is not None and not project.target.amd:
+        count, fraction = mean
+        largest = max(value.bounds.at(fraction).largest, 1 << fraction) * count
+        kind = precision.of_integers(-largest, largest, fraction)
+    elif mean is None and padded and project.types[value.layer]["result"].startswith("u"):
         kind = precision.signed(precision.of_values(value.bounds))
     else:
         return value

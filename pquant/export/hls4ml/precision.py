@@ -1,5 +1,7 @@
 """hls4ml's texts for the types of values and constants."""
 
+import re
+
 import numpy as np
 
 from pquant.export.fixed import Fixed
@@ -38,6 +40,21 @@ def signed(kind: str) -> str:
     """Return the signed type that holds the values of an unsigned one."""
     width, integer = map(int, kind.removeprefix("ufixed<").removesuffix(">").split(","))
     return text(True, width + 1, integer + 1)
+
+
+def parsed(kind: str) -> tuple[bool, int, int]:
+    """Return whether a type is signed, its width, and its integer bits, both with the sign."""
+    found = re.match(r"(u?)fixed<(\d+),(-?\d+)", kind)
+    assert found is not None
+    return not found[1], int(found[2]), int(found[3])
+
+
+def union(*kinds: str) -> str:
+    """Return the narrowest type that holds the values of all types."""
+    each = [parsed(kind) for kind in kinds]
+    any_signed = any(one for one, _, _ in each)
+    integer = max(whole + (any_signed and not one) for one, _, whole in each)
+    return text(any_signed, integer + max(width - whole for _, width, whole in each), integer)
 
 
 def uniform(form: Format) -> str | None:

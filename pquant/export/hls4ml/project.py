@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from pquant.errors import ConfigError
-from pquant.export.fixed import Fixed, Real
 from pquant.export.formats import Constants, Format
 from pquant.export.hls4ml import precision
 from pquant.export.hls4ml.layout import Order, same, transposition
@@ -107,8 +106,8 @@ class Project:
             return made
         if shared is not None:
             return self.add("Activation", name, [value], made, {"result": shared}, activation="linear", n_in=value.order.size)
-        if self.target.stream or self.target.backend == "Catapult":
-            raise ConfigError("its data has several formats, or no bits, which hls4ml takes with io_type=parallel only, and not for Catapult")
+        if self.target.stream or not self.target.amd:
+            raise ConfigError("its data has several formats, or no bits, which hls4ml takes for Vitis and Vivado only, with io_type=parallel")
         low, high = form.bounds()
         width = np.where(low == high, 0, form.width)
         masks = [bits.ravel()[value.order][None] for bits in (form.k, width, form.k + form.i)]
@@ -144,14 +143,6 @@ class Project:
     def _unused(self, name: str) -> str:
         base = "layer_" + re.sub(r"\W+", "_", name).strip("_").lower()
         return next(one for one in (base, *(f"{base}_{number}" for number in range(2, len(self.types) + 3))) if one not in self.types)
-
-
-def result_type(bounds: Fixed | Real, fraction: int = 0) -> str:
-    """Return the type of a result; of one that is no fixed-point value, with ``fraction`` fractional bits."""
-    if isinstance(bounds, Fixed):
-        return precision.of_values(bounds)
-    largest = int(np.ceil(np.abs(bounds.x).max(initial=0))) + 1
-    return precision.of_integers(-largest << fraction, largest << fraction, fraction)
 
 
 def _equal(form: Format, other: Format) -> bool:
