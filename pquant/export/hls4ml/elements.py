@@ -49,6 +49,8 @@ def affine(project: Project, name: str, value: Value, scale: Constants, shift: C
 def merged(project: Project, name: str, inputs: list[Value], operation: str, bounds: Any) -> Value:
     """Return a function of two values of one shape; the values broadcast to that of ``bounds``."""
     shape = bounds.shape
+    if operation in ("maximum", "minimum") and project.target.stream and project.target.backend == "Catapult":
+        raise ConfigError("hls4ml takes no maximum or minimum of two values in a stream for Catapult")
     base = next((value for value in inputs if value.bounds.shape == shape), None)
     order = torch_order(shape) if base is None else base.order
     first, second = (repeated(project, name, value, order, shape) for value in inputs)

@@ -29,6 +29,7 @@ from pquant.layers.softmax import PQSoftmax
 CONVOLUTIONS = (PQConv1d, PQConv2d)
 AVERAGES = (PQAvgPool1d, PQAvgPool2d)
 MAXIMA = (PQMaxPool1d, PQMaxPool2d)
+ONE, MINUS = Constants(np.array(1), 0), Constants(np.array(-1), 0)
 BY_POSITION = (*CONVOLUTIONS, *AVERAGES, *MAXIMA, ChannelAffine)
 
 
@@ -138,11 +139,21 @@ def _activation(project: Project, step: LayerStep, value: Value, form: Format | 
         shift = 0 if layer.multiplier is None else int(layer.multiplier)
         return scaled(project, step.name, value, 2.0**shift) if shift else value
     if layer.kind == "tanh" and layer.hard:
-        bounds = compute(layer, step.shape, value.bounds)
-        made = Value("", value.order, bounds, castable=True)
-        types = {"result": precision.of_values(bounds)}
-        half = {"slope": 0.5, "shift": 0.5}
-        return project.add("HardActivation", step.name, [value], made, types, activation="hard_tanh", n_in=value.order.size, **half)
+        return _clipped(project, step.name, value)
     if any(parameter.numel() > 1 for parameter in layer.parameters(recurse=False)):
         raise ConfigError("hls4ml has one table for all values, but the function differs by channel")
     return table(project, step.name, value, lambda x: compute(layer, x.shape, x), form)
+
+
+def _clipped(project: Project, name: str, value: Value) -> Value:
+    """Return the value, at least -1 and at most 1."""
+    if project.target.backend == "Catapult":  # its hard_tanh does not clip
+        upper = Constants(np.array(2), 0)
+        value = rectified(project, name, affine(project, name, value, ONE, ONE))
+        value = rectified(project, name, affine(project, name, value, MINUS, upper))
+        return affine(project, name, value, MINUS, ONE)
+    bounds = value.bounds.clip(1)
+    made = Value("", value.order, bounds, castable=True)
+    types = {"result": precision.of_values(bounds)}
+    half = {"slope": 0.5, "shift": 0.5}
+    return project.add("HardActivation", name, [value], made, types, activation="hard_tanh", n_in=value.order.size, **half)

@@ -126,6 +126,8 @@ class Project:
             if found is None or len(found[0]) > LARGEST_RANK:
                 raise ConfigError("its input would have to be reordered by more than one transposition")
             shape, axes = found
+            if self.target.stream and not self.target.amd and (len(shape) > 2 or self.target.backend == "Catapult"):
+                raise ConfigError(f"its input would have to be transposed, which hls4ml does not do in a stream for {self.target.backend}")
             value = self.reshape(name, value, value.order.reshape(shape))
             value = self._moved("Transpose", name, value, value.order.transpose(axes), perm=list(axes))
         return self.reshape(name, value, wanted)
