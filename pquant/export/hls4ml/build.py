@@ -12,6 +12,7 @@ from pquant.export.hls4ml.project import Project, Value
 log = logging.getLogger(__name__)
 
 NAME = "net"
+SHOWN = 3
 WEIGHTED = ("Dense", "Conv1D", "Conv2D")
 SKIPPED = ["fuse_batch_normalization", "fuse_consecutive_batch_normalization", "merge_linear_activation", "eliminate_linear_activation"]
 """Passes of hls4ml that would change types or constants."""
@@ -26,7 +27,7 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], r
         folder: of the project, for later.
         tool: ``backend``, and what hls4ml's backend takes: ``part``, ``clock_period``, ``io_type``.
         reuse_factor: of layers without weights.
-        by_layer: hls4ml's ``Strategy`` and ``ReuseFactor`` of those with weights, by dotted name.
+        by_layer: hls4ml's ``Strategy`` and ``ReuseFactor`` of those with weights, by hls4ml's name.
 
     Raises:
         ConfigError: hls4ml refuses the project.
@@ -38,9 +39,8 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], r
         settings = {key: value for key, value in tool.items() if key != "backend" and value is not None}
         config = get_backend(tool["backend"]).create_initial_config(**settings)
         layers = {name: {"Precision": types, "Trace": False} for name, types in project.types.items()}
-        for layer in (layer for layer in project.layers if layer["class_name"] in WEIGHTED):
-            name = layer["name"]
-            layers[name] |= {"ReuseFactor": 1} if name in project.moving else by_layer.get(project.origins[name], {})
+        for layer, settings in by_layer.items():
+            layers[layer] |= settings
         config |= {"OutputDir": str(folder), "ProjectName": NAME, "Backend": tool["backend"]}
         model = {"Precision": {"default": "fixed<32,16>"}, "Strategy": "latency", "ReuseFactor": reuse_factor, "BitExact": False}
         config["HLSConfig"] = {"Model": model, "LayerName": layers, "SkipOptimizers": SKIPPED}
@@ -52,10 +52,29 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], r
     return made
 
 
-def reuse_factors(made: Any, project: Project) -> dict[str, int]:
-    """Return the reuse factor that hls4ml takes for each layer with shared multipliers, by dotted name."""
-    layers = [layer for layer in made.get_layers() if layer.get_attr("strategy") == "resource" and layer.name not in project.moving]
-    return {project.origins.get(layer.name, layer.name): int(layer.get_attr("reuse_factor")) for layer in layers}
+def weighted(project: Project, given: dict[str, dict[str, Any]], reuse_factor: int) -> dict[str, dict[str, Any]]:
+    """Return ``Strategy`` and ``ReuseFactor`` of all layers with weights, by hls4ml's name; a factor becomes the nearest that hls4ml takes.
+
+    hls4ml itself does so for most layers, but writes wrong code for some others, as for convolutions of one position.
+
+    Args:
+        project: the layers.
+        given: by dotted name, for the model's own layers.
+        reuse_factor: of sums over axes, which have weights of 1.
+    """
+    from hls4ml.backends import get_backend
+
+    backend = get_backend(project.target.backend)
+    found = {}
+    for layer in (layer for layer in project.layers if layer["class_name"] in WEIGHTED):
+        name = layer["name"]
+        settings = given.get(project.origins[name], {"Strategy": "latency", "ReuseFactor": reuse_factor})
+        strategy, factor = settings["Strategy"], 1 if name in project.moving else settings["ReuseFactor"]
+        if strategy == "resource" or project.target.backend in ("Quartus", "oneAPI"):
+            inputs, outputs = layer["weight_data"].reshape(-1, layer["weight_data"].shape[-1]).shape
+            factor = backend.get_closest_reuse_factor(backend.get_valid_reuse_factors(inputs, outputs), factor)
+        found[name] = {"Strategy": "latency" if name in project.moving else strategy, "ReuseFactor": factor}
+    return found
 
 
 def compiled(made: Any) -> Path:
@@ -69,7 +88,13 @@ def compiled(made: Any) -> Path:
         try:
             library = Path(made.config.backend.compile(made))
         except Exception as error:
-            raise RuntimeError(f"{error}: {printed.getvalue().strip()[-500:]}") from error
+            raise RuntimeError(f"{error}: {_errors(printed.getvalue())}") from error
     if not library.exists():
         raise RuntimeError(f"the compiler made no library: {library.parents[1] / 'build_lib.sh'} shows its messages")
     return library
+
+
+def _errors(printed: str) -> str:
+    """Return the first lines that are errors, else the end of all."""
+    lines = [line for line in printed.splitlines() if "error" in line.lower()]
+    return " ".join(lines[:SHOWN]) or printed.strip()[-500:]

@@ -15,7 +15,7 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError, did_you_mean, unknown
 from pquant.export.check import ALL_MODES, checked
 from pquant.export.graph import Graph
-from pquant.export.hls4ml.build import NAME, build, compiled, reuse_factors
+from pquant.export.hls4ml.build import NAME, build, compiled, weighted
 from pquant.export.hls4ml.layers import CONVOLUTIONS
 from pquant.export.hls4ml.layout import Order
 from pquant.export.hls4ml.lower import lower
@@ -150,9 +150,11 @@ class HLS4ML(Settings):
         resource = frozenset(name for name, of_layer in settings.items() if of_layer["Strategy"] == "resource")
         project, given, output = lower(graph, Target(self.backend, self.io_type == "stream", resource))
         tool = {"backend": self.backend, "part": self.part, "clock_period": self.clock_period, "io_type": f"io_{self.io_type}"}
-        made = build(project, output, folder, tool, self.reuse_factor, settings)
-        self._check_reuse(reuse_factors(made, project))
-        return made, given.order
+        by_layer = weighted(project, settings, self.reuse_factor)
+        self._check_reuse(
+            {project.origins[name]: of_layer["ReuseFactor"] for name, of_layer in by_layer.items() if project.origins[name] in settings}
+        )
+        return build(project, output, folder, tool, self.reuse_factor, by_layer), given.order
 
     def _of_layer(self, name: str) -> dict[str, Any]:
         strategy = self.strategy_by_layer.get(name, self.strategy)
@@ -163,7 +165,7 @@ class HLS4ML(Settings):
 
     def _check_reuse(self, taken: dict[str, int]) -> None:
         """Raise a ConfigError for a layer whose own reuse factor hls4ml changes; tell of those for which it changes that of all layers."""
-        changed = {name: factor for name, factor in taken.items() if factor != self.reuse_factor_by_layer.get(name, self.reuse_factor)}
+        changed = {name: factor for name, factor in taken.items() if factor != self._of_layer(name)["ReuseFactor"]}
         for name in changed.keys() & self.reuse_factor_by_layer.keys():
             given = self.reuse_factor_by_layer[name]
             raise ConfigError(
