@@ -129,6 +129,8 @@ def test_the_compiled_project_equals_the_model(
 ) -> None:
     figures = HLS4ML(vectors=300, **settings).export(varied(model, shape, **options), splits(shape), tmp_path)
     assert figures == {"hls4ml/vectors": 300, "hls4ml/bit_exact": True}
+    text = (tmp_path / "export" / "hls4ml" / "README.md").read_text()
+    assert "300 vectors" in text and str(settings.get("backend", "Vitis")) in text and ("(1, 2, 0)" in text) == (len(shape) == 3)
 
 
 @needs_compiler
@@ -232,3 +234,18 @@ def test_a_missing_compiler_is_said(backend: Any, compiler: str, monkeypatch: py
 def test_a_reuse_factor_that_hls4ml_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
     HLS4ML(strategy="resource", reuse_factor=5).check(compressed_net(mlp(nn.ReLU()), (6,)), (6,))
     assert "reuse_factor=5 does not divide the products of all layers; hls4ml takes the nearest: 0: 6" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_hls4mls_own_parser(tmp_path: Path) -> None:
+    pytest.importorskip("hls4ml.converters.pytorch.pquant", reason="this hls4ml reads no layers of PQuantML")
+    from hls4ml.converters import convert_from_pytorch_model
+    from hls4ml.utils.config import config_from_pytorch_model
+
+    model = net(mlp(nn.ReLU()), (6,))
+    config = config_from_pytorch_model(model, input_shape=(6,))
+    project = convert_from_pytorch_model(model, hls_config=config, output_dir=str(tmp_path / "project"), backend="Vitis")
+    project.compile()
+    x = torch.randn(100, 6)
+    np.testing.assert_array_equal(project.predict(x.numpy()).reshape(100, 3), model(x).numpy())

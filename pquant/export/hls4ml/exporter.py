@@ -17,9 +17,9 @@ from pquant.export.check import ALL_MODES, checked
 from pquant.export.graph import Graph
 from pquant.export.hls4ml.build import NAME, build, compiled, weighted
 from pquant.export.hls4ml.layers import CONVOLUTIONS
-from pquant.export.hls4ml.layout import Order
 from pquant.export.hls4ml.lower import lower
 from pquant.export.hls4ml.project import Target
+from pquant.export.hls4ml.readme import Built, readme
 from pquant.export.hls4ml.simulate import simulate
 from pquant.export.integers import verify, write_integers
 from pquant.export.recording import record
@@ -30,6 +30,7 @@ from pquant.layers.dense import PQDense
 from pquant.layers.finalize import finalize
 from pquant.quantization.quantizer import Quantizer
 from pquant.settings import Settings, schema, setting
+from pquant.tracking.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -106,14 +107,17 @@ class HLS4ML(Settings):
         target = folder / "export" / "hls4ml"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent)
-        made, order = self._built(graph, target)
+        built = self._built(graph, target)
         given = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
+        flat = given.reshape(verified.count, -1)[:, built.input.order.ravel()]
         try:
-            seen = simulate(compiled(made).resolve(), f"{NAME}_double", given.reshape(verified.count, -1)[:, order.ravel()], expected[0].size)
+            seen = simulate(compiled(built.made).resolve(), f"{NAME}_double", flat, expected[0].size)
         except RuntimeError as error:
             raise ExportError(f"hls4ml's project does not run: {error}") from error
         _compare(seen.reshape(expected.shape), expected)
+        compiler = COMPILERS.get(self.backend, "g++")
+        write_atomic(target / "README.md", readme(built, self.backend, compiler, verified.count))
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}
 
     def _check_tools(self) -> None:
@@ -135,8 +139,8 @@ class HLS4ML(Settings):
                     "with io_type=parallel: set quantization.data_granularity=per_tensor"
                 )
 
-    def _built(self, graph: Graph, folder: Path) -> tuple[Any, Order]:
-        """Return hls4ml's graph of a finalized model, and the order of its input.
+    def _built(self, graph: Graph, folder: Path) -> Built:
+        """Return hls4ml's graph of a finalized model.
 
         Raises:
             ConfigError: layers or settings that hls4ml does not take.
@@ -151,10 +155,10 @@ class HLS4ML(Settings):
         project, given, output = lower(graph, Target(self.backend, self.io_type == "stream", resource))
         tool = {"backend": self.backend, "part": self.part, "clock_period": self.clock_period, "io_type": f"io_{self.io_type}"}
         by_layer = weighted(project, settings, self.reuse_factor)
-        self._check_reuse(
-            {project.origins[name]: of_layer["ReuseFactor"] for name, of_layer in by_layer.items() if project.origins[name] in settings}
-        )
-        return build(project, output, folder, tool, self.reuse_factor, by_layer), given.order
+        own = {project.origins[layer]: taken for layer, taken in by_layer.items() if project.origins[layer] in settings}
+        self._check_reuse({name: taken["ReuseFactor"] for name, taken in own.items()})
+        made = build(project, output, folder, tool, self.reuse_factor, by_layer)
+        return Built(made, given, output, own, {"input": project.types[given.layer]["result"], "output": project.types[output.layer]["result"]})
 
     def _of_layer(self, name: str) -> dict[str, Any]:
         strategy = self.strategy_by_layer.get(name, self.strategy)
