@@ -1,4 +1,4 @@
-"""hls4ml itself: its graph of a project, what it makes of our settings, and its C++ compiled."""
+"""hls4ml itself: its graph of a project, what it makes of our settings."""
 
 import contextlib
 import io
@@ -12,7 +12,6 @@ from pquant.export.hls4ml.project import Project, Value
 log = logging.getLogger(__name__)
 
 NAME = "net"
-SHOWN = 3
 WEIGHTED = ("Dense", "Conv1D", "Conv2D")
 SKIPPED = ["fuse_batch_normalization", "fuse_consecutive_batch_normalization", "merge_linear_activation", "eliminate_linear_activation"]
 """Passes of hls4ml that would change types or constants."""
@@ -77,24 +76,7 @@ def weighted(project: Project, given: dict[str, dict[str, Any]], reuse_factor: i
     return found
 
 
-def compiled(made: Any) -> Path:
-    """Write the project, compile it and return the library.
-
-    Raises:
-        RuntimeError: it cannot be compiled; the message has the last lines that hls4ml printed.
-    """
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+def write(made: Any) -> None:
+    """Write the project."""
+    with contextlib.redirect_stdout(io.StringIO()):
         made.write()
-        try:
-            library = Path(made.config.backend.compile(made))
-        except Exception as error:
-            raise RuntimeError(f"{error}: {_errors(printed.getvalue())}") from error
-    if not library.exists():
-        raise RuntimeError(f"the compiler made no library: {library.parents[1] / 'build_lib.sh'} shows its messages")
-    return library
-
-
-def _errors(printed: str) -> str:
-    """Return the first lines that are errors, else the end of all."""
-    lines = [line for line in printed.splitlines() if "error" in line.lower()]
-    return " ".join(lines[:SHOWN]) or printed.strip()[-500:]

@@ -15,7 +15,7 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError, did_you_mean, unknown
 from pquant.export.check import ALL_MODES, checked
 from pquant.export.graph import Graph
-from pquant.export.hls4ml.build import NAME, build, compiled, weighted
+from pquant.export.hls4ml.build import build, weighted, write
 from pquant.export.hls4ml.layers import CONVOLUTIONS
 from pquant.export.hls4ml.lower import lower
 from pquant.export.hls4ml.project import Target
@@ -111,8 +111,9 @@ class HLS4ML(Settings):
         given = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
         flat = given.reshape(verified.count, -1)[:, built.input.order.ravel()]
+        write(built.made)
         try:
-            seen = simulate(compiled(built.made).resolve(), f"{NAME}_double", flat, expected[0].size)
+            seen = simulate(target, flat)
         except RuntimeError as error:
             raise ExportError(f"hls4ml's project does not run: {error}") from error
         _compare(seen.reshape(expected.shape), expected)
