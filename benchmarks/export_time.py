@@ -58,7 +58,10 @@ def main() -> None:
         )
     text = "\n".join(lines) + "\n"
     print(text)
-    RESULT.write_text(f"Written by `python benchmarks/export_time.py`, one thread.\n\n{text}")
+    about = (
+        "Written by `python benchmarks/export_time.py`, one thread. Yosys counts the whole (`yosys_seconds`) and then the layers; `seconds` has both."
+    )
+    RESULT.write_text(f"{about}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ class ExportError(RuntimeError):
     """An export whose outputs differ from the model's; the message has the first difference."""
 
 
+class ConstantOutputError(ConfigError):
+    """A trained model whose output ignores its input; the message names the first layer that nothing of the input passes."""
+
+
 class StoppedEarly(Exception):  # noqa: N818
     """A run that is ended on purpose before its last epoch."""
 

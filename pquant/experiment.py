@@ -20,9 +20,10 @@ from pquant.data.splits import DataSource, Splits, examples
 from pquant.distillation.losses import NoDistiller
 from pquant.distillation.source import Kept
 from pquant.distillation.teacher import Distillation, NoDistillation
-from pquant.errors import ConfigError
+from pquant.errors import ConfigError, ConstantOutputError, ExportError
 from pquant.export.exporter import Exporter
 from pquant.export.front import write_front
+from pquant.export.raw_inputs import check_raw_inputs
 from pquant.export.weights import save_model
 from pquant.finetuning.finetuning import FineTuning
 from pquant.fitcompress.deferred_quantization import release
@@ -141,6 +142,8 @@ class Experiment:
             check_model(float_model, splits, task_for(splits))
             model = compress(float_model, self.fitcompress.masks(self.pruning), self.quantization, examples(splits))
             self.export.check(model, tuple(splits.input_shape))
+            if getattr(self.export, "raw_inputs", False):
+                check_raw_inputs(splits)
             trainer = self.trainer(model, splits, self._distiller(model, float_model, splits, run, state))
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
             teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
@@ -182,18 +185,24 @@ class Experiment:
         summary |= {"constant_output": constant, **splits.units}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
-        save_model(final, run.folder, splits.units)
-        summary |= self.export.export(final, splits, run.folder)
+        save_model(final, run.folder, splits.described)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
         details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+        try:
+            summary |= self.export.export(final, splits, run.folder)
+        except (ConfigError, ExportError):
+            self._report(run, summary, trainer.rows, final, details)
+            raise
         self._report(run, summary, trainer.rows, final, details)
         return summary
 
     def _export_archive(self, run: Run) -> dict[str, Any]:
         """Evaluate and export the model of each epoch in the Pareto archive of ``from_run``, each in its own folder; return the last summary.
 
+        A model whose output ignores its input is left out, with a warning.
+
         Raises:
-            ConfigError: a run without an archive.
+            ConfigError: a run without an archive, or no model to export.
         """
         epochs = archived_epochs(Path(str(self.from_run)))
         if not epochs:
@@ -203,7 +212,12 @@ class Experiment:
             folder = run.folder / f"epoch_{epoch:04}"
             folder.mkdir(parents=True, exist_ok=True)
             experiment = dataclasses.replace(self, from_epoch=epoch)
-            summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+            try:
+                summaries.append({"epoch": epoch} | experiment.run(dataclasses.replace(run, folder=folder)))
+            except ConstantOutputError as error:
+                log.warning("epoch %d is left out: %s", epoch, error)
+        if not summaries:
+            raise ConfigError(f"no model of the Pareto archive of '{self.from_run}' can be exported: the output of each ignores its input")
         write_front(run.folder, summaries)
         return summaries[-1]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pquant.errors import ConfigError
 from pquant.reporting.compare import load_runs, write_comparison
+from pquant.reporting.luts import FEWEST, PAGE, write_luts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,9 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         runs = load_runs(given.folders)
         write_comparison(page, runs)
+        fitted = write_luts(page.parent, f"{len(runs)} runs", {run.name: run.metrics for run in runs})
     except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{len(runs)} runs compared in {page}")
+    exported = sum(run.metrics.get("rtl/luts_estimated") is not None for run in runs)
+    if fitted:
+        print(f"LUTs of {exported} exports fitted to their EBOPs in {page.with_name(PAGE)}")
+    elif exported:
+        print(f"no fit of LUTs to EBOPs: it needs {FEWEST} exports that differ in EBOPs, and {exported} of the runs have LUTs")
 
 
 if __name__ == "__main__":

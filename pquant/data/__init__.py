@@ -5,7 +5,20 @@ from pquant.data.constituents import Constituents
 from pquant.data.digits import Digits
 from pquant.data.images import Cifar10, Mnist
 from pquant.data.jets import Jets
-from pquant.data.splits import DataSource, Splits
+from pquant.data.splits import DataSource, Preprocessing, Splits
 from pquant.data.table import Table
 
-__all__ = ["Batches", "Cifar10", "Constituents", "DataSource", "Digits", "Jets", "Mnist", "Splits", "Table", "TensorBatches", "batches"]
+__all__ = [
+    "Batches",
+    "Cifar10",
+    "Constituents",
+    "DataSource",
+    "Digits",
+    "Jets",
+    "Mnist",
+    "Preprocessing",
+    "Splits",
+    "Table",
+    "TensorBatches",
+    "batches",
+]

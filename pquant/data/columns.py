@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pquant.data.files import MISSING, file_kind, read_frame, read_npz
+from pquant.data.files import MISSING, file_kind, npz_names, read_frame, read_npz
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, unknown
 
@@ -20,10 +20,14 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Columns:
-    """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set."""
+    """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set.
+
+    ``names`` are those of the features.
+    """
 
     x: Array
     y: Array
+    names: tuple[str, ...]
     test_rows: int = 0
 
 
@@ -74,8 +78,8 @@ def _read_npz(path: str | Path, target: str | None) -> Columns:
     if len({y.dtype.kind == "U" for y in targets}) > 1:
         raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
-    names = [f"x[:, {index}]" for index in range(x.shape[1])]
-    return Columns(_finite(path, x, names), y, test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
+    names = npz_names(path, x.shape[1]) or [f"x[:, {index}]" for index in range(x.shape[1])]
+    return Columns(_finite(path, x, names), y, tuple(names), test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
 
 
 def _read_frame(path: str | Path, target: str | None) -> Columns:
@@ -91,7 +95,8 @@ def _read_frame(path: str | Path, target: str | None) -> Columns:
         if not is_numeric_dtype(column):
             raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it or leave it out")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
-    return Columns(_finite(path, x, [str(name) for name in features.columns]), y)
+    names = [str(name) for name in features.columns]
+    return Columns(_finite(path, x, names), y, tuple(names))
 
 
 def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:

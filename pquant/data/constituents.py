@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pquant.data.columns import encode, typed_targets
 from pquant.data.files import file_kind, read_npz
-from pquant.data.splits import Splits
-from pquant.data.splitting import Array, Fractions, moments
+from pquant.data.splits import Preprocessing, Splits
+from pquant.data.splitting import POWER_OF_TWO, Array, Fractions, as_power_of_two, moments
 from pquant.errors import ConfigError
 from pquant.settings import schema, setting
 
@@ -41,8 +41,10 @@ class Constituents(Fractions):
         codes, classes = encode(typed_targets(y, "y"), "classification", "y")
         return self.split(x, codes, seed, classes)
 
-    def scale(self, parts: Sequence[Tensor]) -> None:
+    def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
         """Shift and scale (jets, particles, features) in place by mean and deviation over the particles of the first part; padding stays 0.
+
+        Return what was done.
 
         Raises:
             ConfigError: the first part has only padding, or values that are too large to scale.
@@ -51,9 +53,12 @@ class Constituents(Fractions):
         if not real.any():
             raise ConfigError(f"{self.path}: all features of all particles to train on are 0")
         mean, scale = moments(parts[0][real], 0)
+        if self.standardize == POWER_OF_TWO:
+            mean, scale = as_power_of_two(mean, scale)
         for part in parts:
             padding = ~part.any(-1, keepdim=True)
             part.sub_(mean).div_(scale).masked_fill_(padding, 0)
+        return Preprocessing(mean, scale, note="a particle whose raw features are all 0 is padding: all its inputs are 0")
 
     def _checked(self) -> tuple[Array, Array]:
         """Return the particles as float32, only those to keep, and the labels as they are."""

@@ -86,6 +86,21 @@ def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
         return [_array(archive, name) for name in names]
 
 
+def npz_names(path: str | Path, count: int) -> list[str] | None:
+    """Return the text of the array ``features`` (count,) of an npz file, the names of its features; None if the file has no such array.
+
+    Raises:
+        ConfigError: it has another shape, or no text.
+    """
+    with _reading(path, "an npz file of plain arrays"), ZipFile(existing(path)) as archive:
+        if "features.npy" not in archive.namelist():
+            return None
+        names = _array(archive, "features")
+    if names.shape != (count,) or names.dtype.kind != "U":
+        raise ConfigError(f"{path}: expected the names of {count} features as text, got features {names.dtype} {names.shape}")
+    return [str(name) for name in names]
+
+
 def _no_arrays(path: str | Path, choices: Sequence[tuple[str, ...]], found: Collection[str]) -> ConfigError:
     nearest = max(choices, key=lambda names: len(set(names) & set(found)))
     missing = next(name for name in nearest if name not in found)

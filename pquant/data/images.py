@@ -1,6 +1,6 @@
 """MNIST and CIFAR-10, from a local file or fetched by torchvision."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pquant.data.files import CACHE, GIVEN_SPLIT, expanded, no_download, read_npz
-from pquant.data.splits import Splits
+from pquant.data.splits import Preprocessing, Splits
 from pquant.data.splitting import Array, hold_out, portion, standardize, to_splits
 from pquant.errors import ConfigError
 from pquant.settings import Settings, schema, setting
@@ -51,8 +51,16 @@ class Images(Settings):
         rows, held = hold_out(np.arange(len(y)), y, portion(len(y), self.validation_fraction), seed, CLASSES)
         rows = rows[: self.limit]
         inputs = [_channels_first(images) for images in (x[rows], x[held], x_test)]
-        standardize(inputs, (0, 2, 3))
-        return to_splits([one.flatten(1) if self.flatten else one for one in inputs], [y[rows], y[held], y_test], len(CLASSES))
+        done = self._preprocessing(standardize(inputs, (0, 2, 3)), inputs[0].shape[1:])
+        splits = to_splits([one.flatten(1) if self.flatten else one for one in inputs], [y[rows], y[held], y_test], len(CLASSES))
+        return replace(splits, preprocessing=done)
+
+    def _preprocessing(self, done: Preprocessing, shape: torch.Size) -> Preprocessing:
+        """Return what was done to pixels from 0 to 255, given what was done to those from 0 to 1."""
+        offset, scale = 255 * done.offset, 255 * done.scale
+        if self.flatten:
+            offset, scale = (value.flatten() if value.numel() == 1 else value.expand(shape).flatten() for value in (offset, scale))
+        return Preprocessing(offset, scale, classes=tuple(CLASSES), note="raw inputs are pixels from 0 to 255")
 
     def _fetched(self) -> list[Array]:
         name = self.torchvision_name

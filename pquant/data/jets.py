@@ -26,7 +26,8 @@ class Jets(Fractions):
     ``hls4ml_lhc_jets_hlf``, id 42468.
 
     Args:
-        path: a csv, tsv or parquet file with a column "class", or an npz file with ``x`` and ``y``; null: fetched from OpenML.
+        path: a csv, tsv or parquet file with a column "class", or an npz file with ``x`` and ``y`` and, if they have names, ``features``;
+            null: fetched from OpenML.
         root: the folder of the downloaded file.
     """
 
@@ -46,7 +47,7 @@ class Jets(Fractions):
         if columns.x.shape[1] != FEATURES or not classes or len(classes) != CLASSES:
             found = f"{columns.x.shape[1]} features and the classes {', '.join(classes or [])}"
             raise ConfigError(f"{path}: expected {FEATURES} features and {CLASSES} classes, got {found}")
-        return self.split(columns.x, y, seed, classes, columns.test_rows)
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)
 
     def _downloaded(self) -> Path:
         """Return the file in ``root``; download it if it does not exist."""
@@ -55,8 +56,8 @@ class Jets(Fractions):
             from sklearn.datasets import fetch_openml
 
             try:
-                x, y = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto", return_X_y=True)
-                save_npz(path, x=x.astype(np.float32), y=y.astype(str))
+                jets = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto")
+                save_npz(path, x=jets.data.astype(np.float32), y=jets.target.astype(str), features=np.array(jets.feature_names, dtype=str))
             except Exception as error:
                 raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error
         return path

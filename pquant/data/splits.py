@@ -1,7 +1,7 @@
 """The result of every data source: three datasets, and the input and output sizes that a model needs."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,12 +12,37 @@ from pquant.errors import ConfigError
 EXAMPLES = 32
 
 
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """What a data source does to raw inputs, ``(raw - offset) / scale``, and the names of features and classes: all that a deployed model needs.
+
+    Attributes:
+        offset: in raw units; broadcasts with one input.
+        scale: likewise.
+        features: the names along the last axis of an input; empty where they have none.
+        classes: the names of the classes, in the order of the outputs; empty for a regression.
+        note: what offset and scale do not say.
+    """
+
+    offset: Tensor
+    scale: Tensor
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    note: str = ""
+
+    def described(self) -> dict[str, Any]:
+        """Return the values of ``model.json``: numbers, or nested lists where they differ by feature."""
+        numbers = {"input_offset": _numbers(self.offset), "input_scale": _numbers(self.scale)}
+        words = {"input_note": self.note, "features": list(self.features), "classes": list(self.classes)}
+        return numbers | {name: value for name, value in words.items() if value}
+
+
 @dataclass(frozen=True)
 class Splits:
     """Training, validation and test sets of ``(input, target)`` pairs.
 
     Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
-    In its own units such a target is ``target * target_scale + target_offset``.
+    In its own units such a target is ``target * target_scale + target_offset``. ``preprocessing`` is None where the source does not state it.
     """
 
     train: Dataset[tuple[Tensor, ...]]
@@ -26,11 +51,22 @@ class Splits:
     num_classes: int | None
     target_scale: float = 1.0
     target_offset: float = 0.0
+    preprocessing: Preprocessing | None = None
 
     @property
     def units(self) -> dict[str, float]:
         """The scale and offset that turn a regression's outputs into the target's own units, by name; none for classes."""
         return {"target_scale": self.target_scale, "target_offset": self.target_offset} if self.num_classes is None else {}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What turns raw inputs into those of the model and its outputs into units, and names them, for the files of a model and its exports."""
+        return (self.preprocessing.described() if self.preprocessing else {}) | self.units
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs, if they are known."""
+        return self.preprocessing.classes if self.preprocessing else ()
 
     @property
     def input_shape(self) -> torch.Size:
@@ -61,3 +97,7 @@ def examples(splits: Splits) -> Tensor:
     if not count:
         raise ConfigError("the training set is empty")
     return torch.stack([splits.train[index][0] for index in range(count)])
+
+
+def _numbers(values: Tensor) -> Any:
+    return values.item() if values.numel() == 1 else values.tolist()

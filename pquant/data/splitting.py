@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from pquant.data.splits import Splits
+from pquant.data.splits import Preprocessing, Splits
 from pquant.errors import ConfigError
 from pquant.settings import Settings, setting
 
 Array = NDArray[Any]
+POWER_OF_TWO = "power_of_two"
+OFFSET_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Fractions(Settings):
     Args:
         validation_fraction: share of all rows held out for validation.
         test_fraction: share of all rows held out for the test.
-        standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows.
+        standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows; "power_of_two": by the power of two nearest
+            to the deviation, after a shift by the mean rounded to 1/8 of it, which a few bits of fixed-point arithmetic do exactly.
         scale_target: whether the real numbers of a regression are, too. Losses are those of the scaled target, metrics are in the target's own units.
         reconstruct: whether the targets are the features themselves, as standardised and as one axis, for an autoencoder; a target column then only
             keeps its classes in proportion in each part.
@@ -33,7 +36,7 @@ class Fractions(Settings):
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     test_fraction: float = setting(0.2, gt=0, lt=1)
-    standardize: bool = True
+    standardize: bool | Literal["power_of_two"] = True
     scale_target: bool = True
     reconstruct: bool = False
 
@@ -43,10 +46,11 @@ class Fractions(Settings):
         if self.validation_fraction + self.test_fraction >= 1:
             raise self.error("validation_fraction", f"below 1 - test_fraction = {1 - self.test_fraction:g}")
 
-    def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0) -> Splits:
+    def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0, features: Sequence[str] = ()) -> Splits:
         """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
 
         The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too. With ``reconstruct`` the inputs are the targets.
+        ``features`` are the names along the last axis of the inputs, if they have any.
 
         Raises:
             ConfigError: too few examples, in a class or in total, or values too large to scale.
@@ -58,11 +62,14 @@ class Fractions(Settings):
         train, validation = hold_out(rows, y, portion(total, self.validation_fraction), seed, classes)
         parts = (train, validation, test)
         inputs = [torch.from_numpy(x[part]) for part in parts]
-        if self.standardize:
-            self.scale(inputs)
+        done = self.scale(inputs) if self.standardize else Preprocessing(torch.zeros(()), torch.ones(()))
+        done = dataclasses.replace(done, features=tuple(features), classes=() if self.reconstruct else tuple(classes or ()))
+        return dataclasses.replace(self._targeted(inputs, [y[part] for part in parts], classes), preprocessing=done)
+
+    def _targeted(self, inputs: Sequence[Tensor], targets: Sequence[Array], classes: Sequence[str] | None) -> Splits:
+        """Return the splits of inputs as the model gets them."""
         if self.reconstruct:
             return reconstruction(inputs)
-        targets = [y[part] for part in parts]
         if classes or not self.scale_target:
             return to_splits(inputs, targets, len(classes) if classes else None)
         targets = [part.astype(np.float64) for part in targets]
@@ -70,9 +77,9 @@ class Fractions(Settings):
         splits = to_splits(inputs, [(part - offset) / scale for part in targets], None)
         return dataclasses.replace(splits, target_scale=scale, target_offset=offset)
 
-    def scale(self, parts: Sequence[Tensor]) -> None:
-        """Shift and scale the features of all ``parts`` in place by mean and deviation of the first."""
-        standardize(parts, 0)
+    def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
+        """Shift and scale the features of all ``parts`` in place by mean and deviation of the first; return what was done."""
+        return standardize(parts, 0, self.standardize == POWER_OF_TWO)
 
 
 def portion(total: int, fraction: float) -> int:
@@ -121,11 +128,24 @@ def proportional(counts: Array, total: int, random: np.random.RandomState) -> Ar
     return parts.astype(int)
 
 
-def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...]) -> None:
-    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; a constant feature is only shifted."""
+def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...], power_of_two: bool = False) -> Preprocessing:
+    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; a constant feature is only shifted.
+
+    Return what was done to one example.
+    """
     mean, scale = moments(parts[0], dim)
+    if power_of_two:
+        mean, scale = as_power_of_two(mean, scale)
     for part in parts:
         part.sub_(mean).div_(scale)
+    return Preprocessing(mean[0], scale[0])
+
+
+def as_power_of_two(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the power of two nearest to each scale, in logarithm, and the multiple of 1/8 of it nearest to each mean."""
+    power = torch.exp2(torch.log2(scale).round())
+    step = power / OFFSET_STEPS
+    return (mean / step).round() * step, power
 
 
 def moments(values: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:

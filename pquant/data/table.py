@@ -21,7 +21,8 @@ class Table(Fractions):
 
     Args:
         path: the file; csv and tsv also compressed, as in ``a.csv.gz``. An npz file has features ``x`` (N, F) and targets (N,) under the name
-            ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used.
+            ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used; and, if
+            the features have names, ``features`` (F,).
         target: the column to predict; null, with ``reconstruct``, where all columns are features.
         task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
@@ -49,4 +50,4 @@ class Table(Fractions):
             log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
         else:
             log.info("regression of '%s', mean %.4g, deviation %.4g", self.target, y.mean(), y.std())
-        return self.split(columns.x, y, seed, classes, columns.test_rows)
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import singledispatch
+from functools import cache, singledispatch
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.export.formats import Constants, Format
-from pquant.export.windows import PADDING, padding, pool_windows, transposed_windows, windows
+from pquant.export.windows import PADDING, padding, pool_sizes, pool_windows, transposed_windows, windows
 from pquant.layers.activation import PQActivation
 from pquant.layers.base import CompressedLayer
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d, PQConvTranspose1d, PQConvTranspose2d, PQConvTranspose3d
@@ -103,8 +103,22 @@ def total(x: Any) -> Any:
 
 def mean(x: Any) -> Any:
     """Return the means over the last axis; those over a number of values that is not a power of 2 are real."""
-    size = x.shape[-1]
-    return total(x).shift(-(size.bit_length() - 1)) if size & (size - 1) == 0 else total(x).real(lambda values: values / size)
+    return averaged(total(x), np.array(x.shape[-1]))
+
+
+def averaged(sums: Any, sizes: np.ndarray) -> Any:
+    """Return sums divided by sizes that broadcast with them: by one power of 2 for all as a shift, else as real values."""
+    different = {int(size) for size in sizes.flat}
+    if len(different) == 1 and (size := different.pop()).bit_count() == 1:
+        return sums.shift(-(size.bit_length() - 1))
+    functions = np.empty(sizes.size, dtype=object)
+    functions[:] = [_divided_by(int(size)) for size in sizes.flat]
+    return sums.real(functions.reshape(sizes.shape))
+
+
+@cache
+def _divided_by(size: int) -> Function:
+    return lambda values: values / size
 
 
 def in_float32(function: Callable[[Tensor], Tensor]) -> Function:
@@ -152,7 +166,9 @@ def _(layer: ChannelAffine, shape: tuple[int, ...], x: Any) -> Any:
 
 
 def _average(layer: Any, shape: tuple[int, ...], x: Any) -> Any:
-    return mean(x.gather(pool_windows(x.shape, layer, shape[1:]).reshape(*shape, -1)))
+    values = x.gather(pool_windows(x.shape, layer, shape[1:]).reshape(*shape, -1))
+    sizes = pool_sizes(x.shape, layer, shape[1:])
+    return averaged(total(values), sizes)
 
 
 def _maximum(layer: Any, shape: tuple[int, ...], x: Any) -> Any:

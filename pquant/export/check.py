@@ -8,14 +8,14 @@ import numpy as np
 from torch import nn
 
 from pquant.errors import ConfigError
-from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, NORMS, TRANSPOSED, is_supported
+from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, NORMS, TRANSPOSED, is_supported
 from pquant.export.fixed import TABLE_BITS
 from pquant.export.formats import Constants
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.products import STATISTICS, products_of
 from pquant.export.recording import record
 from pquant.export.replay import quantized_input, replay
-from pquant.export.windows import pool_geometry
+from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
 from pquant.layers.finalize import finalize
@@ -86,10 +86,10 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
         elif isinstance(step, ConstantStep):
             known = _significant_bits(step.constants) <= CONSTANT_BITS
         elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
-            yield f"{step.name} takes values that nothing quantized"
+            yield f"{step.name} takes values that nothing quantized: try quantization.quantize_output=true"
         fixed.append(known)
     if not fixed[graph.output]:
-        yield "nothing quantizes what the model returns"
+        yield "nothing quantizes what the model returns: try quantization.quantize_output=true"
 
 
 def _quantizer(step: Step, which: str) -> Any:
@@ -103,7 +103,7 @@ def _significant_bits(constants: np.ndarray) -> int:
 def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collection[str]) -> Iterator[str]:
     layer: Any = step.layer
     if not is_supported(layer) and not isinstance(layer, NORMS):
-        yield f"is a {type(layer).__name__}, which is not supported"
+        yield f"is a {type(layer).__name__}, which is not supported: leave it out, and give the model what it makes, as the vectors of an embedding"
         return
     if not all(known or not getattr(layer, place).is_float for known, place in zip(fixed, layer.input_quantizers, strict=True)):
         yield "takes values that nothing quantizes: enable its input's quantizer"
@@ -115,19 +115,9 @@ def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collectio
                     yield f"has {mode} {getattr(quantizer, mode)}, which the target does not know"
         elif quantizer is not None and quantizer.is_float and (tensor not in ("weight", "bias") or _has(layer, tensor)):
             yield f"has {'an' if tensor[0] in 'aeio' else 'a'} {tensor} that stays float"
-    yield from _of_pool(layer)
     bits = _table_bits(step, graph)
     if bits is not None and bits > TABLE_BITS:
         yield f"needs a table of 2^{bits} entries, more than 2^{TABLE_BITS}: quantize its input to fewer bits"
-
-
-def _of_pool(layer: Any) -> Iterator[str]:
-    if isinstance(layer, AVERAGES) and (
-        layer.ceil_mode or getattr(layer, "divisor_override", None) or any(pool_geometry(layer, 1)[2]) and not layer.count_include_pad
-    ):
-        yield "is a pool whose windows differ, or with a divisor of its own"
-    if isinstance(layer, MAXIMA) and layer.return_indices:
-        yield "is a pool that returns indices"
 
 
 def _table_bits(step: LayerStep, graph: Graph) -> int | None:
@@ -169,4 +159,7 @@ def _makes_reals(step: LayerStep, graph: Graph) -> bool:
         return bool(layer.function) or layer.kind == "tanh" and not layer.hard
     if isinstance(layer, PQMean):
         return _averaged(step, graph).bit_count() != 1
-    return isinstance(layer, AVERAGES) and math.prod(pool_geometry(layer, len(step.shape) - 1)[0]).bit_count() != 1
+    if not isinstance(layer, AVERAGES):
+        return False
+    sizes = set(pool_sizes(graph.shape(step.inputs[0]), layer, step.shape[1:]).flat)
+    return len(sizes) > 1 or int(sizes.pop()).bit_count() != 1

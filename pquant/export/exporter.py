@@ -1,4 +1,4 @@
-"""The exporter interface, and the exporter that does nothing."""
+"""The exporter interface, what all exporters to hardware share, and the exporter that does nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,18 @@ class Exporter(Protocol):
     def export(self, model: nn.Module, splits: Splits, folder: Path) -> dict[str, Any]:
         """Write the files under ``folder`` and return metrics for the summary."""
         ...
+
+
+@dataclass(frozen=True)
+class HardwareExport(Settings):
+    """What all exporters to hardware share.
+
+    Args:
+        raw_inputs: whether the exported network takes raw inputs: its first layer subtracts the offsets of the data and divides by the scales, which
+            must be powers of two (``data.standardize=power_of_two``).
+    """
+
+    raw_inputs: bool = False
 
 
 @schema("export", "none")

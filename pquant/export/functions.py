@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pquant.errors import ConfigError
-from pquant.export.graph import MoveStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.graph import ConstantStep, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.windows import pool_windows
 from pquant.layers.example import tensors_in
 from pquant.layers.merge import is_shift
@@ -37,17 +37,23 @@ READS = frozenset(
 SHIFTS = frozenset("mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __itruediv__ div_ divide true_divide".split())
 REDUCTIONS: dict[str, Literal["sum", "max", "min"]] = {"sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min"}
 PAIRS: dict[str, Literal["max", "min"]] = {"maximum": "max", "fmax": "max", "max": "max", "minimum": "min", "fmin": "min", "min": "min"}
+CLAMPS = frozenset("clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_".split())
 POOLS = {f"{kind}max_pool{rank}d": rank for rank in (1, 2, 3) for kind in ("", "adaptive_")}
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A value of the graph: its number, its shape without the batch axis, and the batch axis of its tensor."""
+    """A value of the graph: its number, its shape without the batch axis, and the batch axis of its tensor.
+
+    ``joined`` says that this axis has the positions of each example too, as after ``x.reshape(batch * positions, features)``: then ``shape`` has the
+    positions on it.
+    """
 
     number: int
     shape: tuple[int, ...]
-    axis: int
+    axis: int = 0
+    joined: bool = False
 
     @property
     def size(self) -> int:
@@ -75,14 +81,29 @@ class Call:
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the shape of a tensor with the batch axis of the first operand, without that axis."""
-        return tuple(size for at, size in enumerate(tensor.shape) if at != self.operands[0].axis)
+        return without_batch(tuple(tensor.shape), self.operands[0])
 
     def refused(self, why: str = "cannot be exported to hardware: use pquant's layers, or move it out of the model") -> ConfigError:
         """Return the error that names the call."""
         return ConfigError(f"export: {self.where} {why}")
 
 
-Made = Iterator[tuple[Tensor, list[Step], int]]
+Made = Iterator[tuple[Tensor, list[Step], Operand]]
+"""A tensor, the steps that make it, and a value with its batch axis."""
+
+
+def without_batch(shape: tuple[int, ...], like: Operand) -> tuple[int, ...]:
+    """Return a shape without the batch axis, which is that of another value."""
+    if like.joined:
+        return *shape[: like.axis], shape[like.axis] // EXAMPLES, *shape[like.axis + 1 :]
+    return tuple(size for at, size in enumerate(shape) if at != like.axis)
+
+
+def by_example(values: np.ndarray, like: Operand, examples: int = EXAMPLES) -> np.ndarray:
+    """Return the values of a batch with its axis, which is that of another value, as the first one of its own."""
+    if like.joined:
+        values = values.reshape(*values.shape[: like.axis], examples, -1, *values.shape[like.axis + 1 :])
+    return np.moveaxis(values, like.axis, 0)
 
 
 def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -107,19 +128,21 @@ def called(call: Call, before: int) -> Made:
     Raises:
         ConfigError: hardware has no such function; it is named.
     """
-    name, axis = call.name, call.operands[0].axis
+    name, like = call.name, call.operands[0]
     if name in SUMS:
-        yield call.made[0], [SumStep(call.where, call.numbers, call.shape(call.made[0]), SUMS[name])], axis
+        yield call.made[0], [SumStep(call.where, call.numbers, call.shape(call.made[0]), SUMS[name])], like
     elif name in PAIRS and len(call.operands) == 2:
-        yield call.made[0], _extreme(call, PAIRS[name], before), axis
+        yield call.made[0], _extreme(call, PAIRS[name], before), like
     elif name in ("relu", "relu_"):
-        yield call.made[0], _extreme(call, "max", before), axis
+        yield call.made[0], _extreme(call, "max", before), like
+    elif name in CLAMPS:
+        yield call.made[0], _clamped(call, before), like
     elif name in POOLS:
-        yield call.made[0], _pool(call, before), axis
+        yield call.made[0], _pool(call, before), like
     elif name in REDUCTIONS:
         yield _reduced(call)
     elif name in SHIFTS:
-        yield call.made[0], [ScaleStep(call.where, call.numbers, call.shape(call.made[0]), _factor(call))], axis
+        yield call.made[0], [ScaleStep(call.where, call.numbers, call.shape(call.made[0]), _factor(call))], like
     elif name in MOVES or name in JOINS or name == "interpolate" and call.kwargs.get("mode", "nearest") == "nearest":
         yield from _moved(call)
     else:
@@ -140,10 +163,30 @@ def _over_last(call: Call, index: np.ndarray, kind: Literal["max", "min"], shape
     return [moved, ReduceStep(call.where, (before + 1,), shape, kind, (len(shape),), False)]
 
 
+def _clamped(call: Call, before: int) -> list[Step]:
+    """Return a clamp between numbers: the larger one of a value and the lowest, the smaller one of that and the highest."""
+    names = ("max",) if "max" in call.name else ("min", "max")
+    bounds = dict(zip(names, call.args[1:], strict=False)) | {name: value for name, value in call.kwargs.items() if name in names}
+    x = call.operands[0]
+    steps: list[Step] = []
+    index = np.stack([np.arange(x.size).reshape(x.shape), np.full(x.shape, x.size)], -1)
+    number = x.number
+    for name, kind in (("min", "max"), ("max", "min")):
+        bound = bounds.get(name)
+        if isinstance(bound, Tensor) and bound.ndim:
+            raise call.refused()
+        if bound is not None:
+            steps.append(ConstantStep(f"constant of {call.where}", (), (), np.array(float(bound))))
+            steps.append(MoveStep(call.where, (number, before + len(steps)), index.shape, index, (x.size, 1)))
+            steps.append(ReduceStep(call.where, (before + len(steps),), x.shape, kind, (len(x.shape),), False))  # type: ignore[arg-type]
+            number = before + len(steps)
+    return steps
+
+
 def _pool(call: Call, before: int) -> list[Step]:
     """Return a max pool: its windows in a last axis, and their largest values."""
     x, sizes = call.operands[0], tuple(call.made[0].shape[-POOLS[call.name] :])
-    if len(call.made) > 1 or len(x.shape) != 1 + len(sizes) or x.axis:
+    if len(call.made) > 1 or len(x.shape) != 1 + len(sizes) or x.axis or x.joined:
         raise call.refused()
     if call.name.startswith("adaptive"):
         if any(size % out for size, out in zip(x.shape[1:], sizes, strict=True)):
@@ -157,8 +200,9 @@ def _pool(call: Call, before: int) -> list[Step]:
     return _over_last(call, np.where(places < 0, places.max(-1, keepdims=True), places), "max", call.shape(call.made[0]), before)
 
 
-def _reduced(call: Call) -> tuple[Tensor, list[Step], int]:
-    x, axis = call.given[0], call.operands[0].axis
+def _reduced(call: Call) -> tuple[Tensor, list[Step], Operand]:
+    x, like = call.given[0], call.operands[0]
+    axis = like.axis
     given = dict(zip(("dim", "keepdim"), call.args[1:], strict=False))
     given |= {"dim" if key == "axis" else key: value for key, value in call.kwargs.items()}
     dim = given.get("dim")
@@ -167,10 +211,10 @@ def _reduced(call: Call) -> tuple[Tensor, list[Step], int]:
     if axis in dims:
         raise call.refused("mixes the examples of a batch")
     keepdim = bool(given.get("keepdim"))
-    new_axis = axis if keepdim else axis - sum(one < axis for one in dims)
-    shape = tuple(size for at, size in enumerate(call.made[0].shape) if at != new_axis)
-    own = tuple(one - (one > axis) for one in dims)
-    return call.made[0], [ReduceStep(call.where, call.numbers, shape, REDUCTIONS[call.name], own, keepdim)], new_axis
+    new = Operand(0, (), axis if keepdim else axis - sum(one < axis for one in dims), like.joined)
+    own = tuple(one - (one > axis and not like.joined) for one in dims)
+    shape = without_batch(tuple(call.made[0].shape), new)
+    return call.made[0], [ReduceStep(call.where, call.numbers, shape, REDUCTIONS[call.name], own, keepdim)], new
 
 
 def _factor(call: Call) -> float:
@@ -193,8 +237,8 @@ def _moved(call: Call) -> Made:
     moved = call.function(*_replaced(call.args, call), **_replaced(call.kwargs, call))
     sizes = tuple(operand.size for operand in call.operands)
     for output, places in zip(call.made, tensors_in(moved), strict=True):
-        index, axis = _index(call, places, sum(sizes))
-        yield output, [MoveStep(call.where, call.numbers, index.shape, index, sizes)], axis
+        index, like = _index(call, places, sum(sizes))
+        yield output, [MoveStep(call.where, call.numbers, index.shape, index, sizes)], like
 
 
 def _replaced(value: Any, call: Call) -> Any:
@@ -206,21 +250,23 @@ def _replaced(value: Any, call: Call) -> Any:
         own = call.operands[at]
         total, start = sum(one.size for one in call.operands), sum(one.size for one in call.operands[:at])
         places = torch.arange(own.size).reshape(own.shape).double() + start + 1
-        return torch.stack([places + example * total for example in range(EXAMPLES)], own.axis)
+        return (torch.cat if own.joined else torch.stack)([places + example * total for example in range(EXAMPLES)], own.axis)
     if isinstance(value, (list, tuple)):
         return type(value)(_replaced(item, call) for item in value)
     return {key: _replaced(item, call) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, int]:
-    """Return the places of one example, and the batch axis.
+def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, Operand]:
+    """Return the places of one example, and a value with the batch axis.
 
     Raises:
         ConfigError: the examples of a batch are mixed.
     """
     index = moved.double().numpy().astype(np.int64) - 1
-    for axis in (axis for axis, size in enumerate(index.shape) if size == EXAMPLES):
-        first, second = index.take(0, axis), index.take(1, axis)
+    alone = [Operand(0, (), axis) for axis, size in enumerate(index.shape) if size == EXAMPLES]
+    joined = [Operand(0, (), axis, joined=True) for axis, size in enumerate(index.shape) if size and size % EXAMPLES == 0]
+    for like in (*alone, *joined):
+        first, second = by_example(index, like)
         if np.array_equal(np.where(second < 0, second, second - total), first) and (first < total).all():
-            return first, axis
+            return first, like
     raise call.refused("mixes the examples of a batch")

@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,15 @@ from torch import nn
 from pquant.errors import ExportError
 from pquant.export.arithmetic import parameters
 from pquant.export.fixed import Fixed
-from pquant.export.formats import Format
-from pquant.export.graph import Graph, Step
+from pquant.export.formats import Constants, Format
+from pquant.export.graph import ConstantStep, Graph, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.replay import quantized_input, replay
-from pquant.layers.base import QuantizedLayer
-from pquant.layers.constant import PQConstant
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 FLOAT32_BITS = 24
+TABLES = ("exponential", "reciprocal")
 BATCH = 500
 
 
@@ -80,7 +80,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         log.warning("layer '%s' needs %d bits for a sum, more than float32 has: the model is checked in float64", row.layer, row.partial_bits)
     reference = copy.deepcopy(model).to(torch.float64 if wide else torch.float32)
     reference.eval()
-    reference_graph = _outputs_of(reference)
+    reference_graph = _outputs_of(reference, {step.name for step in graph.layers})
     inputs, outputs = [], []
     for start in range(0, len(vectors), BATCH):
         batch = vectors[start : start + BATCH]
@@ -88,7 +88,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         with torch.no_grad():
             result = reference(torch.from_numpy(batch).to(torch.float64 if wide else torch.float32))
         for step, seen in zip(graph.layers, reference_graph, strict=True):
-            _compare(step.name, seen.movedim(step.batch_axis, 0), values[graph.steps.index(step) + 1], start)
+            _compare(step.name, seen.movedim(step.batch_axis, 0).reshape(-1, *step.shape), values[graph.steps.index(step) + 1], start)
         reference_graph.clear()
         _compare("the model's output", result, values[graph.output], start)
         inputs.append(values[0])
@@ -97,11 +97,11 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     return Verified(np.concatenate([x.n for x in inputs]), f[0], np.concatenate([x.n for x in outputs]), f[1], rows)
 
 
-def _outputs_of(model: nn.Module) -> list[torch.Tensor]:
-    """Return a list to which every call of a layer appends its output."""
+def _outputs_of(model: nn.Module, names: Collection[str]) -> list[torch.Tensor]:
+    """Return a list to which every call of one of some layers appends its output."""
     seen: list[torch.Tensor] = []
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer) and not isinstance(module, PQConstant):
+    for name, module in model.named_modules():
+        if name in names:
             module.register_forward_hook(lambda _, inputs, output: seen.append(output))
     return seen
 
@@ -122,30 +122,58 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
     )
 
 
-def write_integers(graph: Graph, verified: Verified, folder: Path) -> None:
-    """Write ``integers.npz`` (weights, biases, test vectors and their outputs as integers) and ``integers.json``, which describes them."""
+def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping[str, Any] | None = None) -> None:
+    """Write ``integers.npz`` (weights, biases, places, test vectors and their outputs as integers) and ``integers.json``, which describes them.
+
+    ``layers`` has the constants and formats of each layer; ``steps`` says what takes which values: 0 is the input, s + 1 what step s gives.
+    ``data`` is :attr:`pquant.data.Splits.described`.
+    """
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
     layers = []
     for step in graph.layers:
         layer: Any = step.layer
-        row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "output_shape": step.shape}
+        row: dict[str, Any] = {"name": step.name, "type": type(layer).__name__, "settings": layer.extra_repr(), "output_shape": step.shape}
         for part in ("weight", "bias"):
             if getattr(layer, part, None) is not None and hasattr(layer, f"{part}_quantizer"):
                 constants = parameters(layer, part)
                 arrays[f"{step.name}.{part}"] = constants.n
                 row[part] = {"array": f"{step.name}.{part}", "f": constants.f} | {"format": _format(getattr(layer, f"{part}_quantizer"))}
         row |= {kind: _format(getattr(layer, f"{kind}_quantizer")) for kind in ("input", "output")}
+        row |= {kind: _format(getattr(layer, f"{kind}_quantizer")) for kind in layer.tensors if kind in TABLES}
         layers.append(row)
     content = io.BytesIO()
+    steps = [_described(number, step, arrays) for number, step in enumerate(graph.steps)]
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
         "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
+        "data": dict(data or {}),
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
+        "steps": steps,
+        "output": graph.output,
         "accumulators": [vars(row) for row in verified.accumulators],
     }
     write_json(folder / "integers.json", described)
+
+
+def _described(number: int, step: Step, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return a step as text and numbers; the places of a move and constants that are arrays go to ``arrays``."""
+    row: dict[str, Any] = {"name": step.name, "kind": type(step).__name__.removesuffix("Step").lower(), "inputs": step.inputs, "shape": step.shape}
+    if isinstance(step, MoveStep):
+        arrays[f"steps.{number}.index"] = step.index
+        row["index"] = f"steps.{number}.index"
+    elif isinstance(step, ConstantStep):
+        constants = Constants.from_floats(step.constants)
+        arrays[f"steps.{number}.constants"] = constants.n
+        row |= {"constants": f"steps.{number}.constants", "f": constants.f}
+    elif isinstance(step, SumStep):
+        row["signs"] = step.signs
+    elif isinstance(step, ScaleStep):
+        row["factor"] = step.factor
+    elif isinstance(step, ReduceStep):
+        row |= {"reduction": step.kind, "dims": step.dims, "keepdim": step.keepdim}
+    return row
 
 
 def _format(quantizer: Any) -> dict[str, Any] | None:

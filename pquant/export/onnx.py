@@ -1,6 +1,7 @@
 """ONNX: with standard operators, with QONNX's Quant nodes, and with QuantizeLinear if that rounds the same way."""
 
 import importlib.util
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.constant import check_outputs
+from pquant.export.exporter import HardwareExport
 from pquant.export.integers import verify, write_integers
+from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
-from pquant.settings import Settings, schema, setting
+from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -26,7 +30,7 @@ MODES = ALL_MODES - {"WRAP_SM"}
 
 @schema("export", "onnx")
 @dataclass(frozen=True)
-class ONNX(Settings):
+class ONNX(HardwareExport):
     """ONNX files whose outputs equal the finalized model's, float32 values in and out.
 
     Args:
@@ -48,19 +52,23 @@ class ONNX(Settings):
         """Write ``export/onnx/*.onnx`` and ``export/integers.*`` under ``folder`` and return ``onnx/...`` metrics.
 
         Raises:
-            ConfigError: a model that cannot be exported.
+            ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: a file gives other values than the model.
         """
+        from onnx.helper import set_model_props
+
         from pquant.export.onnx_graph import PlainGraph, QdqGraph, QonnxGraph
 
+        model, splits = deployed(model, splits, self.raw_inputs)
         self.check(model, tuple(splits.input_shape))
         graph = checked(model, tuple(splits.input_shape), MODES)
         vectors = test_vectors(splits.test, input_format(graph), self.vectors)
         verified = verify(model, graph, vectors)
+        check_outputs(graph, verified, splits.classes)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
         target = folder / "export" / "onnx"
         target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent)
+        write_integers(graph, verified, target.parent, splits.described)
         metrics: dict[str, Any] = {"onnx/vectors": len(vectors)}
         runs: dict[str, tuple[type[PlainGraph], Callable[[bytes, np.ndarray], np.ndarray], int]] = {
             "model": (PlainGraph, run_onnxruntime, len(vectors)),
@@ -72,6 +80,7 @@ class ONNX(Settings):
             if name == "qdq" and not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
                 log.info("no qdq.onnx: QuantizeLinear rounds halves to even, which quantization.round_mode=RND_CONV does")
                 continue
+            set_model_props(made, {name: json.dumps(value) for name, value in splits.described.items()})
             content = made.SerializeToString()
             _compare(name, run(content, vectors[:count]), expected[:count])
             write_atomic(target / f"{name}.onnx", content)

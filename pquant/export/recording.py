@@ -8,17 +8,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pquant.errors import ConfigError
-from pquant.export.functions import EXAMPLES, FACTORIES, JOINS, PAIRS, READS, SUMS, Call, Operand, called, in_order
+from pquant.export.functions import EXAMPLES, FACTORIES, JOINS, PAIRS, READS, SUMS, Call, Operand, by_example, called, in_order, without_batch
 from pquant.export.graph import ConstantStep, Graph, LayerStep, Step
+from pquant.layers.activation import PQActivation
 from pquant.layers.base import QuantizedLayer
 from pquant.layers.constant import PQConstant
+from pquant.layers.dense import PQDense
 from pquant.layers.example import tensors_in
-from pquant.layers.layer_norm import PQGroupNorm
-from pquant.layers.merge import PQMean, PQMerge
+from pquant.layers.layer_norm import PQLayerNorm, PQRMSNorm
+from pquant.layers.merge import PQMean, PQMerge, PQScale
 from pquant.layers.softmax import PQSoftmax
 
-BATCH_FIRST = (PQMerge, PQMean, PQSoftmax, PQGroupNorm)
-"""Layers that count their axes from the first one, which then has to be that of the batch."""
+ANYWHERE = (PQDense, PQActivation, PQScale, PQLayerNorm, PQRMSNorm)
+"""Layers that take any axis for that of the batch, or one that joins batch and positions, as they look at the last ones alone."""
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -41,8 +43,9 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
+    recorder.refuse([output])
     made = recorder.values.get(id(output))
-    if made is None or made.axis != 0:
+    if made is None or made.axis != 0 or made.joined:
         raise ConfigError("export needs a model that returns one tensor, its batch first, made from its input by layers")
     return Graph(tuple(recorder.steps), tuple(input_shape), made.number)
 
@@ -56,8 +59,8 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, example: Tensor) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self.values = {id(example): Operand(0, tuple(example.shape[1:]), 0)}
-        self._opaque: dict[int, str] = {}
+        self.values = {id(example): Operand(0, tuple(example.shape[1:]))}
+        self._opaque: dict[int, ConfigError] = {}
         self._kept: list[Tensor] = [example]
         self._inside = [""]
         self._leaf_depth = 0
@@ -73,39 +76,48 @@ class _Recorder(TorchFunctionMode):
             self._inside.pop()
             self._leaf_depth -= leaf
             if leaf and not self._leaf_depth and not isinstance(layer, PQConstant):
-                self._layer(name, layer, [*args, *kwargs.values()][: len(layer.input_quantizers)], output)
+                self._note_layer(name, layer, [*args, *kwargs.values()][: len(layer.input_quantizers)], output)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, with_kwargs=True)]
 
-    def _layer(self, name: str, layer: Any, given: list[Any], output: Any) -> None:
+    def _note_layer(self, name: str, layer: Any, given: list[Any], output: Any) -> None:
         if not isinstance(output, Tensor):
             raise ConfigError(f"export: layer '{name}' must return one tensor")
-        axis = next((self.values[id(value)].axis for value in given if id(value) in self.values), 0)
-        inputs = [self._operand(value, name, output.ndim, axis) for value in given]
-        if axis and isinstance(layer, BATCH_FIRST) or any(operand.axis != axis for operand in inputs):
+        if not any(id(value) in self.values for value in given) and len(output) != EXAMPLES:  # a constant
+            return
+        like = next((self.values[id(value)] for value in given if id(value) in self.values), Operand(0, ()))
+        inputs = [self._operand(value, name, output.ndim, like) for value in given]
+        if any(operand.number and (operand.axis, operand.joined) != (like.axis, like.joined) for operand in inputs) or not _takes(layer, like):
             raise ConfigError(f"export: layer '{name}' gets a tensor whose first axis is not that of the batch")
-        shape = tuple(size for at, size in enumerate(output.shape) if at != axis)
-        self._add(output, LayerStep(name, tuple(operand.number for operand in inputs), shape, layer, axis), axis)
+        shape = without_batch(tuple(output.shape), like)
+        self._add(output, LayerStep(name, tuple(operand.number for operand in inputs), shape, layer, like.axis), like)
 
-    def _operand(self, value: Any, where: str, ndim: int, axis: int) -> Operand:
-        """Return a value of the model, or a new constant; one of ``ndim`` axes has the batch on ``axis``."""
-        if id(value) in self._opaque:
-            raise ConfigError(f"export: {where} uses {self._opaque[id(value)]}, which cannot be exported to hardware")
+    def _operand(self, value: Any, where: str, ndim: int, like: Operand) -> Operand:
+        """Return a value of the model, or a new constant, which has the batch axis of another value if it has ``ndim`` axes."""
+        self.refuse([value])
         if id(value) in self.values:
             return self.values[id(value)]
         tensor = value if isinstance(value, Tensor) else torch.tensor(value)
         constants = tensor.detach().cpu().double().numpy().copy()
         if tensor.ndim == ndim:
-            if not (constants == constants.take([0], axis)).all():
+            constants = by_example(constants, like) if tensor.shape[like.axis] > 1 else constants.squeeze(like.axis)[None]
+            if not (constants == constants[:1]).all():
                 raise ConfigError(f"export: {where} uses values that differ between the examples of a batch, but are not made of the input")
-            constants = constants.take(0, axis)
+            constants = constants[0]
         self.steps.append(ConstantStep(f"constant of {where}", (), constants.shape, constants))
-        return Operand(len(self.steps), constants.shape, axis)
+        return Operand(len(self.steps), constants.shape, like.axis, like.joined)
 
-    def _add(self, output: Tensor, step: Step, axis: int) -> None:
+    def _add(self, output: Tensor, step: Step, like: Operand) -> None:
         self.steps.append(step)
-        self.values[id(output)] = Operand(len(self.steps), step.shape, axis)
+        self.values[id(output)] = Operand(len(self.steps), step.shape, like.axis, like.joined)
+        self._opaque.pop(id(output), None)
         self._kept.append(output)
+
+    def refuse(self, tensors: list[Any]) -> None:
+        """Raise the error of a function that made one of some tensors, if hardware has no such function."""
+        for tensor in tensors:
+            if id(tensor) in self._opaque:
+                raise self._opaque[id(tensor)]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and record it if it takes values of the model and no layer is running."""
@@ -116,10 +128,12 @@ class _Recorder(TorchFunctionMode):
         name = _name(func)
         where = self._where(func)
         given = in_order(where, name, args, kwargs) if name in SUMS or name in PAIRS or name in JOINS else known
-        ndim, axis = max(tensor.ndim for tensor in given), self.values[id(known[0])].axis
-        if (name in SUMS or name in PAIRS) and any(tensor.ndim != ndim or self.values[id(tensor)].axis != axis for tensor in known):
+        ndim, like = max(tensor.ndim for tensor in given), self.values[id(known[0])]
+        others = [self.values[id(tensor)] for tensor in known]
+        aligned = all((one.axis, one.joined, tensor.ndim) == (like.axis, like.joined, ndim) for one, tensor in zip(others, known, strict=True))
+        if not aligned and (name in SUMS or name in PAIRS):
             raise ConfigError(f"export: {where} mixes the examples of a batch")
-        operands = [self._operand(tensor, where, ndim, axis) for tensor in given]
+        operands = [self._operand(tensor, where, ndim, like) for tensor in given]
         outputs = func(*args, **kwargs)
         made = tensors_in(outputs)
         if any(one is not known[0] or name in SUMS for one in made):
@@ -132,22 +146,33 @@ class _Recorder(TorchFunctionMode):
     def _known(self, func: Any, call: Any) -> list[Tensor]:
         """Return the tensors that a function takes values of the model from."""
         tensors = tensors_in(call)
-        for tensor in tensors:
-            if id(tensor) in self._opaque:
-                raise ConfigError(f"export: {self._where(func)} uses {self._opaque[id(tensor)]}, which cannot be exported to hardware")
+        if _name(func) not in FACTORIES:
+            self.refuse(tensors)
         known = [tensor for tensor in tensors if id(tensor) in self.values]
         if known and _name(func) in READS:
             raise ConfigError(f"export: {self._where(func)} reads values of the model, which hardware cannot")
         return [] if _name(func) in FACTORIES else known
 
     def _note(self, call: Call) -> None:
-        for tensor, steps, axis in called(call, len(self.steps)):
-            self.steps += steps[:-1]
-            self._add(tensor, steps[-1], axis)
-        for indices in call.made[1:]:
-            if id(indices) not in self.values:
-                self._opaque[id(indices)] = f"the indices of {call.where}"
-                self._kept.append(indices)
+        try:
+            for tensor, steps, like in called(call, len(self.steps)):
+                self.steps += steps[:-1]
+                self._add(tensor, steps[-1], like)
+            refused = ConfigError(f"export: {call.where} gives indices, which cannot be exported to hardware")
+            self._opaque |= {id(indices): refused for indices in call.made[1:] if id(indices) not in self.values}
+        except ConfigError as error:  # of values that nothing may need
+            self._opaque |= {id(tensor): error for tensor in call.made}
+        self._kept += call.made
+
+
+def _takes(layer: Any, like: Operand) -> bool:
+    """Return whether a layer computes the same for each example with a batch axis like that of a value."""
+    if not like.joined:
+        return not like.axis or isinstance(layer, ANYWHERE)
+    if isinstance(layer, (PQMean, PQSoftmax)):
+        dims = (layer.dim,) if isinstance(layer.dim, int) else layer.dim
+        return not like.axis and all(dim < 0 for dim in dims)
+    return not like.axis and isinstance(layer, (*ANYWHERE, PQMerge))
 
 
 def _name(func: Any) -> str:

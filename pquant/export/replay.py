@@ -66,7 +66,7 @@ def input_format(graph: Graph) -> Format:
     """
     found = list(_input_formats(graph))
     if not found:
-        raise ConfigError("export: no layer quantizes the model's input")
+        raise ConfigError("export: no layer quantizes the model's input: use layers that dry_run=true lists, with quantization.quantize_input=true")
     bits = np.full((len(found), 3, math.prod(graph.input_shape)), np.nan)
     for row, (_, form, index) in zip(bits, found, strict=True):
         form = form.expand(index.shape)

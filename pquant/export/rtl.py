@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,29 +15,33 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.bench import Design, Flavor, Interface
 from pquant.export.check import check_arithmetic, checked, multiplications
+from pquant.export.constant import check_outputs
+from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, verify, write_integers
 from pquant.export.ports import Port
+from pquant.export.preprocessing import markdown
+from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format
 from pquant.export.simulation import find_simulator, simulate
-from pquant.export.synthesis import count_cells, yosys_command
+from pquant.export.synthesis import count_cells, count_modules, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
-from pquant.settings import Settings, schema, setting
+from pquant.metrics import layer_table
+from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 TOP = "net"
 SHOWN = 64
-SHOWN = 64
 MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SAT_SYM WRAP".split())
 
 
 @schema("export", "rtl")
 @dataclass(frozen=True)
-class RTL(Settings):
+class RTL(HardwareExport):
     """Fully unrolled Verilog or VHDL by alkaid, verified and counted.
 
     Args:
@@ -55,6 +59,7 @@ class RTL(Settings):
         family: Yosys' name of the Xilinx family: xc7, xcu (UltraScale) or xcup (UltraScale+).
         part: the FPGA part for the Vivado script, which pquant does not run.
         max_multiplications: the largest number of multiplications by a weight, pruned weights included; all run in parallel in hardware.
+        by_layer: whether resources are also given by layer. Where Yosys counts the whole, it counts the layers in a second pass.
     """
 
     flavor: Flavor = "verilog"
@@ -70,6 +75,7 @@ class RTL(Settings):
     family: Literal["xc7", "xcu", "xcup"] = "xcup"
     part: str = "xcvu13p-flga2577-2-e"
     max_multiplications: int = setting(2_000_000, ge=1)
+    by_layer: bool = True
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
@@ -99,7 +105,7 @@ class RTL(Settings):
         """Write ``export/rtl`` and ``export/integers.*`` under ``folder`` and return ``rtl/...`` metrics.
 
         Raises:
-            ConfigError: the model cannot become hardware.
+            ConfigError: the model cannot become hardware, or its output ignores its input.
             ExportError: model, integers, emulator and simulation do not all give the same bits.
         """
         from alkaid.codegen.rtl import RTLModel
@@ -107,11 +113,13 @@ class RTL(Settings):
         from pquant.export.wires import logic
 
         start = time.perf_counter()
+        model, splits = deployed(model, splits, self.raw_inputs)
         graph = self._checked(model, tuple(splits.input_shape))
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        check_outputs(graph, verified, splits.classes)
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent)
+        write_integers(graph, verified, target.parent, splits.described)
 
         comb = logic(graph)
         check_emulator(comb, graph, verified)
@@ -136,14 +144,16 @@ class RTL(Settings):
         simulator = find_simulator(self.simulator, self.flavor)
         count = min(self.simulated_vectors, verified.count)
         design.write(target)
+        name_top(target, design.top)
         design.write_bench(target, verified, count, self.clock_period / 2)
         self._write_scripts(target, design)
         if simulator:
             check_simulation(simulator, target, design.sources(target), count)
         metrics |= {"rtl/bit_exact": True, "rtl/simulator": simulator or "alkaid's emulator", "rtl/simulated_vectors": count if simulator else 0}
         metrics |= self._count(target, metrics["rtl/luts_estimated"])
+        resources = self._resources(target, graph, model, metrics) if self.by_layer else ""
         metrics["rtl/seconds"] = time.perf_counter() - start
-        self._describe(target, graph, design, metrics)
+        self._describe(target, graph, design, metrics, splits, resources)
         return metrics
 
     def _write_scripts(self, target: Path, design: Design) -> None:
@@ -166,14 +176,25 @@ class RTL(Settings):
         counts = count_cells(command, target / "synth.ys")
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
-    def _describe(self, target: Path, graph: Graph, design: Design, metrics: Mapping[str, Any]) -> None:
+    def _resources(self, target: Path, graph: Graph, model: nn.Module, metrics: Mapping[str, Any]) -> str:
+        from pquant.export.resources import table, write_resources
+
+        def count(folder: Path, sources: Sequence[str], top: str) -> Mapping[str, Mapping[str, int]]:
+            return count_modules(yosys_command() or [], folder, sources, top, self.family)
+
+        ebops = {row["name"]: row["ebops"] for row in layer_table(model)}
+        cutoff = (self.latency_cutoff or self.clock_period) if self.pipelined else None
+        rows = write_resources(graph, ebops, target, cutoff, count if "rtl/luts_yosys" in metrics else None)
+        return table(rows, metrics["rtl/luts_estimated"], metrics.get("rtl/luts_yosys"))
+
+    def _describe(self, target: Path, graph: Graph, design: Design, metrics: Mapping[str, Any], splits: Splits, resources: str) -> None:
         form = input_format(graph)
         simulator, simulated = metrics["rtl/simulator"], metrics["rtl/simulated_vectors"]
         texts = {
             which: {"elements": port.elements, "bits": port.bits, "meaning": f"integer times 2^{-port.f}", "each": port.rows()}
             for which, port in (("input", design.inputs), ("output", design.outputs))
         }
-        write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts})
+        write_json(target / "formats.json", {"model_inp": vars(form), "ports": texts, "data": splits.described})
         text = render(
             "README.md.j2",
             top=design.top,
@@ -189,11 +210,11 @@ class RTL(Settings):
             shown=SHOWN,
             input_shape=tuple(graph.input_shape),
             output_shape=tuple(graph.output_shape),
-            round_mode=form.round_mode,
-            overflow_mode=form.overflow_mode,
             clocked=self.pipelined,
             latency=metrics["rtl/latency_cycles"],
             part=self.part,
+            resources=resources,
+            data=markdown(splits, form.round_mode, form.overflow_mode),
         )
         write_atomic(target / "README.md", text)
 

@@ -1,16 +1,24 @@
-"""Counts of look-up tables by Yosys."""
+"""Counts of look-up tables by Yosys, and the top module of alkaid's scripts for vendor tools."""
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pquant.errors import ExportError
+from pquant.export.text import render
+from pquant.tracking.files import write_atomic
 
 SCRIPT = "import sys; from pyosys import libyosys; libyosys.run_pass('script ' + sys.argv[1], libyosys.Design())"
-KINDS = {"luts": "LUT", "flip_flops": "FD", "carries": "CARRY"}
+KINDS = {"luts": ("LUT", "SRL"), "flip_flops": ("FD",), "carries": ("CARRY",)}
+"""Beginnings of the names of cells. A shift register takes a look-up table."""
+TOP_USES = ("set_property top ", "synth_design -top ", "-name TOP_LEVEL_ENTITY ")
+TOP_NAME = re.compile(r'"?\$\{?top_module\}?"?')
 
 
 def yosys_command() -> list[str] | None:
@@ -26,8 +34,41 @@ def count_cells(command: list[str], script: Path) -> dict[str, int]:
     Raises:
         ExportError: Yosys failed.
     """
+    run_yosys(command, script)
+    return _cells(json.loads((script.parent / "yosys.json").read_text())["design"])
+
+
+def count_modules(command: list[str], folder: Path, sources: Sequence[str], top: str, family: str) -> dict[str, dict[str, int]]:
+    """Write and run ``synth.ys`` in a folder, and return the cells of each module as ``count_cells`` does; ``keep_hierarchy`` keeps a module apart.
+
+    Raises:
+        ExportError: Yosys failed.
+    """
+    script = folder / "synth.ys"
+    write_atomic(script, render("synth.ys.j2", sources=sources, top=top, family=family))
+    run_yosys(command, script)
+    modules = json.loads((folder / "yosys.json").read_text())["modules"]
+    return {name.removeprefix("\\"): _cells(module) for name, module in modules.items()}
+
+
+def run_yosys(command: list[str], script: Path) -> None:
+    """Run a script in its folder.
+
+    Raises:
+        ExportError: Yosys failed.
+    """
     done = subprocess.run([*command, script.name], cwd=script.parent, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"Yosys failed on {script}: {(done.stderr or done.stdout)[-2000:]}")
-    cells = json.loads((script.parent / "yosys.json").read_text())["design"]["num_cells_by_type"]
-    return {kind: sum(count for cell, count in cells.items() if cell.startswith(prefix)) for kind, prefix in KINDS.items()}
+
+
+def _cells(design: Mapping[str, Any]) -> dict[str, int]:
+    cells = design.get("num_cells_by_type", {})
+    return {kind: sum(count for cell, count in cells.items() if cell.startswith(names)) for kind, names in KINDS.items()}
+
+
+def name_top(folder: Path, top: str) -> None:
+    """Let alkaid's scripts for Vivado and Quartus build ``top``; they would build the module inside it, whose elements have different widths."""
+    for script in folder.glob("build_*_prj.tcl"):
+        lines = script.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomic(script, "".join(TOP_NAME.sub(top, line) if any(use in line for use in TOP_USES) else line for line in lines))

@@ -13,8 +13,11 @@ from pquant.quantization.quantizer import Quantizer
 from pquant.tracking.files import write_atomic, write_json
 
 
-def save_model(model: nn.Module, folder: Path, units: dict[str, float] | None = None) -> None:
-    """Write the weights of a finalized model, per layer its shape, sparsity and the k, i, f of each quantizer, and the ``units`` of its outputs."""
+def save_model(model: nn.Module, folder: Path, described: dict[str, Any] | None = None) -> None:
+    """Write the weights of a finalized model, per layer its shape, sparsity and the k, i, f of each quantizer, and what inputs and outputs are.
+
+    ``described`` is :attr:`pquant.data.Splits.described`.
+    """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
     rows = {row["name"]: row for row in layer_table(model)}
@@ -23,7 +26,7 @@ def save_model(model: nn.Module, folder: Path, units: dict[str, float] | None = 
         for name, layer in model.named_modules()
         if isinstance(layer, QuantizedLayer)
     ]
-    write_json(folder / "model.json", {**(units or {}), "layers": layers})
+    write_json(folder / "model.json", {**(described or {}), "layers": layers})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ def pool_windows(shape: tuple[int, ...], layer: Any, sizes: tuple[int, ...]) -> 
     ends = [(pad, max(need - pad - length, 0)) for pad, need, length in zip(pads, needed, shape[1:], strict=True)]
     found = windows(shape, kernel, stride, ends, dilation)
     return found[(slice(None), *(slice(size) for size in sizes))]
+
+
+def pool_sizes(shape: tuple[int, ...], layer: Any, sizes: tuple[int, ...]) -> np.ndarray:
+    """Return by how many values an average pool divides at each position of ``sizes``, for an input (channels, *lengths)."""
+    kernel, stride, pads = pool_geometry(layer, len(sizes))
+    if getattr(layer, "divisor_override", None):
+        return np.full(sizes, layer.divisor_override)
+    padded = tuple(length + 2 * pad for length, pad in zip(shape[1:], pads, strict=True))
+    whole = SimpleNamespace(kernel_size=kernel, stride=stride, padding=0)
+    places = pool_windows((1, *padded), whole, sizes) if layer.count_include_pad else pool_windows((1, *shape[1:]), layer, sizes)
+    return (places[0].reshape(*sizes, -1) >= 0).sum(-1)
 
 
 def pool_geometry(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

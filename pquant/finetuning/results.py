@@ -1,4 +1,4 @@
-"""The result files of a study: ``trials.csv``, ``optimization_results.yaml`` and ``pareto.html``."""
+"""The result files of a study: ``trials.csv``, ``optimization_results.yaml``, ``pareto.html``, and ``luts.html`` of its exports."""
 
 import logging
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pquant.finetuning.trial_locks import FAILURE, study_lock
 from pquant.reporting.headline import duration
+from pquant.reporting.luts import write_luts
 from pquant.reporting.pareto import write_pareto
 from pquant.tracking.files import UNFINISHED, MetricsCsv, plain, write_atomic
 
@@ -29,7 +30,9 @@ def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) 
         MetricsCsv(folder / "trials.csv").rewrite(row(trial, objectives) for trial in trials)
         write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(plain(results(study, objectives)), sort_keys=False, allow_unicode=True))
         chosen = {trial.number for trial in best_trials(study)}
-        write_pareto(folder / "pareto.html", study.study_name, [point(trial, chosen) for trial in trials if trial.state is TrialState.COMPLETE])
+        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        write_pareto(folder / "pareto.html", study.study_name, [point(trial, chosen) for trial in complete])
+        write_luts(folder, study.study_name, {f"trial {trial.number}": trial.user_attrs.get(METRICS, {}) for trial in complete})
 
 
 def row(trial: FrozenTrial, objectives: Sequence[str]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def duration(seconds: float) -> str:
 _LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
 _LABELS |= {"coverage/multiplications": "Quantized"}
 _LABELS |= {"luts_estimated": "LUTs (estimated)", "luts_yosys": "LUTs (Yosys)"}
+_LABELS |= {"carries_yosys": "Carry blocks (Yosys)", "delay_ns_estimated": "Delay in ns (estimated)"}
 _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity", "multiplications", "share"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),

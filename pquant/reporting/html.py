@@ -8,6 +8,7 @@ from typing import Any
 from pquant.reporting.confusion import confused_pairs, confusion_cells
 from pquant.reporting.headline import headline, label, metric_names, show
 from pquant.reporting.plots import Plot, Rows, curves, front_plot, layer_bars, stages
+from pquant.reporting.resources import resource_table
 from pquant.reporting.weights import Weights, histogram_plots
 from pquant.tracking.files import plain, write_atomic
 
@@ -63,6 +64,7 @@ def write_report(
         confusion=confusion_cells(confusion),
         confused=confused_pairs(confusion),
         exports=_exports(summary),
+        resources=resource_table(folder) if "rtl/luts_estimated" in summary else [],
         columns={name: label(name) for name in COLUMNS},
         layers=[_layer(layer) for layer in layers],
         command=command,

@@ -82,6 +82,35 @@ def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot
     return Plot(f"{label(name)} against {what}", _svg(figure))
 
 
+def fit_plot(xs: Sequence[float], ys: Sequence[float], slope: float, intercept: float, what: str) -> Plot:
+    """Return the plot of ``what`` against EBOPs, with the line slope * EBOPs + intercept."""
+    figure, axes = _axes()
+    ends = [min(xs), max(xs)]
+    axes.plot(ends, [slope * end + intercept for end in ends], color=FIRST, linewidth=1.2)
+    axes.scatter(xs, ys, s=14, color=SECOND, linewidths=0, zorder=3)
+    return Plot(f"{what} against EBOPs", _against_ebops(figure, axes))
+
+
+def residual_plot(xs: Sequence[float], residuals: Sequence[float], what: str) -> Plot:
+    """Return the plot of residuals against EBOPs, each as a line from 0."""
+    figure, axes = _axes()
+    axes.axhline(0, color=FIRST, linewidth=1.2)
+    axes.vlines(xs, 0, residuals, color=SECOND, linewidth=1.2)
+    axes.scatter(xs, residuals, s=14, color=SECOND, linewidths=0, zorder=3)
+    return Plot(f"Residuals of {what}", _against_ebops(figure, axes))
+
+
+def _against_ebops(figure: "Figure", axes: "Axes") -> str:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for axis, ticks in ((axes.xaxis, 4), (axes.yaxis, 5)):
+        axis.set_major_locator(MaxNLocator(ticks))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _tick("", value)))
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_xlabel("EBOPs", color=TEXT, fontsize=FONT_SIZE)
+    return _svg(figure)
+
+
 def _places(rows: Rows, metric: str, cost: str) -> tuple[list[float], list[float]]:
     return [row[cost] for row in rows], [row[metric] for row in rows]
 

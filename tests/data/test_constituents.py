@@ -30,6 +30,19 @@ def tensors(splits: Splits) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [part.tensors for part in (splits.train, splits.validation, splits.test)]  # type: ignore[attr-defined]
 
 
+def test_what_was_done_to_the_features_is_told_with_what_padding_is(tmp_path: Path) -> None:
+    x, y = jets()
+    path = saved(tmp_path, x=x, y=y)
+    for standardize in (True, "power_of_two"):
+        splits = Constituents(path=path, standardize=standardize).load(0)
+        done, inputs = splits.preprocessing, splits.train.tensors[0]  # type: ignore[attr-defined]
+        raw = tensors(Constituents(path=path, standardize=False).load(0))[0][0]
+        real = raw.any(-1)
+        assert torch.allclose((inputs * done.scale + done.offset)[real], raw[real], atol=1e-3)
+        assert splits.classes == ("g", "q", "t") and "is padding" in splits.described["input_note"]
+    assert (torch.frexp(done.scale).mantissa == 0.5).all()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_particles_and_labels_stay_together(tmp_path: Path, dtype: str) -> None:
     x, y = jets(dtype=dtype)

@@ -51,6 +51,18 @@ def test_images_are_scaled_channels_first_and_standardised_by_the_training_part(
     assert torch.allclose(test[:, 2], torch.from_numpy(arrays["x_test"][..., 2] / 255 - 7 / 255).float(), atol=1e-6)
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_what_was_done_to_pixels_is_told_in_raw_pixels(tmp_path: Path, flatten: bool) -> None:
+    arrays = images((32, 32, 3))
+    splits = Cifar10(path=saved(tmp_path, arrays), flatten=flatten, validation_fraction=0.25).load(0)
+    done = splits.preprocessing
+    raw = splits.test.tensors[0] * done.scale + done.offset
+    assert torch.allclose(raw.reshape(-1, 3, 32, 32), torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2).float(), atol=1e-2)
+    assert splits.classes == tuple("0123456789") and "pixels from 0 to 255" in splits.described["input_note"]
+    grey = Mnist(path=saved(tmp_path, images((28, 28))), validation_fraction=0.25).load(0)
+    assert isinstance(grey.described["input_scale"], float)
+
+
 def test_validation_images_are_no_training_images_and_the_seed_decides(tmp_path: Path) -> None:
     source = Mnist(path=saved(tmp_path, images((28, 28))), validation_fraction=0.25)
     first, again, other = source.load(0), source.load(0), source.load(1)

@@ -1,5 +1,6 @@
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -44,16 +45,26 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
 def test_fetched_once_then_read_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fetch(**wanted: object) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(**wanted: object) -> SimpleNamespace:
         asked.append(wanted["data_id"])
         x, y = jets()
-        return x, y.astype(object)
+        return SimpleNamespace(data=x, target=y.astype(object), feature_names=[f"feature {at}" for at in range(16)])
 
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
     first, again = (Jets(root=str(tmp_path / "cache")).load(0) for _ in range(2))
     assert asked == [42468]
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["hls4ml_lhc_jets_hlf.npz"]
     assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+    assert first.described["features"] == again.described["features"] == [f"feature {at}" for at in range(16)]
+    assert again.described["classes"] == ["g", "q", "t", "w", "z"] == list(again.classes)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [1.0] * 16])
+def test_names_that_are_not_those_of_the_features_are_refused(tmp_path: Path, names: list[object]) -> None:
+    x, y = jets()
+    np.savez(tmp_path / "a.npz", x=x, y=y, features=np.array(names))
+    with pytest.raises(ConfigError, match="expected the names of 16 features as text, got features "):
+        Jets(path=str(tmp_path / "a.npz")).load(0)
 
 
 def test_without_network_the_error_says_how_to_give_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

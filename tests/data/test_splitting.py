@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.model_selection import train_test_split
 
 from pquant.data import Splits
-from pquant.data.splitting import Fractions, hold_out, standardize
+from pquant.data.splitting import Fractions, as_power_of_two, hold_out, standardize
 from pquant.errors import ConfigError
 
 CLASSES = ["a", "b", "c"]
@@ -127,6 +129,30 @@ def test_targets_stay_as_they_are_for_classes_and_on_request_and_constant_ones_k
     constant = real(np.full(40, 5e5))
     assert constant.units == {"target_scale": 1, "target_offset": 5e5}
     assert (constant.train.tensors[1] == 0).all()
+
+
+@pytest.mark.parametrize("standardize", [True, "power_of_two", False])
+def test_what_was_done_to_the_inputs_undoes_it(standardize: Any) -> None:
+    x = np.random.default_rng(0).normal([0, 50, 3e-4], [1, 900, 1e-5], (90, 3))
+    splits = Fractions(standardize=standardize).split(x, np.arange(90) % 3, 0, CLASSES, features=["u", "v", "w"])
+    done = splits.preprocessing
+    assert (done.features, done.classes, done.note) == (("u", "v", "w"), ("a", "b", "c"), "")
+    raw = Fractions(standardize=False).split(x, np.arange(90) % 3, 0, CLASSES)
+    for part, before in zip((splits.train, splits.test), (raw.train, raw.test), strict=True):
+        assert np.allclose(part.tensors[0].double() * done.scale + done.offset, before.tensors[0].double(), rtol=1e-5, atol=1e-9)
+    assert splits.described["features"] == ["u", "v", "w"] and splits.described["classes"] == CLASSES
+    assert np.allclose(splits.described["input_scale"], done.scale) and "target_scale" not in splits.described
+
+
+def test_a_power_of_two_is_the_nearest_and_a_constant_feature_keeps_scale_1() -> None:
+    mean, scale = as_power_of_two(torch.tensor([1.0, 10.0, -0.3, 5.0]), torch.tensor([1.5, 1.4, 0.1, 1.0]))
+    assert scale.tolist() == [2, 1, 0.125, 1]
+    assert mean.tolist() == [1, 10, -0.296875, 5]
+
+
+def test_the_targets_of_a_reconstruction_have_no_classes() -> None:
+    splits = numbered([0, 1, 2] * 20, reconstruct=True)
+    assert splits.classes == () and splits.described["input_offset"] == 0
 
 
 @pytest.mark.parametrize("fields", [{"standardize": True, "scale_target": False}, {"standardize": False}])

@@ -85,6 +85,22 @@ class Attention(nn.Module):
         return self.dense(x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
 
 
+class Windows(nn.Module):
+    """Attention within windows, as vision transformers have it: the windows are joined with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.softmax, self.last = nn.Linear(3, 4), nn.LayerNorm(4), nn.Softmax(-1), nn.Linear(4, 2)
+        self.scores, self.context = Merge("matmul"), Merge("matmul")
+        self.register_buffer("bias", torch.tensor([[[0.5, -1.0], [0.25, 0.0]]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).reshape(-1, 2, 4)
+        weights = self.softmax(self.scores(x, x.transpose(1, 2)) + self.bias)
+        y = self.norm(self.context(weights, x) + x)
+        return self.last(y.reshape(-1, 2, 2, 4).flatten(1, 2).mean(1))
+
+
 IMAGE, SEQUENCE, VECTOR = (2, 4, 4), (3, 3), (3,)
 
 
@@ -99,6 +115,12 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "max pool of uneven size": (nn.Sequential(nn.Conv1d(3, 2, 1), nn.MaxPool1d(2, ceil_mode=True)), SEQUENCE),
     "global max pool": (image(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(2, 2)), IMAGE),
     "functional pools": (Between(lambda x: F.max_pool1d(F.relu(x), 2), after=2), SEQUENCE),
+    "uneven averages": (nn.Sequential(nn.Conv1d(3, 2, 1), nn.AvgPool1d(2, ceil_mode=True)), SEQUENCE),
+    "padded averages": (image(nn.AvgPool2d(3, 2, 1, ceil_mode=True)), IMAGE),
+    "averages without padding": (image(nn.AvgPool2d(3, 2, 1, count_include_pad=False)), IMAGE),
+    "divisor": (image(nn.AvgPool2d(2, divisor_override=3)), IMAGE),
+    "windows": (Windows(), (4, 3)),
+    "what nothing needs": (Between(lambda x: (x.exp(), x)[1]), VECTOR),
     "transposed": (nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2)), IMAGE),
     "transposed, dilated": (nn.Sequential(nn.ConvTranspose1d(3, 2, 2, stride=3, dilation=2, padding=3)), SEQUENCE),
     "sum over particles": (Between(lambda x: x.sum(1)), SEQUENCE),
@@ -108,6 +130,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "max and min": (Between(lambda x: x.max(1)[0] + x.min(dim=1).values), SEQUENCE),
     "two values": (Between(lambda x: torch.maximum(x, -x) - torch.minimum(x, x.roll(1, 1))), VECTOR),
     "relu": (Between(lambda x: torch.relu(x) - F.relu(-x)), VECTOR),
+    "clamp": (Between(lambda x: x.clamp(-0.5, max=0.75) + x.clamp_max(0.25) - torch.clamp(x, min=0)), VECTOR),
     "numbers": (Between(lambda x: 1 - (x + 0.5)), VECTOR),
     "power of two": (Between(lambda x: x * 0.25), VECTOR),
     "factor": (Between(lambda x: x * 0.3), VECTOR),
@@ -174,7 +197,7 @@ def test_modes(kind: str, rounding: str, overflow: str) -> None:
         (Between(lambda x: torch.where(x > 0, x, -x)), VECTOR, {}, "in 'model' cannot be exported"),
         (Between(nn.Softmax(-1)), VECTOR, {"layer_specific": {"function": {"exponential": {"enable": False}}}}, "an exponential that stays float"),
         (Between(lambda x: x + 0.1), VECTOR, {}, "takes values that nothing quantized"),
-        (nn.Sequential(nn.Conv1d(3, 2, 1), nn.AvgPool1d(2, ceil_mode=True)), SEQUENCE, {}, "a pool whose windows differ"),
+        (image(nn.MaxPool2d(2, return_indices=True)), IMAGE, {}, "returns one tensor"),
     ],
 )
 def test_what_cannot_be_computed_is_said_before_training(model: nn.Module, shape: tuple[int, ...], options: dict[str, Any], said: str) -> None:

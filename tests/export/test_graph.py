@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pquant.errors import ConfigError
 from pquant.export.graph import LayerStep, MoveStep, SumStep
 from pquant.export.recording import record
+from pquant.export.replay import input_format
 from pquant.models import MLP, ResNet20
 
 from .nets import compressed_net
@@ -62,13 +63,13 @@ def test_sums(function: Callable[[Tensor], Tensor], signs: tuple[int, ...]) -> N
     [
         (torch.sin, "sin in 'model'"),
         (lambda x: torch.sum(x), "sum in 'model' mixes the examples"),
-        (lambda x: x + x.max(1, keepdim=True)[1], "uses the indices of max in 'model'"),
+        (lambda x: x + x.max(1, keepdim=True)[1], "max in 'model' gives indices"),
         (lambda x: x + float(x.max()), "mixes the examples"),
         (lambda x: x * 2 if x[:, 0].sum() > 0 else x, "sum in 'model' mixes"),
         (lambda x: x.reshape(2, -1, 6)[0], "mixes the examples"),
         (lambda x: torch.add(x, x, alpha=2), "without a factor"),
         (lambda x: x.flip(0), "flip"),
-        (lambda x: x.reshape(-1), "mixes the examples"),
+        (lambda x: x.reshape(-1), "its batch first"),
     ],
 )
 def test_what_is_no_hardware_is_named(function: Callable[[Tensor], Tensor], said: str) -> None:
@@ -92,3 +93,10 @@ def test_the_model_is_left_as_it_was() -> None:
     hooks = sum(len(module._forward_hooks) for module in model.modules())
     record(model, (6,))
     assert model.training and hooks == sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_a_model_that_nothing_quantizes_is_told_what_to_use_instead() -> None:
+    with pytest.raises(
+        ConfigError, match="no layer quantizes the model's input: use layers that dry_run=true lists, with quantization.quantize_input"
+    ):
+        input_format(record(nn.Identity(), (6,)))

@@ -38,3 +38,21 @@ def test_what_cannot_be_exported_is_said_before_training(tmp_path: Path) -> None
     pytest.importorskip("alkaid")
     said = run(*SHORT, *RTL, "quantization.overflow_mode_data=WRAP_SM", f"hydra.run.dir={tmp_path / 'run'}")
     assert "error: export: layer 'layers.0' has overflow_mode WRAP_SM" in said and not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_a_model_whose_output_ignores_its_input_is_refused_after_its_report_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("alkaid")
+    said = run(*SHORT, *RTL, "quantization.default_weight_integer_bits=-9", f"hydra.run.dir={tmp_path}")
+    assert "error: export: the model gives the same output on all 100 vectors: nothing of its input passes layer 'layers.0'" in said
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "export").exists()
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "model.json").read_text())["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_raw_inputs_need_powers_of_two_which_is_said_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("alkaid")
+    said = run(*SHORT, *RTL, "export.raw_inputs=true", f"hydra.run.dir={tmp_path / 'run'}")
+    assert "error: export.raw_inputs: feature 1 is divided by" in said and "train with data.standardize=power_of_two" in said
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    said = run(*SHORT, *RTL, "export.raw_inputs=true", "data.standardize=power_of_two", f"hydra.run.dir={tmp_path / 'run'}")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rtl/bit_exact"] is True, said

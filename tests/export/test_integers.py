@@ -109,6 +109,19 @@ def test_the_files_are_enough_to_compute_the_outputs(tmp_path: Path) -> None:
     y = y @ arrays["2.weight"].T * 2.0 ** -last["weight"]["f"] + arrays["2.bias"] * 2.0 ** -last["bias"]["f"]
     np.testing.assert_array_equal(y, arrays["vectors.outputs"] * 2.0 ** -said["vectors"]["outputs"]["f"])
     assert [row["layer"] for row in said["accumulators"]] == ["0", "1", "2"]
+    assert [(row["kind"], row["inputs"]) for row in said["steps"]] == [("layer", [0]), ("layer", [1]), ("layer", [2])] and said["output"] == 3
+
+
+def test_the_files_say_what_takes_which_values(tmp_path: Path) -> None:
+    model = net(Residual(), (1, 4, 4))
+    write_integers(checked(model, (1, 4, 4)), verified(model, (1, 4, 4), 64), tmp_path)
+    arrays, said = np.load(tmp_path / "integers.npz"), json.loads((tmp_path / "integers.json").read_text())
+    kinds = [row["kind"] for row in said["steps"]]
+    assert {"layer", "sum", "move"} <= set(kinds) and "kernel_size=(3, 3)" in next(
+        row["settings"] for row in said["layers"] if row["name"] == "first"
+    )
+    turned = next(row for row in said["steps"] if row["name"].startswith("transpose"))
+    assert np.array_equal(arrays[turned["index"]], np.arange(16).reshape(4, 2, 2).swapaxes(0, 1))
 
 
 @pytest.mark.parametrize(

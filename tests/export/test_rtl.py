@@ -136,6 +136,16 @@ def test_an_export_leaves_files_and_figures(tmp_path: Path, pipelined: bool) -> 
     assert ("set clock_period 4.0" in (folder / "src" / "net.xdc").read_text()) if pipelined else True
 
 
+def test_the_scripts_for_vendor_tools_build_the_top_that_the_readme_names(tmp_path: Path) -> None:
+    RTL(**EMULATED).export(net(nn.Linear(3, 2), (3,)), splits((3,)), tmp_path)
+    folder = tmp_path / "export" / "rtl"
+    top = re.search(r"^# (\w+)$", (folder / "README.md").read_text(), re.MULTILINE).group(1)
+    vivado = (folder / "build_vivado_prj.tcl").read_text()
+    assert f"set_property top {top} " in vivado and f"synth_design -top {top} " in vivado and "top $top_module" not in vivado
+    assert f"-name TOP_LEVEL_ENTITY {top}\n" in (folder / "build_quartus_prj.tcl").read_text()
+    assert f"module {top} " in (folder / "src" / f"{top}.v").read_text() and f"-top {top} " in (folder / "synth.ys").read_text()
+
+
 def test_a_later_register_for_a_longer_cutoff(tmp_path: Path) -> None:
     model = net(mlp(nn.ReLU()), (6,))
     cycles = [RTL(**EMULATED, latency_cutoff=cutoff).export(model, splits((6,)), tmp_path)["rtl/latency_cycles"] for cutoff in (1.0, 4.0)]
@@ -171,13 +181,14 @@ def test_yosys_counts(tmp_path: Path) -> None:
     figures = RTL(**options).export(net(nn.Linear(3, 2), (3,)), splits((3,)), tmp_path)
     assert 0 < figures["rtl/luts_yosys"] < 10 * figures["rtl/luts_estimated"]
     assert figures["rtl/flip_flops_yosys"] > 0
-    assert "-family xcup" in (tmp_path / "export" / "rtl" / "synth.ys").read_text()
+    assert "-family xcup" in (script := (tmp_path / "export" / "rtl" / "synth.ys").read_text())
+    assert "-nobram -nodsp" in script
 
 
 def test_auto_counts_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtl, "count_cells", lambda command, script: {"luts": 7})
     monkeypatch.setattr(rtl, "yosys_command", lambda: ["yosys"])
-    options = EMULATED | {"synthesize": "auto"}
+    options = EMULATED | {"synthesize": "auto", "by_layer": False}
     model = net(nn.Linear(3, 2), (3,))
     assert "rtl/luts_yosys" not in RTL(**options, synthesis_limit=1).export(model, splits((3,)), tmp_path)
     assert RTL(**options).export(model, splits((3,)), tmp_path)["rtl/luts_yosys"] == 7

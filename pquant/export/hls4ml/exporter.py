@@ -14,6 +14,8 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError, did_you_mean, unknown
 from pquant.export.check import ALL_MODES, checked
+from pquant.export.constant import check_outputs
+from pquant.export.exporter import HardwareExport
 from pquant.export.graph import Graph
 from pquant.export.hls4ml.build import build, weighted, write
 from pquant.export.hls4ml.layers import CONVOLUTIONS
@@ -22,6 +24,7 @@ from pquant.export.hls4ml.project import Target
 from pquant.export.hls4ml.readme import Built, readme
 from pquant.export.hls4ml.simulate import simulate
 from pquant.export.integers import verify, write_integers
+from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
@@ -29,8 +32,8 @@ from pquant.layers.base import PARAMETERS
 from pquant.layers.dense import PQDense
 from pquant.layers.finalize import finalize
 from pquant.quantization.quantizer import Quantizer
-from pquant.settings import Settings, schema, setting
-from pquant.tracking.files import write_atomic
+from pquant.settings import schema, setting
+from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ DA4ML = ((0, 5, 2), (0, 6))
 
 @schema("export", "hls4ml")
 @dataclass(frozen=True)
-class HLS4ML(Settings):
+class HLS4ML(HardwareExport):
     """A project of hls4ml: each sum and product has the type that holds it exactly, each quantizer is a cast.
 
     Args:
@@ -98,15 +101,17 @@ class HLS4ML(Settings):
         """Write ``export/hls4ml`` and ``export/integers.*`` under ``folder`` and return ``hls4ml/...`` metrics.
 
         Raises:
-            ConfigError: a model that cannot be exported.
+            ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: the project cannot be compiled, or gives other values than the model.
         """
         self._check_tools()
+        model, splits = deployed(model, splits, self.raw_inputs)
         graph = checked(model, tuple(splits.input_shape), MODES)
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
+        check_outputs(graph, verified, splits.classes)
         target = folder / "export" / "hls4ml"
         target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent)
+        write_integers(graph, verified, target.parent, splits.described)
         built = self._built(graph, target)
         given = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f)
         expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
@@ -117,6 +122,7 @@ class HLS4ML(Settings):
         except RuntimeError as error:
             raise ExportError(f"hls4ml's project does not run: {error}") from error
         _compare(seen.reshape(expected.shape), expected)
+        write_json(target / "data.json", splits.described)
         compiler = COMPILERS.get(self.backend, "g++")
         write_atomic(target / "README.md", readme(built, self.backend, compiler, verified.count))
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}

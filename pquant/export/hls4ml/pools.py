@@ -50,7 +50,8 @@ def lower_pool(project: Project, name: str, value: Value, layer: Any, bounds: An
         geometry |= {"n_in": value.order.shape[0], "n_out": made.order.shape[0]}
     value = _widened(project, name, value, (count, fraction) if average else None, any(padded))
     kind, operation = ("AveragePooling", "Average") if average else ("MaxPooling", "Max")
-    return project.add(f"{kind}{rank - 1}D", name, [value], made, types, n_filt=value.order.shape[-1], pool_op=operation, count_pad=True, **geometry)
+    geometry |= {"n_filt": value.order.shape[-1], "count_pad": bool(getattr(layer, "count_include_pad", True))}
+    return project.add(f"{kind}{rank - 1}D", name, [value], made, types, pool_op=operation, **geometry)
 
 
 def _zero_padded(project: Project, name: str, value: Value, average: bool, padded: tuple[int, ...]) -> Value:
@@ -68,6 +69,10 @@ def _check_pool(project: Project, layer: Any, given: tuple[int, ...], made: tupl
     dilation = getattr(layer, "dilation", 1)
     if (max(dilation) if isinstance(dilation, tuple) else dilation) > 1 or tuple(plain) != made:
         raise ConfigError("hls4ml has no pool with dilation or with windows beyond the end of the input (ceil_mode)")
+    if getattr(layer, "divisor_override", None):
+        raise ConfigError("hls4ml has no average pool with a divisor of its own")
+    if any(padded) and project.target.stream and not getattr(layer, "count_include_pad", True):
+        raise ConfigError("hls4ml counts the zeros around an average pool in a stream: set count_include_pad=True")
     if project.target.stream and kernel != stride and not (project.target.amd and len(made) == 1):
         raise ConfigError("hls4ml's pools of streams have stride = kernel_size")
     if any(padded) and not project.target.amd:

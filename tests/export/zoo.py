@@ -1,0 +1,98 @@
+"""Networks of others and those of physics, exported to every target. ``python tests/export/zoo.py`` writes the table of docs/hardware.md.
+
+Formats are coarse and 80 % of the weights are pruned, so that each export takes seconds to minutes.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pquant
+from pquant.data.splits import Splits
+from pquant.errors import ConfigError
+from pquant.export import HLS4ML, ONNX, RTL, Exporter
+from pquant.export.check import multiplications
+from pquant.export.recording import record
+from pquant.layers.base import CompressedLayer
+from pquant.quantization import Quantization
+from tests.layers.zoo import make, names
+
+PAGE = Path(__file__).parents[2] / "docs" / "hardware.md"
+FORMATS = Quantization(
+    default_data_keep_negatives=True,
+    default_data_integer_bits=2,
+    default_data_fractional_bits=3,
+    default_weight_keep_negatives=True,
+    default_weight_fractional_bits=4,
+    quantize_output=True,
+    use_relu_multiplier=False,
+)
+TARGETS: dict[str, tuple[Exporter, int]] = {
+    "`rtl`": (RTL(vectors=100, simulator="emulator", synthesize="no"), 100_000),
+    "`onnx`": (ONNX(vectors=64, qonnx_vectors=1), 10**9),
+    "`hls4ml`": (HLS4ML(vectors=64), 100_000),
+    "`hls4ml`, stream": (HLS4ML(vectors=64, io_type="stream", strategy="resource"), 100_000),
+}
+"""Each target with the most multiplications of a network that is exported here; larger ones are only checked."""
+
+
+def sparse(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return a compressed network, four fifths of whose weights are 0, and a batch for it."""
+    model, x = make(name)
+    compressed = pquant.compress(model, None, FORMATS, x)
+    with torch.no_grad():
+        for layer in compressed.modules():
+            if isinstance(layer, CompressedLayer):
+                layer.weight.mul_(layer.weight.abs() > layer.weight.abs().flatten().quantile(0.8) if layer.weight.numel() < 2**24 else 1)
+    return compressed, x
+
+
+def result(exporter: Exporter, most: int, model: nn.Module, x: torch.Tensor) -> str:
+    """Return "exact" for an export that was compared, "accepted" for a network that was only checked, else why it is refused."""
+    shape = tuple(x.shape[1:])
+    try:
+        exporter.check(model, shape)
+    except ConfigError as error:
+        return str(error).removeprefix("export: ").split(";")[0].replace("|", "/")
+    if multiplications(record(model, shape)) > most:
+        return "accepted"
+    data = TensorDataset(torch.randn(20, *shape), torch.zeros(20, dtype=torch.long))
+    with tempfile.TemporaryDirectory() as folder:
+        figures = exporter.export(pquant.finalize(model), Splits(data, data, data, 10), Path(folder))
+    assert any(value is True for key, value in figures.items() if key.endswith("bit_exact"))
+    return "exact"
+
+
+def row(name: str) -> str:
+    """Return the row of the table for a network."""
+    model, x = sparse(name)
+    results = []
+    for target, (exporter, most) in TARGETS.items():
+        results.append(result(exporter, most, model, x))
+        print(f"{name}, {target}: {results[-1]}", flush=True)
+    return f"| {name} | {' | '.join(results)} |"
+
+
+def main() -> None:
+    """Write the table between the marks of the page, or only the rows of the networks whose names are given."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    head = [f"| network | {' | '.join(TARGETS)} |", f"|---|{'---|' * len(TARGETS)}"]
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- targets -->\n")
+    table, _, after = rest.partition("<!-- /targets -->")
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
+    for name in json.loads(sys.argv[1]) if len(sys.argv) > 1 else names():
+        rows[name] = row(name)
+    kept = [rows[name] for name in names() if name in rows]
+    PAGE.write_text(f"{before}<!-- targets -->\n" + "\n".join([*head, *kept]) + f"\n<!-- /targets -->{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
