@@ -55,7 +55,7 @@ def merged(project: Project, name: str, inputs: list[Value], operation: str, bou
     order = torch_order(shape) if base is None else base.order
     first, second = (repeated(project, name, value, order, shape) for value in inputs)
     if first.layer == second.layer:
-        copied = {"result": project.types[second.layer]["result"]}
+        copied = {"result": project.type_of(second)}
         second = project.add("Activation", name, [second], second, copied, activation="linear", n_in=second.order.size)
     made = Value("", first.order, bounds, castable=True)
     return project.add("Merge", name, [first, second], made, {"result": precision.of_values(bounds)}, op=operation)
@@ -166,7 +166,7 @@ def table(project: Project, name: str, value: Value, function: Callable[[Any], A
     """
     if not project.target.amd:
         raise ConfigError("hls4ml has tables of any function for Vitis and Vivado only")
-    signed, width, integer = precision.parsed(project.types[value.layer]["result"])
+    signed, width, integer = precision.parsed(project.type_of(value))
     if width > LARGEST_TABLE:
         raise ConfigError(f"a table of 2^{width} entries is needed, more than 2^{LARGEST_TABLE}: quantize its input to fewer bits")
     codes = np.arange(2**width)

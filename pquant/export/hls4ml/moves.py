@@ -61,7 +61,7 @@ def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Valu
         bounds = _joined(whole.bounds, other.bounds)
         value = Value("", np.concatenate(orders[:number], axis), bounds, castable=True)
         kind = f"concatenate{orders[0].ndim}d"
-        types = {"result": precision.union(*(project.types[one.layer]["result"] for one in (whole, other)))}
+        types = {"result": precision.union(*(project.type_of(one) for one in (whole, other)))}
         whole = project.add("Concatenate", step.name, [whole, other], value, types, axis=axis + 1, op=kind)
     return whole
 
@@ -102,7 +102,7 @@ def _padded(project: Project, step: MoveStep, value: Value) -> Value | None:
     after = np.array(source.shape) - before - found.shape
     rank = source.ndim
     geometry = sizes(rank, {"in": found.shape, "out": source.shape}) | pads(rank, list(zip(before.tolist(), after.tolist(), strict=True)))
-    types = {"result": project.types[value.layer]["result"].partition(",RND")[0]}
+    types = {"result": project.type_of(value).partition(",RND")[0]}
     result = replace(value, order=order, castable=False)
     return project.add(f"ZeroPadding{source.ndim - 1}D", step.name, [value], result, types, n_chan=source.shape[-1], **geometry)
 

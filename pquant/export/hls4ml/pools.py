@@ -88,7 +88,7 @@ def _widened(project: Project, name: str, value: Value, mean: tuple[int, int] | 
         count, fraction = mean
         largest = max(value.bounds.at(fraction).largest, 1 << fraction) * count
         kind = precision.of_integers(-largest, largest, fraction)
-    elif mean is None and padded and project.types[value.layer]["result"].startswith("u"):
+    elif mean is None and padded and project.type_of(value).startswith("u"):
         kind = precision.signed(precision.of_values(value.bounds))
     else:
         return value

@@ -76,8 +76,8 @@ class Project:
             types: at least the type of its ``result``.
             attributes: what hls4ml's class takes.
         """
-        if any(one.constants is not None for one in inputs):
-            raise ConfigError("hls4ml takes constants in sums and products only")
+        for one in inputs:
+            self.type_of(one)
         layer = self._unused(name)
         self.origins[layer] = name
         wired = {"inputs": [one.layer for one in inputs]} if inputs else {}
@@ -139,8 +139,18 @@ class Project:
         return self._moved("Reshape", name, value, wanted, target_shape=list(wanted.shape))
 
     def _moved(self, kind: str, name: str, value: Value, order: Order, **attributes: Any) -> Value:
-        types = {"result": self.types[value.layer]["result"]}
+        types = {"result": self.type_of(value)}
         return self.add(kind, name, [value], replace(value, order=order, castable=False), types, **attributes)
+
+    def type_of(self, value: Value) -> str:
+        """Return the type of a value.
+
+        Raises:
+            ConfigError: a constant, which no layer gives.
+        """
+        if value.constants is not None:
+            raise ConfigError("hls4ml takes constants in sums and products only")
+        return self.types[value.layer]["result"]
 
     def _unused(self, name: str) -> str:
         base = "layer_" + re.sub(r"\W+", "_", name).strip("_").lower()

@@ -33,7 +33,7 @@ def readme(built: Built, backend: str, compiler: str, verified: int) -> str:
 
 def _axes(value: Value) -> str:
     shape = value.bounds.shape
-    if same(value.order, torch_order(shape)):
+    if value.order.shape == shape and same(value.order, torch_order(shape)):
         return "as in torch"
     assert same(value.order, channels_last(shape))
     return f"{(*range(1, len(shape)), 0)} of {shape}"
