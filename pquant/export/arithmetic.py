@@ -109,7 +109,7 @@ def mean(x: Any) -> Any:
 def averaged(sums: Any, sizes: np.ndarray) -> Any:
     """Return sums divided by sizes that broadcast with them: by one power of 2 for all as a shift, else as real values."""
     different = {int(size) for size in sizes.flat}
-    if len(different) == 1 and (size := different.pop()).bit_count() == 1:
+    if len(different) == 1 and (size := different.pop()) > 0 and size.bit_count() == 1:
         return sums.shift(-(size.bit_length() - 1))
     functions = np.empty(sizes.size, dtype=object)
     functions[:] = [_divided_by(int(size)) for size in sizes.flat]

@@ -84,7 +84,9 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
             yield from (f"layer '{step.name}' {problem}" for problem in _of_layer(step, [fixed[at] for at in step.inputs], graph, modes))
             known = not _makes_reals(step, graph) or not _quantizer(step, "output").is_float
         elif isinstance(step, ConstantStep):
-            known = _significant_bits(step.constants) <= CONSTANT_BITS
+            if _significant_bits(step.constants) > CONSTANT_BITS:
+                yield f"{step.name} has values of more than {CONSTANT_BITS} significant bits"
+            known = True
         elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
             yield f"{step.name} takes values that nothing quantized: try quantization.quantize_output=true"
         fixed.append(known)

@@ -16,7 +16,8 @@ from pquant.export.windows import pool_windows
 from pquant.layers.example import tensors_in
 from pquant.layers.merge import is_shift
 
-EXAMPLES = 2
+EXAMPLES = 7
+"""Examples of a recorded batch: a number that few other axes have, nor divides them."""
 SUMS = {
     **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), (1, 1)),
     **dict.fromkeys(("sub", "__sub__", "__isub__", "sub_", "subtract"), (1, -1)),
@@ -114,12 +115,17 @@ def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     if name in JOINS:
         return tensors_in((args, kwargs))
-    given = [*args, *(value for key, value in kwargs.items() if key == "other")]
+    given = [*(kwargs[key] for key in ("input",) if key in kwargs), *args, *(kwargs[key] for key in ("other",) if key in kwargs)]
     if name not in SUMS and not (len(given) == 2 and isinstance(given[1], Tensor)):
-        return tensors_in(args[:1] or kwargs)
+        return tensors_in(given[:1])
     if kwargs.get("alpha", 1) != 1 or len(given) > len(SUMS.get(name, (1, 1))):
         raise ConfigError(f"export: {where} must take values of the model alone, without a factor")
     return [value if isinstance(value, Tensor) else torch.tensor(value) for value in given]
+
+
+def overwrites(name: str) -> bool:
+    """Return whether a function writes into the tensor that it takes first."""
+    return name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name not in ("__invert__", "__int__", "__index__", "__iter__")
 
 
 def called(call: Call, before: int) -> Made:
@@ -129,6 +135,8 @@ def called(call: Call, before: int) -> Made:
         ConfigError: hardware has no such function; it is named.
     """
     name, like = call.name, call.operands[0]
+    if not call.made[0].is_floating_point():
+        raise call.refused()
     if name in SUMS:
         yield call.made[0], [SumStep(call.where, call.numbers, call.shape(call.made[0]), SUMS[name])], like
     elif name in PAIRS and len(call.operands) == 2:
@@ -144,7 +152,7 @@ def called(call: Call, before: int) -> Made:
     elif name in SHIFTS:
         yield call.made[0], [ScaleStep(call.where, call.numbers, call.shape(call.made[0]), _factor(call))], like
     elif name in MOVES or name in JOINS or name == "interpolate" and call.kwargs.get("mode", "nearest") == "nearest":
-        yield from _moved(call)
+        yield from _moved(call, before)
     else:
         raise call.refused()
 
@@ -224,6 +232,8 @@ def _factor(call: Call) -> float:
         ConfigError: the other factor is no number, or no power of two.
     """
     others = [value for value in (*call.args, *call.kwargs.values()) if value is not call.given[0]]
+    if "div" in call.name and next(iter((*call.args, *call.kwargs.values()))) is not call.given[0]:
+        raise call.refused()
     if len(others) != 1 or len(call.operands) > 1 or not isinstance(others[0], (int, float, Tensor)) or torch.as_tensor(others[0]).ndim:
         raise call.refused()
     number = float(others[0])
@@ -233,12 +243,21 @@ def _factor(call: Call) -> float:
     return factor
 
 
-def _moved(call: Call) -> Made:
-    moved = call.function(*_replaced(call.args, call), **_replaced(call.kwargs, call))
-    sizes = tuple(operand.size for operand in call.operands)
+def _moved(call: Call, before: int) -> Made:
+    args, kwargs, value = call.args, call.kwargs, 0.0
+    if call.name == "pad":
+        given = dict(zip(("pad", "mode", "value"), args[1:], strict=False)) | kwargs
+        args, value = args[:1], float(given.pop("value", None) or 0)
+        kwargs = given
+    moved = call.function(*_replaced(args, call), **_replaced(kwargs, call))
+    numbers, sizes = call.numbers, tuple(operand.size for operand in call.operands)
     for output, places in zip(call.made, tensors_in(moved), strict=True):
         index, like = _index(call, places, sum(sizes))
-        yield output, [MoveStep(call.where, call.numbers, index.shape, index, sizes)], like
+        steps: list[Step] = []
+        if value:
+            steps, index = [ConstantStep(f"constant of {call.where}", (), (), np.array(value))], np.where(index < 0, sum(sizes), index)
+            numbers, sizes = (*numbers, before + 1), (*sizes, 1)
+        yield output, [*steps, MoveStep(call.where, numbers, index.shape, index, sizes)], like
 
 
 def _replaced(value: Any, call: Call) -> Any:
@@ -266,7 +285,8 @@ def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, Operand]:
     alone = [Operand(0, (), axis) for axis, size in enumerate(index.shape) if size == EXAMPLES]
     joined = [Operand(0, (), axis, joined=True) for axis, size in enumerate(index.shape) if size and size % EXAMPLES == 0]
     for like in (*alone, *joined):
-        first, second = by_example(index, like)
-        if np.array_equal(np.where(second < 0, second, second - total), first) and (first < total).all():
-            return first, like
+        apart = by_example(index, like)
+        starts = np.arange(EXAMPLES).reshape(-1, *(1,) * (apart.ndim - 1)) * total
+        if (np.where(apart < 0, apart, apart - starts) == apart[0]).all() and (apart[0] < total).all():
+            return apart[0], like
     raise call.refused("mixes the examples of a batch")

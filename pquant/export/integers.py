@@ -3,7 +3,8 @@
 import copy
 import io
 import logging
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pquant.errors import ExportError
 from pquant.export.arithmetic import parameters
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
-from pquant.export.graph import ConstantStep, Graph, MoveStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.replay import quantized_input, replay
 from pquant.tracking.files import write_atomic, write_json
 
@@ -87,7 +88,7 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         values = replay(graph, quantized_input(graph, batch.astype(np.float64)))
         with torch.no_grad():
             result = reference(torch.from_numpy(batch).to(torch.float64 if wide else torch.float32))
-        for step, seen in zip(graph.layers, reference_graph, strict=True):
+        for step, seen in _paired(graph, reference_graph, len(batch)):
             _compare(step.name, seen.movedim(step.batch_axis, 0).reshape(-1, *step.shape), values[graph.steps.index(step) + 1], start)
         reference_graph.clear()
         _compare("the model's output", result, values[graph.output], start)
@@ -97,12 +98,20 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     return Verified(np.concatenate([x.n for x in inputs]), f[0], np.concatenate([x.n for x in outputs]), f[1], rows)
 
 
-def _outputs_of(model: nn.Module, names: Collection[str]) -> list[torch.Tensor]:
-    """Return a list to which every call of one of some layers appends its output."""
-    seen: list[torch.Tensor] = []
+def _paired(graph: Graph, outputs: Sequence[tuple[str, torch.Tensor]], count: int) -> Iterator[tuple[LayerStep, torch.Tensor]]:
+    """Yield each step of a layer with its output for ``count`` examples; a call on constants alone, which is no step, has the values of one."""
+    given = iter(outputs)
+    for step in graph.layers:
+        size = count * math.prod(step.shape)
+        yield step, next(output for name, output in given if name == step.name and output.numel() == size)
+
+
+def _outputs_of(model: nn.Module, names: Collection[str]) -> list[tuple[str, torch.Tensor]]:
+    """Return a list to which every call of one of some layers appends its name and output, as it is before anything writes into it."""
+    seen: list[tuple[str, torch.Tensor]] = []
     for name, module in model.named_modules():
         if name in names:
-            module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+            module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, output.clone())))
     return seen
 
 

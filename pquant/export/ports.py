@@ -24,7 +24,7 @@ class Port:
     def of(cls, prefix: str, formats: Iterable[tuple[int, int, int]], shape: tuple[int, ...], last: Sequence[str] = ()) -> "Port":
         """Return the port of values of a shape, each named by its place, for which ``last`` has names along the last axis, or none."""
         labels = list(last) if shape and len(last) == shape[-1] else [str(at) for at in range(shape[-1] if shape else 1)]
-        names = ["_".join((prefix, *map(str, place[:-1]), labels[place[-1] if place else 0])) for place in np.ndindex(shape)]
+        names = ["_".join((prefix, *map(str, place[:-1]), labels[place[-1]])) for place in np.ndindex(shape or (1,))]
         return cls(tuple(_unique([identifier(name) for name in names])), tuple((int(k), int(i), int(f)) for k, i, f in formats))
 
     @property

@@ -1,14 +1,30 @@
 """Record the graph of a model: which calls of layers and functions make its output of its input."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pquant.errors import ConfigError
-from pquant.export.functions import EXAMPLES, FACTORIES, JOINS, PAIRS, READS, SUMS, Call, Operand, by_example, called, in_order, without_batch
+from pquant.export.functions import (
+    EXAMPLES,
+    FACTORIES,
+    JOINS,
+    PAIRS,
+    READS,
+    SUMS,
+    Call,
+    Operand,
+    by_example,
+    called,
+    in_order,
+    overwrites,
+    without_batch,
+)
 from pquant.export.graph import ConstantStep, Graph, LayerStep, Step
 from pquant.layers.activation import PQActivation
 from pquant.layers.base import QuantizedLayer
@@ -19,6 +35,7 @@ from pquant.layers.layer_norm import PQLayerNorm, PQRMSNorm
 from pquant.layers.merge import PQMean, PQMerge, PQScale
 from pquant.layers.softmax import PQSoftmax
 
+LARGEST = 2**15
 ANYWHERE = (PQDense, PQActivation, PQScale, PQLayerNorm, PQRMSNorm)
 """Layers that take any axis for that of the batch, or one that joins batch and positions, as they look at the last ones alone."""
 
@@ -76,19 +93,22 @@ class _Recorder(TorchFunctionMode):
             self._inside.pop()
             self._leaf_depth -= leaf
             if leaf and not self._leaf_depth and not isinstance(layer, PQConstant):
-                self._note_layer(name, layer, [*args, *kwargs.values()][: len(layer.input_quantizers)], output)
+                given = list(inspect.signature(layer.forward).bind(*args, **kwargs).arguments.values())
+                self._note_layer(name, layer, given[: len(layer.input_quantizers)], output)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, with_kwargs=True)]
 
     def _note_layer(self, name: str, layer: Any, given: list[Any], output: Any) -> None:
         if not isinstance(output, Tensor):
             raise ConfigError(f"export: layer '{name}' must return one tensor")
-        if not any(id(value) in self.values for value in given) and len(output) != EXAMPLES:  # a constant
+        tracked = [value for value in given if id(value) in self.values]
+        if not tracked and not (output.ndim and len(output) == EXAMPLES):  # a constant
             return
-        like = next((self.values[id(value)] for value in given if id(value) in self.values), Operand(0, ()))
-        inputs = [self._operand(value, name, output.ndim, like) for value in given]
-        if any(operand.number and (operand.axis, operand.joined) != (like.axis, like.joined) for operand in inputs) or not _takes(layer, like):
-            raise ConfigError(f"export: layer '{name}' gets a tensor whose first axis is not that of the batch")
+        like = self.values[id(tracked[0])] if tracked else Operand(0, ())
+        inputs = [self._operand(value, name, -1 if _is_matrix(layer, value, number) else output.ndim, like) for number, value in enumerate(given)]
+        known = [self.values[id(value)] for value in tracked]
+        if any((one.axis, one.joined) != (like.axis, like.joined) for one in known) or not _takes(layer, like, output.ndim, tracked):
+            raise ConfigError(f"export: layer '{name}' gets a tensor whose first axis is not that of the batch, or mixes the examples of a batch")
         shape = without_batch(tuple(output.shape), like)
         self._add(output, LayerStep(name, tuple(operand.number for operand in inputs), shape, layer, like.axis), like)
 
@@ -100,10 +120,15 @@ class _Recorder(TorchFunctionMode):
         tensor = value if isinstance(value, Tensor) else torch.tensor(value)
         constants = tensor.detach().cpu().double().numpy().copy()
         if tensor.ndim == ndim:
-            constants = by_example(constants, like) if tensor.shape[like.axis] > 1 else constants.squeeze(like.axis)[None]
+            size = tensor.shape[like.axis]
+            if size > 1 and (size % EXAMPLES if like.joined else size != EXAMPLES):
+                raise ConfigError(f"export: {where} uses a constant that has not the axis of the batch where the values of the model have it")
+            constants = by_example(constants, like) if size > 1 else constants[None] if like.joined else constants.squeeze(like.axis)[None]
             if not (constants == constants[:1]).all():
                 raise ConfigError(f"export: {where} uses values that differ between the examples of a batch, but are not made of the input")
             constants = constants[0]
+        if not np.isfinite(constants).all() or np.abs(constants).max(initial=0) > LARGEST:
+            raise ConfigError(f"export: {where} uses a constant that is not finite, or beyond {LARGEST}, such as a mask")
         self.steps.append(ConstantStep(f"constant of {where}", (), constants.shape, constants))
         return Operand(len(self.steps), constants.shape, like.axis, like.joined)
 
@@ -118,6 +143,10 @@ class _Recorder(TorchFunctionMode):
         for tensor in tensors:
             if id(tensor) in self._opaque:
                 raise self._opaque[id(tensor)]
+
+    def _forget(self, tensor: Tensor, error: ConfigError) -> None:
+        self._opaque[id(tensor)] = error
+        self.values.pop(id(tensor), None)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, and record it if it takes values of the model and no layer is running."""
@@ -136,9 +165,18 @@ class _Recorder(TorchFunctionMode):
         operands = [self._operand(tensor, where, ndim, like) for tensor in given]
         outputs = func(*args, **kwargs)
         made = tensors_in(outputs)
-        if any(one is not known[0] or name in SUMS for one in made):
+        if overwrites(name):
+            self._overwritten(where, made)
+        if overwrites(name) or any(one is not known[0] or name in SUMS for one in made):
             self._note(Call(name, where, func, args, kwargs, given, operands, made))
         return outputs
+
+    def _overwritten(self, where: str, made: list[Tensor]) -> None:
+        """Refuse further use of all tensors that share the memory of one that a function writes into."""
+        places = {one.untyped_storage().data_ptr() for one in made}
+        for tensor in self._kept:
+            if id(tensor) in self.values and tensor.untyped_storage().data_ptr() in places and all(tensor is not one for one in made):
+                self._opaque[id(tensor)] = ConfigError(f"export: {where} writes into values that are read again, which hardware cannot")
 
     def _where(self, func: Any) -> str:
         return f"{_name(func)} in '{self._inside[-1] or 'model'}'"
@@ -161,18 +199,41 @@ class _Recorder(TorchFunctionMode):
             refused = ConfigError(f"export: {call.where} gives indices, which cannot be exported to hardware")
             self._opaque |= {id(indices): refused for indices in call.made[1:] if id(indices) not in self.values}
         except ConfigError as error:  # of values that nothing may need
-            self._opaque |= {id(tensor): error for tensor in call.made}
+            for tensor in call.made:
+                self._forget(tensor, error)
         self._kept += call.made
 
 
-def _takes(layer: Any, like: Operand) -> bool:
-    """Return whether a layer computes the same for each example with a batch axis like that of a value."""
+def _is_matrix(layer: Any, value: Any, number: int) -> bool:
+    """Return whether a constant factor of a product has no batch axis, however many axes it has."""
+    if not isinstance(layer, PQMerge) or not isinstance(value, Tensor):
+        return False
+    if layer.equation is not None:
+        first, _, second = layer.equation.replace(" ", "").partition("->")[0].partition(",")
+        return first[:1] != second[:1]
+    return layer.kind == "matmul" and value.ndim <= 2
+
+
+def _takes(layer: Any, like: Operand, ndim: int, tracked: list[Tensor]) -> bool:
+    """Return whether a layer that gives ``ndim`` axes computes each example on its own, with a batch axis like that of a value."""
+    if isinstance(layer, PQMerge) and not _keeps_batch(layer, ndim, tracked):
+        return False
     if not like.joined:
         return not like.axis or isinstance(layer, ANYWHERE)
     if isinstance(layer, (PQMean, PQSoftmax)):
         dims = (layer.dim,) if isinstance(layer.dim, int) else layer.dim
-        return not like.axis and all(dim < 0 for dim in dims)
+        return not like.axis and all(-len(like.shape) < dim < 0 for dim in dims)
     return not like.axis and isinstance(layer, (*ANYWHERE, PQMerge))
+
+
+def _keeps_batch(layer: PQMerge, ndim: int, tracked: list[Tensor]) -> bool:
+    """Return whether the batch axis of all factors is the first one of the result."""
+    if layer.equation is None:
+        product = layer.kind == "matmul" and len(tracked) > 1
+        return all(one.ndim == ndim for one in tracked) and not (product and ndim < 3) or layer.kind == "matmul" and len(tracked) == 1
+    given, _, result = layer.equation.replace(" ", "").partition("->")
+    letters = {part[:1] for part in given.split(",")} if len(tracked) > 1 else {result[:1]}
+    return letters == {result[:1]}
 
 
 def _name(func: Any) -> str:
