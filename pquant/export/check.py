@@ -1,7 +1,7 @@
 """Checks before training: can the model become hardware?"""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from torch import nn
 from pquant.errors import ConfigError
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, NORMS, TRANSPOSED, is_supported
 from pquant.export.fixed import TABLE_BITS
-from pquant.export.formats import Constants
+from pquant.export.formats import EXACT_BITS, Constants
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.products import STATISTICS, products_of
 from pquant.export.recording import record
-from pquant.export.replay import quantized_input, replay
+from pquant.export.integers import Accumulator, accumulators
 from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
@@ -47,14 +47,28 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
     return graph
 
 
-def check_arithmetic(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+def check_arithmetic(model: nn.Module, input_shape: tuple[int, ...], most_bits: int | None = None) -> None:
     """Compute one input in integers with a compressed model as if its training had ended: only the formats tell what tables would be too large.
 
+    Args:
+        model: the compressed model.
+        input_shape: of one input, without the batch axis.
+        most_bits: of a sum, its sign included, that the target computes; null for any.
+
     Raises:
-        ConfigError: a layer cannot be computed; it is named.
+        ConfigError: a layer cannot be computed, or needs wider sums; it is named.
     """
     graph = record(finalize(model), input_shape)
-    replay(graph, quantized_input(graph, np.zeros((1, *input_shape))))
+    check_widths(accumulators(graph), most_bits)
+
+
+def check_widths(rows: Iterable[Accumulator], most_bits: int | None) -> None:
+    """Raise a ConfigError that names a layer whose sums need more bits than a target computes."""
+    for row in rows:
+        if most_bits is not None and row.partial_bits > most_bits:
+            raise ConfigError(
+                f"export: layer '{row.layer}' needs {row.partial_bits} bits for a sum, more than {most_bits}: give its data or weights fewer bits"
+            )
 
 
 def multiplications(graph: Graph) -> int:
@@ -111,6 +125,9 @@ def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collectio
         yield "takes values that nothing quantizes: enable its input's quantizer"
     for tensor in layer.tensors:
         quantizer = getattr(layer, f"{tensor}_quantizer", None)
+        width = None if quantizer is None or quantizer.is_float or quantizer.format() is None else _width(quantizer)
+        if width is not None and width > EXACT_BITS:
+            yield f"has an {tensor} of {width} bits, more than {EXACT_BITS}"
         if tensor in ("input", "output"):
             for mode in ("round_mode", "overflow_mode"):
                 if getattr(quantizer, mode, next(iter(modes))) not in modes:

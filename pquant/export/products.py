@@ -11,7 +11,7 @@ from pquant.export.arithmetic import compute, in_float32, mean, parameters, quan
 from pquant.export.formats import Constants
 from pquant.layers.layer_norm import PQGroupNorm, PQInstanceNorm1d, PQInstanceNorm2d, PQInstanceNorm3d, PQLayerNorm, PQRMSNorm
 from pquant.layers.merge import PRODUCTS, PQMean, PQMerge, PQScale
-from pquant.layers.softmax import PQSoftmax
+from pquant.layers.softmax import PQSoftmax, reciprocal
 
 STATISTICS = (PQLayerNorm, PQRMSNorm, PQGroupNorm, PQInstanceNorm1d, PQInstanceNorm2d, PQInstanceNorm3d)
 SIGNS = {"add": 1, "sub": -1}
@@ -128,12 +128,8 @@ def _(layer: PQSoftmax, shape: tuple[int, ...], x: Any) -> Any:
     distance = spread(reduced(scaled, "max", (axis,), one), shape).add(scaled, -1)
     exponential = quantized(distance.real(in_float32(lambda values: torch.exp(-values))), layer.exponential_quantizer)
     sums = reduced(exponential, "sum", (axis,), one)
-    reciprocal = quantized(sums.real(in_float32(_reciprocal)), layer.reciprocal_quantizer)
-    return exponential.multiply(spread(reciprocal, shape))
-
-
-def _reciprocal(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x == 0, 0, 1 / x.masked_fill(x == 0, 1))
+    inverse = quantized(sums.real(in_float32(reciprocal)), layer.reciprocal_quantizer)
+    return exponential.multiply(spread(inverse, shape))
 
 
 def _statistics(layer: Any, shape: tuple[int, ...], x: Any) -> Any:
@@ -150,8 +146,8 @@ def _statistics(layer: Any, shape: tuple[int, ...], x: Any) -> Any:
         values = values.add(spread(reshaped(mean(values), (*index.shape[:-1], 1)), index.shape), -1)
     variance = mean(values.multiply(values))
     eps = torch.finfo(torch.float32).eps if layer.eps is None else layer.eps
-    reciprocal = variance.table(in_float32(lambda one: layer.reciprocal_quantizer(torch.rsqrt(one + eps))))
-    values = values.multiply(spread(reshaped(reciprocal, (*index.shape[:-1], 1)), index.shape))
+    inverse = variance.table(in_float32(lambda one: layer.reciprocal_quantizer(torch.rsqrt(one + eps))))
+    values = values.multiply(spread(reshaped(inverse, (*index.shape[:-1], 1)), index.shape))
     back = np.empty(int(np.prod(shape)), np.int64)
     back[index.ravel()] = np.arange(len(back))
     y = values.gather(back.reshape(shape))

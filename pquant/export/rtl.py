@@ -14,7 +14,7 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.bench import Design, Flavor, Interface
-from pquant.export.check import check_arithmetic, checked, multiplications
+from pquant.export.check import check_arithmetic, check_widths, checked, multiplications
 from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 TOP = "net"
 SHOWN = 64
+MOST_BITS = 32
+"""Of a sum, its sign included: alkaid computes constants beside it in 32 bits, and gives wrong logic beyond."""
 MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SAT_SYM WRAP".split())
 
 
@@ -80,7 +82,7 @@ class RTL(HardwareExport):
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
         self._checked(model, input_shape)
-        check_arithmetic(model, input_shape)
+        check_arithmetic(model, input_shape, MOST_BITS)
 
     def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         """Return the graph of a model that can be exported with the tools there are."""
@@ -117,6 +119,7 @@ class RTL(HardwareExport):
         graph = self._checked(model, tuple(splits.input_shape))
         verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
         check_outputs(graph, verified, splits.classes)
+        check_widths(verified.accumulators, MOST_BITS)
         target = folder / "export" / "rtl"
         target.mkdir(parents=True, exist_ok=True)
         write_integers(graph, verified, target.parent, splits.described)

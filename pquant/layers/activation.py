@@ -14,7 +14,7 @@ from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
 from pquant.quantization.hgq import round_straight_through
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import Quantizer
+from pquant.quantization.quantizer import Quantizer, table
 
 TABLES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -104,15 +104,18 @@ class PQActivation(QuantizedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
-        if self.kind == "prelu":
-            return F.prelu(x, self.weight)
-        if self.function:
-            return self.function[0].forward(x)
+        if self.function or self.kind == "tanh" and not self.hard:
+            return self._curve(x) if self.operand().is_float else table(self._curve, x)
         if self.kind == "tanh":
-            return F.hardtanh(x) if self.hard else torch.tanh(x)
+            return F.hardtanh(x)
         if self.rectifies and not self.input_quantizer.is_float:
             return x
         return F.relu(x) if self.multiplier is None else F.relu(x) * torch.exp2(round_straight_through(self.multiplier))
+
+    def _curve(self, x: Tensor) -> Tensor:
+        if self.kind == "prelu":
+            return F.prelu(x, self.weight.to(x.dtype))
+        return self.function[0].forward(x) if self.function else torch.tanh(x)
 
     def quantizes(self, name: str) -> bool:
         """Return whether a parameter has become part of a table."""

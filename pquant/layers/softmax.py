@@ -7,7 +7,7 @@ from pquant.layers.base import Call, Calls, QuantizedLayer, Shape, Widths
 from pquant.layers.merge import is_shift
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
+from pquant.quantization.quantizer import MantissaQuantizer, Quantizer, table
 
 MASKED = -1e6
 """What is at most this is masked: in float its exponential is 0 beside any other value."""
@@ -32,6 +32,11 @@ class ScaledSoftmax(nn.Softmax):
     def extra_repr(self) -> str:
         """Return the axis and the scale."""
         return f"{super().extra_repr()}, scale={self.scale}"
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """Return 1 / x, and 0 for 0."""
+    return torch.where(x == 0, 0, 1 / x.masked_fill(x == 0, 1))
 
 
 class PQSoftmax(QuantizedLayer, ScaledSoftmax):
@@ -72,10 +77,10 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         x = self.input_quantizer(input.masked_fill(masked, 0) * self.factor)
         largest = x.masked_fill(masked, -torch.inf).amax(self.dim, keepdim=True)
         distance = (largest - x).masked_fill(masked, 0)
-        exponential = self.exponential_quantizer(torch.exp(-distance)).masked_fill(masked, 0)
+        exponential = self.exponential_quantizer(table(torch.exp, -distance)).masked_fill(masked, 0)
         total = exponential.sum(self.dim, keepdim=True)
-        reciprocal = self.reciprocal_quantizer(torch.where(total == 0, 0, 1 / total.masked_fill(total == 0, 1)))
-        return self.output_quantizer(exponential * reciprocal)
+        inverse = self.reciprocal_quantizer(table(reciprocal, total))
+        return self.output_quantizer(exponential * inverse)
 
     def counted(self) -> tuple[Quantizer, ...]:
         """Return the quantizers of both tables."""

@@ -98,14 +98,18 @@ def main() -> None:
     """Write the table between the marks of the page, or only the rows of the networks whose names are given."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    head = [f"| network | {' | '.join(TARGETS)} |", f"|---|{'---|' * len(TARGETS)}"]
+    for name in json.loads(sys.argv[1]) if len(sys.argv) > 1 else names():
+        write(name, row(name))
+
+
+def write(name: str, line: str) -> None:
+    """Put the row of a network into the table of the page."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- targets -->\n")
     table, _, after = rest.partition("<!-- /targets -->")
-    rows = {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
-    for name in json.loads(sys.argv[1]) if len(sys.argv) > 1 else names():
-        rows[name] = row(name)
-    kept = [rows[name] for name in names() if name in rows]
-    PAGE.write_text(f"{before}<!-- targets -->\n" + "\n".join([*head, *kept]) + f"\n<!-- /targets -->{after}", encoding="utf-8")
+    rows = {known.split("|")[1].strip(): known for known in table.splitlines()[2:]} | {name: line}
+    head = [f"| network | {' | '.join(TARGETS)} |", f"|---|{'---|' * len(TARGETS)}"]
+    lines = [*head, *(rows[known] for known in names() if known in rows)]
+    PAGE.write_text(f"{before}<!-- targets -->\n" + "\n".join(lines) + f"\n<!-- /targets -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
