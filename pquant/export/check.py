@@ -12,9 +12,9 @@ from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, NORMS, TRANSPOSED, 
 from pquant.export.fixed import TABLE_BITS
 from pquant.export.formats import EXACT_BITS, Constants
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, ScaleStep, Step, SumStep
+from pquant.export.integers import Accumulator, accumulators
 from pquant.export.products import STATISTICS, products_of
 from pquant.export.recording import record
-from pquant.export.integers import Accumulator, accumulators
 from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense

@@ -25,7 +25,7 @@ def spread(x: Any, shape: tuple[int, ...]) -> Any:
 @compute.register
 def _(layer: PQMerge, shape: tuple[int, ...], a: Any, b: Any) -> Any:
     if layer.kind in ("matmul", "einsum"):
-        return _einsum(_equation(layer, a.shape, b.shape), a, b)
+        return _einsum(equation(layer, a.shape, b.shape), a, b)
     a, b = spread(a, shape), spread(b, shape)
     if layer.kind in SIGNS:
         return a.add(b, SIGNS[layer.kind])
@@ -42,10 +42,10 @@ def products_of(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> int:
         return 0
     if layer.kind == "mul":
         return int(np.prod(np.broadcast_shapes(a, b)))
-    return int(np.prod(list(_sizes(_equation(layer, a, b), a, b).values())))
+    return int(np.prod(list(_sizes(equation(layer, a, b), a, b).values())))
 
 
-def _equation(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[str, str, str]:
+def equation(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[str, str, str]:
     """Return the letters of both factors and of the result, without the batch axis."""
     if layer.equation is None:
         lead = string.ascii_lowercase[: max(len(a), len(b)) - 2]

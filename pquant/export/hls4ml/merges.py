@@ -17,9 +17,9 @@ from pquant.export.hls4ml.layout import torch_order
 from pquant.export.hls4ml.moves import lower_move
 from pquant.export.hls4ml.pools import lower_pool
 from pquant.export.hls4ml.project import Project, Value
-from pquant.export.products import _equation, _reciprocal, spread
+from pquant.export.products import equation, spread
 from pquant.layers.merge import PQMean, PQMerge, PQScale
-from pquant.layers.softmax import PQSoftmax
+from pquant.layers.softmax import PQSoftmax, reciprocal
 
 OPERATIONS = {"add": "add", "sub": "subtract", "mul": "multiply", "maximum": "maximum", "minimum": "minimum"}
 
@@ -100,7 +100,7 @@ def lower_merge(project: Project, step: LayerStep, inputs: list[Value]) -> Value
     if project.target.stream or not project.target.amd or step.name in project.target.resource:
         raise ConfigError("hls4ml multiplies data with data for Vitis and Vivado only, with io_type=parallel and strategy=latency")
     first, second = (project.arrange(step.name, value, torch_order(value.bounds.shape)) for value in inputs)
-    letters = _equation(layer, first.bounds.shape, second.bounds.shape)
+    letters = equation(layer, first.bounds.shape, second.bounds.shape)
     bounds = compute(layer, step.shape, first.bounds, second.bounds)
     made = Value("", torch_order(step.shape), bounds, castable=True)
     types = {"accum": precision.of_sum(bounds), "result": precision.of_values(bounds)}
@@ -148,8 +148,8 @@ def lower_softmax(project: Project, step: LayerStep, value: Value) -> Value:
     distance = _joined(project, name, [largest, value], "sub", shape)
     exponential = _tabled(project, name, distance, lambda values: torch.exp(-values), layer.exponential_quantizer)
     sums = total(project, name, exponential, (axis,), one)
-    reciprocal = _tabled(project, name, sums, _reciprocal, layer.reciprocal_quantizer)
-    return _joined(project, name, [exponential, reciprocal], "mul", shape)
+    inverse = _tabled(project, name, sums, reciprocal, layer.reciprocal_quantizer)
+    return _joined(project, name, [exponential, inverse], "mul", shape)
 
 
 def _tabled(project: Project, name: str, value: Value, function: Any, quantizer: Any) -> Value:
