@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import nn
 from pquant.errors import ConfigError
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, NORMS, TRANSPOSED, is_supported
 from pquant.export.fixed import TABLE_BITS
-from pquant.export.formats import EXACT_BITS, Constants
+from pquant.export.formats import EXACT_BITS, Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.integers import Accumulator, accumulators
 from pquant.export.products import STATISTICS, products_of
 from pquant.export.recording import record
+from pquant.export.replay import input_formats, nests
 from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense
@@ -22,6 +24,7 @@ from pquant.layers.finalize import finalize
 from pquant.layers.merge import PQMean, PQMerge, PQScale
 from pquant.layers.softmax import PQSoftmax
 from pquant.quantization.fixed_point import ROUND, SATURATING, WRAPPING
+from pquant.quantization.hgq import HGQQuantizer
 
 NAMED = 5
 CONSTANT_BITS = 16
@@ -104,8 +107,24 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
         elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
             yield f"{step.name} takes values that nothing quantized: try quantization.quantize_output=true"
         fixed.append(known)
+    yield from _of_input(graph)
     if not fixed[graph.output]:
         yield "nothing quantizes what the model returns: try quantization.quantize_output=true"
+
+
+def _of_input(graph: Graph) -> Iterator[str]:
+    """Say that trained bits of the model's input may come to differ where one port cannot hold them."""
+    found: list[tuple[str, Format, np.ndarray]] = []
+    with suppress(ConfigError):  # of an input that is not quantized, which has an error of its own
+        found += input_formats(graph)
+    names = dict.fromkeys(name for name, _, _ in found)
+    layers = [step.layer for step in graph.layers if step.name in names]
+    trained = any(isinstance(part, HGQQuantizer) for layer in layers for part in layer.children())
+    if len(names) > 1 and trained and not nests([(form.round_mode, form.overflow_mode) for _, form, _ in found]):
+        yield (
+            f"layers {', '.join(names)} quantize the model's input with trained bits, which may come to differ: one port holds them only with "
+            "quantization.round_mode RND or TRN, and layers that all saturate or all wrap"
+        )
 
 
 def _quantizer(step: Step, which: str) -> Any:

@@ -173,9 +173,9 @@ class _Recorder(TorchFunctionMode):
 
     def _overwritten(self, where: str, made: list[Tensor]) -> None:
         """Refuse further use of all tensors that share the memory of one that a function writes into."""
-        places = {one.untyped_storage().data_ptr() for one in made}
+        owners = [_owner(one) for one in made]
         for tensor in self._kept:
-            if id(tensor) in self.values and tensor.untyped_storage().data_ptr() in places and all(tensor is not one for one in made):
+            if id(tensor) in self.values and any(_owner(tensor) is owner for owner in owners) and all(tensor is not one for one in made):
                 self._opaque[id(tensor)] = ConfigError(f"export: {where} writes into values that are read again, which hardware cannot")
 
     def _where(self, func: Any) -> str:
@@ -234,6 +234,11 @@ def _keeps_batch(layer: PQMerge, ndim: int, tracked: list[Tensor]) -> bool:
     given, _, result = layer.equation.replace(" ", "").partition("->")
     letters = {part[:1] for part in given.split(",")} if len(tracked) > 1 else {result[:1]}
     return letters == {result[:1]}
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    """Return the tensor of whose memory another one is a view."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def _name(func: Any) -> str:

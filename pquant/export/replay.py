@@ -1,7 +1,7 @@
 """Compute a recorded model with any kind of values that implements hardware arithmetic."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def input_format(graph: Graph) -> Format:
     Raises:
         ConfigError: an input that is used unquantized, or in formats that no format holds.
     """
-    found = list(_input_formats(graph))
+    found = list(input_formats(graph))
     if not found:
         raise ConfigError("export: no layer quantizes the model's input: use layers that dry_run=true lists, with quantization.quantize_input=true")
     bits = np.full((len(found), 3, math.prod(graph.input_shape)), np.nan)
@@ -73,10 +73,10 @@ def input_format(graph: Graph) -> Format:
         form = form.expand(index.shape)
         row[:, index[index >= 0]] = np.stack([form.k, form.i, form.f])[:, index >= 0]
     modes = {(form.round_mode, form.overflow_mode): name for name, form, _ in found}
+    rounding, overflow = ({mode[at] for mode in modes} for at in (0, 1))
     if len(modes) == 1 and ((bits == np.fmax.reduce(bits)) | np.isnan(bits)).all():
         return _format(graph, bits, *next(iter(modes)))
-    rounding, overflow = ({mode[at] for mode in modes} for at in (0, 1))
-    if not (rounding <= {"TRN", "RND"} and (overflow == {"WRAP"} or overflow <= {"SAT", "SAT_SYM"})):
+    if not nests(modes):
         raise ConfigError(
             f"export: '{found[-1][0]}' quantizes the model's input in another format than '{found[0][0]}': one format of the input holds both only "
             "if they round by RND or TRN, and all saturate or all wrap"
@@ -85,12 +85,18 @@ def input_format(graph: Graph) -> Format:
     return _format(graph, bits, "TRN", "WRAP" if overflow == {"WRAP"} else "SAT")
 
 
+def nests(modes: Iterable[tuple[str, str]]) -> bool:
+    """Return whether one format holds several with these rounding and overflow modes, so that each gives what it gives for the float values."""
+    rounding, overflow = ({mode[at] for mode in modes} for at in (0, 1))
+    return rounding <= {"TRN", "RND"} and (overflow == {"WRAP"} or overflow <= {"SAT", "SAT_SYM"})
+
+
 def _format(graph: Graph, bits: np.ndarray, round_mode: str, overflow_mode: str) -> Format:
     k, i, f = np.nan_to_num(np.fmax.reduce(bits)).astype(np.int64).reshape(3, *graph.input_shape)
     return Format(k, i, f, round_mode, overflow_mode)
 
 
-def _input_formats(graph: Graph) -> Iterator[tuple[str, Format, np.ndarray]]:
+def input_formats(graph: Graph) -> Iterator[tuple[str, Format, np.ndarray]]:
     """Yield each layer that takes the model's input, the format in which it does, and the places of its values in the input, -1 for other values."""
     places: dict[int, np.ndarray] = {0: np.arange(math.prod(graph.input_shape)).reshape(graph.input_shape)}
     for at, step in enumerate(graph.steps, 1):

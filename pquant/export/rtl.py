@@ -231,7 +231,10 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
     """
     given = np.ldexp(verified.inputs.reshape(verified.count, -1).astype(np.float64), -verified.input_f)
     expected = np.ldexp(verified.outputs.reshape(verified.count, -1).astype(np.float64), -verified.output_f)
-    seen = comb.predict(given, n_threads=1)
+    try:
+        seen = comb.predict(given, n_threads=1)
+    except RuntimeError as error:
+        raise ExportError(f"alkaid's logic cannot be evaluated: {error}; try another quantization.round_mode, such as RND") from error
     if np.array_equal(seen, expected):
         return
     vector, place = (int(at) for at in np.argwhere(seen != expected)[0])

@@ -1,6 +1,7 @@
 """The values of :mod:`pquant.export.replay` as alkaid's symbolic wires, from which it makes logic."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from pquant.export.replay import input_format, replay
 # alkaid's estimates: adders cost a LUT a bit, and carries of any length one delay; with -1 for the latter it gives products of data negative delays.
 COSTS = HWConfig(1, 65534, -1)
 WINDOW = 24
+TRIALS = 500
 NATIVE = ("TRN", "RND", "RND_CONV")
 # Each mode is the floor of x plus (steps of the result, steps of x), for x >= 0 and for x < 0.
 OFFSETS = {
@@ -42,10 +44,22 @@ def logic(graph: Graph, every_layer: bool = False) -> CombLogic:
     wanted = values[1:] if every_layer else [values[graph.output]]
     outputs = np.concatenate([value.wires.ravel() for value in wanted])
     traced = trace(x, FVArray(outputs, hwconf=COSTS), optimize=False)
-    try:
-        return optimize(traced, keep_dead_inputs=True)
-    except AssertionError:  # tracing its result again, alkaid can find a wider range for the input of a table than the table has
-        return optimize(traced, keep_dead_inputs=True, retrace=False)
+    whole = np.random.default_rng(0).integers(0, np.rint((high - low) / step) + 1, (TRIALS, *low.shape))
+    return _optimized(traced, (low + step * whole).reshape(TRIALS, -1))
+
+
+def _optimized(traced: CombLogic, given: np.ndarray) -> CombLogic:
+    """Return logic in fewer operations that gives the same for inputs (examples, values).
+
+    alkaid traces its result again for tighter ranges, which may give a product of a value with itself another sign, or the input of a table a wider
+    range than the table has. Then that step is left out.
+    """
+    with suppress(AssertionError, RuntimeError):
+        expected = traced.predict(given, n_threads=1)
+        comb = optimize(traced, keep_dead_inputs=True)
+        if np.array_equal(comb.predict(given, n_threads=1), expected):
+            return comb
+    return optimize(traced, keep_dead_inputs=True, retrace=False)
 
 
 class Wires:

@@ -51,6 +51,17 @@ class Pair(nn.Module):
         return self.last(self.merge(a, b.transpose(1, 2) if self.turn else b))
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, and the product of both results, which alkaid finds to be the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.merge, self.last = nn.Linear(3, 4), Merge("mul"), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.merge(self.first(x), self.first(x)))
+
+
 class Learned(nn.Module):
     """A class token, a position embedding and a factor for each feature."""
 
@@ -142,6 +153,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "matmul": (Pair(Merge("matmul"), turn=True, after=3), SEQUENCE),
     "einsum": (Pair(Merge("einsum", "bic,bjc->bij"), after=3), SEQUENCE),
     "outer": (Pair(Merge("einsum", "bi,bj->bij"), after=4), VECTOR),
+    "square of one layer": (Twice(), VECTOR),
     "norm": (Between(nn.LayerNorm(4)), VECTOR),
     "rms norm": (Between(nn.RMSNorm(4)), VECTOR),
     "group norm": (Between(nn.GroupNorm(2, 4)), VECTOR),
@@ -205,3 +217,58 @@ def test_what_cannot_be_computed_is_said_before_training(model: nn.Module, shape
     with pytest.raises(ConfigError, match=said):
         checked(compressed, shape)
         check_arithmetic(compressed, shape)
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x.clone()
+    y += x
+    return y.mul_(0.5)
+
+
+INPLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "read again": lambda x: (x[:, :2].add_(1), x)[1],
+    "unknown": lambda x: (x.abs_(), x)[1],
+    "not returned": lambda x: (x.masked_fill_(x > 0, 0), x)[1],
+}
+
+
+def test_functions_that_write_in_place_are_followed() -> None:
+    compared(net(Between(in_place), VECTOR, **COARSE), VECTOR)
+
+
+@pytest.mark.parametrize("kind", INPLACE)
+def test_functions_that_overwrite_what_is_read_again_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match="writes into values that are read again|cannot be exported"):
+        checked(compressed_net(Between(INPLACE[kind]), VECTOR, **COARSE), VECTOR)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 1.0])
+def test_pads_of_any_value(value: float) -> None:
+    compared(net(Between(lambda x: F.pad(x, (1, 0), value=value), after=5), VECTOR, **COARSE), VECTOR)
+
+
+def test_a_table_beside_a_wide_sum_is_that_of_float32() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    wide = {"layer_specific": {"0": {"weight": {"f": 22}}}, "round_mode": "TRN", "use_real_tanh": True, "default_data_fractional_bits": 8}
+    shape = VECTOR
+    graph = checked(net(model, shape, **COARSE | wide), shape)
+    assert any(
+        not row.float32_exact
+        for row in verify(net(model, shape, **COARSE | wide), graph, make_vectors(splits(shape).test, input_format(graph), 200)).accumulators
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "said"),
+    [
+        (Between(lambda x: x.unflatten(1, (2, 2)).flatten(0, 1).softmax(0).reshape(-1, 4)), VECTOR, "batch|cannot be exported"),
+        (Pair(Merge("einsum", "bi,cj->bcij")), VECTOR, "mixes the examples|mean over the batch|same batch"),
+        (Between(lambda x: x + torch.tensor([[0.0, -torch.inf, 0.0, 0.0]])), VECTOR, "not finite"),
+        (Between(lambda x: x / x.shape[0]), VECTOR, "cannot be exported"),
+        (Between(lambda x: 2.0 / x.clamp(0.5)), VECTOR, "cannot be exported"),
+        (Between(lambda x: x.to(torch.int32).float()), VECTOR, "cannot be exported"),
+    ],
+)
+def test_calls_that_hardware_cannot_do_are_told_before_training(model: nn.Module, shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        checked(compressed_net(model, shape, **COARSE), shape)

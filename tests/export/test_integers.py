@@ -165,6 +165,8 @@ def test_an_input_in_two_formats_has_one_that_holds_both_or_is_refused() -> None
     two = net(Two(), (6,), layer_specific=b, round_mode="RND_CONV")
     with pytest.raises(ConfigError, match="'b' quantizes the model's input in another format than 'a'"):
         input_format(checked(two, (6,)))
+    with pytest.raises(ConfigError, match="layers a, b quantize the model's input with trained bits, which may come to differ"):
+        checked(compressed_net(Two(), (6,), use_hgq=True, round_mode="RND_CONV"), (6,))
     for rounding, f in (("RND", 4), ("TRN", 3)):
         for overflow in ("SAT", "WRAP", "SAT_SYM"):
             both = net(Two(), (6,), layer_specific=b, round_mode=rounding, overflow_mode_data=overflow)

@@ -198,6 +198,8 @@ def test_settings_are_checked_before_training(monkeypatch: pytest.MonkeyPatch) -
     model = compressed_net(mlp(nn.ReLU()), (6,))
     with pytest.raises(ConfigError, match="all 45 multiplications of an inference into parallel logic, RTL.max_multiplications is 44"):
         RTL(max_multiplications=44).check(model, (6,))
+    with pytest.raises(ConfigError, match="layer '0' needs .. bits for a sum, more than 32"):
+        RTL().check(compressed_net(mlp(nn.ReLU()), (6,), default_data_integer_bits=13, default_data_fractional_bits=14), (6,))
     with pytest.raises(ConfigError, match="overflow_mode WRAP_SM"):
         RTL().check(compressed_net(mlp(nn.ReLU()), (6,), overflow_mode_data="WRAP_SM"), (6,))
     monkeypatch.setenv("PATH", "")
