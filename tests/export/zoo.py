@@ -41,7 +41,7 @@ KEPT, GAIN = 0.2, 3.0
 """Share of the weights that are not 0, and what the variance of a sum is of that of its inputs."""
 TARGETS: dict[str, tuple[Exporter, int]] = {
     "`rtl`": (RTL(vectors=100, simulator="emulator", synthesize="no"), 100_000),
-    "`onnx`": (ONNX(vectors=64, qonnx_vectors=1), 10**9),
+    "`onnx`": (ONNX(vectors=64, qonnx_vectors=1), 2 * 10**7),
     "`onnx`, hls4ml": (ONNX(vectors=64, qonnx_vectors=1, dialect="hls4ml"), 10**7),
     "`onnx`, finn": (ONNX(vectors=64, qonnx_vectors=1, dialect="finn"), 10**7),
     "`hls4ml`": (HLS4ML(vectors=64), 100_000),
