@@ -403,3 +403,9 @@ def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
 def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     """Return the layers that take part in pruning, by dotted name, one of those that share a weight."""
     return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}
+
+
+def budgeted_layers(model: nn.Module) -> list[QuantizedLayer]:
+    """Return the model's layers that hold the price of a budget of EBOPs."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return [layer for layer in layers if layer.regularization is not None and layer.regularization.budget is not None]

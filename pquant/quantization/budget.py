@@ -1,46 +1,53 @@
-"""A budget of EBOPs: a controller moves their price, so that training ends at the EBOPs that were asked for."""
+"""A budget of EBOPs: a controller moves their price in the loss, so that training ends at the EBOPs that were asked for."""
 
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 log = logging.getLogger(__name__)
 
-START_SHARE = 0.02
-"""Loss that all EBOPs cost at the start price, where none is given; a loss is about 1."""
-MOST_LOSS = 1.0
-"""Loss that all EBOPs cost at most at the start price, given or not."""
-LOWEST, HIGHEST = 0.1, 1e5
-"""The price is kept within these factors of the start price; below, it is 0."""
-SETTLED = 0.8
-POWER = 2
-ASYM = 2
+START_LOSS, MOST_START_LOSS = 0.02, 1.0
+"""What all EBOPs cost at the start price, as a loss: where no price is given, and at most."""
+PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.3, 8.0
+"""Gains: for a change of the error, for an error that lasts an epoch, and the factor of the latter below the way, from where it is harder to return."""
 RISE = 1.5
-"""Relative rise of the price with the fall of the EBOPs that keeps them there: what the networks of our experiments have."""
-PROPORTIONAL, INTEGRAL = 3.0, 0.3
-"""Relative changes of the price: with a change of the relative error, and in an epoch with a lasting one."""
-LARGEST_STEP = 1.5
-"""Largest change of the logarithm of the price in an epoch."""
-HELD = 0.05
-"""Relative distance from the target within which it counts as held."""
+"""How the price that keeps EBOPs where they are rises as they fall: the slope of its logarithm, about that of dense networks on digits and jets."""
+LARGEST_STEP, HIGHEST, LOWEST = 1.5, 12.0, -8.0
+"""Bounds of the level: its change in an epoch, and itself."""
+BITS_BACK = 0.5
+"""Mean bits of a weight below those at the start from which on EBOPs may be bought back."""
+TOLERANCE = 0.05
+"""Relative distance from the target within which it is held."""
+
+
+class Use(NamedTuple):
+    """What a model uses as it would be finalized: exact EBOPs, and the mean width of its non-zero weights."""
+
+    ebops: float
+    bits: float
 
 
 class EbopsBudget(nn.Module):
     """The price of EBOPs that brings them to a target and keeps them there: a PI controller on logarithms, in velocity form.
 
-    With E the EBOPs after epoch t of the train stage, r(t) = log E(0) + (log target - log E(0)) min(t / T, 1) the way to the target, which ends at
-    epoch T, and e(t) = log E - r(t), an epoch changes the price p by
+    With E the EBOPs after epoch t of the train stage, T the epoch at which they are to be at the target G, and
 
-        log p += PROPORTIONAL (e(t) - e(t - 1)) + INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
+        r(t) = log G + (log E(0) - log G) max(1 - t / T, 0)^2
 
-    the last term being what the way ahead asks for. A price at a bound stays there until the error turns, as nothing else adds up (no windup).
-    EBOPs that fall faster than the way, by pruning for example, are free of charge until it has met them.
+    the way there, which is steep while learning rates are high, the error is e(t) = log E(t) - r(t), and each epoch moves the level u of the price by
+
+        PROPORTIONAL (e(t) - e(t - 1)) + INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
+
+    where the last term is what the next piece of the way asks for, and INTEGRAL is BELOW times as much below the way. The price is 2 p sinh(u) with
+    the start price p: exponential in u when it is high, 0 at u = 0. Nothing but u adds up, and its bounds hold it until the error turns, so that there
+    is no windup. Below 0 bits earn what they cost otherwise, so that EBOPs come back which pruning has taken beyond the target; only a model whose
+    weights have fewer bits than at the start gets there, and only one that began above the target.
 
     Args:
-        target: EBOPs to reach.
-        price: the price to start from; 0: one at which all EBOPs cost a loss of 0.01.
+        target: EBOPs to reach, G.
+        price: the price to start from, p; 0: one at which all EBOPs cost a loss of 0.02.
     """
 
     def __init__(self, target: float, price: float = 0.0) -> None:
@@ -50,31 +57,53 @@ class EbopsBudget(nn.Module):
 
     @property
     def price(self) -> float:
-        """The price in force: 0 before the train stage, and while none is needed."""
+        """The price in force; 0 before the train stage."""
         return 2 * self.state["start"] * math.sinh(self.state["level"]) if self.state else 0.0
 
-    def begin(self, ebops: float, bits: float, epochs: float) -> None:
-        ebops = max(ebops, 1.0)
-        start = min(self.given or START_SHARE / ebops, MOST_LOSS / ebops)
+    def begin(self, use: Use, epochs: float) -> None:
+        """Start on the way from what a model uses to the target, to be reached after a number of epochs."""
+        ebops = max(use.ebops, 1.0)
+        start = min(self.given or START_LOSS / ebops, MOST_START_LOSS / ebops)
+        if self.given > start:
+            log.warning("quantization.hgq_beta = %g would cost a loss of %.3g: the price starts at %.3g", self.given, self.given * ebops, start)
         needed = ebops > self.target
-        level = math.asinh(0.5) if needed else 0.0
-        first = math.log(max(ebops, self.target))
-        self.state = {"epoch": 0.0, "epochs": max(SETTLED * epochs, 1.0), "first": first, "bits": bits, "start": start, "level": level, "error": 0.0}
+        if not needed:
+            log.info("quantization.target_ebops = %.0f is not below the %.0f EBOPs at the start: the budget is not needed", self.target, ebops)
+        self.state = {
+            "epoch": 0.0,
+            "epochs": max(epochs, 1.0),
+            "first": math.log(max(ebops, self.target)),
+            "bits": use.bits if needed else 0.0,
+            "start": start,
+            "level": math.asinh(0.5) if needed else 0.0,
+            "error": 0.0,
+        }
 
-    def follow(self, ebops: float, bits: float) -> None:
-        state = self.state
-        before, now = self._way(state["epoch"]), self._way(state["epoch"] + 1)
-        error = math.log(max(ebops, 1.0)) - now
-        integral = INTEGRAL * (ASYM if error < 0 else 1)
-        step = PROPORTIONAL * (error - state["error"]) + integral * error + RISE * (before - now)
-        lowest = -8.0 if bits < state["bits"] - 0.5 else 0.0
-        level = state["level"] + min(max(step, -LARGEST_STEP), LARGEST_STEP)
-        self.state = state | {"epoch": state["epoch"] + 1, "error": error, "level": min(max(level, lowest), math.log(HIGHEST))}
+    def follow(self, use: Use) -> None:
+        """Move the price after an epoch, with what the model uses then."""
+        before, now = (self._way(self.state["epoch"] + passed) for passed in (0, 1))
+        error = math.log(max(use.ebops, 1.0)) - now
+        step = PROPORTIONAL * (error - self.state["error"]) + INTEGRAL * error * (BELOW if error < 0 else 1) + RISE * (before - now)
+        level = self.state["level"] + min(max(step, -LARGEST_STEP), LARGEST_STEP)
+        lowest = LOWEST if use.bits < self.state["bits"] - BITS_BACK else 0.0
+        self.state |= {"epoch": self.state["epoch"] + 1, "error": error, "level": min(max(level, lowest), HIGHEST)}
 
     def _way(self, epoch: float) -> float:
-        first = self.state["first"]
-        left = max(1 - epoch / self.state["epochs"], 0.0)
-        return math.log(self.target) + (first - math.log(self.target)) * left**POWER
+        target = math.log(self.target)
+        return target + (self.state["first"] - target) * max(1 - epoch / self.state["epochs"], 0.0) ** 2
+
+    def report(self, ebops: float) -> None:
+        """Log how far a trained model of ``ebops`` is from the target, where it does not hold it, and what to do."""
+        distance = ebops / self.target - 1
+        if abs(distance) <= TOLERANCE:
+            return
+        where = f"quantization.target_ebops = {self.target:.0f}: the model has {ebops:,.0f} EBOPs in the end, {100 * abs(distance):.1f} %"
+        if distance < 0 and not self.state["bits"]:
+            log.info("%s fewer: the budget was not needed", where)
+        elif distance < 0:
+            log.warning("%s fewer; prune less, or lower target_share, so that more of the train stage is left to return", where)
+        else:
+            log.warning("%s more: it was not reached; train longer, raise hgq_lr, prune more, or quantize what stays float", where)
 
     def get_extra_state(self) -> dict[str, float]:
         """Return where the controller is, for a checkpoint."""
