@@ -10,11 +10,13 @@ log = logging.getLogger(__name__)
 
 START_LOSS, MOST_START_LOSS = 0.02, 1.0
 """What all EBOPs cost at the start price, as a loss: where no price is given, and at most."""
-PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.3, 8.0
-"""Gains: for a change of the error, for an error that lasts an epoch, and the factor of the latter below the way, from where it is harder to return."""
+PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.5, 5.0
+"""Gains: for a change of the error, for an error that lasts an epoch, and the factor of the latter below the way."""
+CALM, SWING, LEAST_GAIN = 0.5, 0.02, 0.1
+"""Factor of the gain after each swing of the error that is larger than a bound, and the least gain."""
 RISE = 1.5
 """How the price that keeps EBOPs where they are rises as they fall: the slope of its logarithm, about that of dense networks on digits and jets."""
-LARGEST_STEP, HIGHEST, LOWEST = 1.5, 12.0, -8.0
+LARGEST_STEP, HIGHEST, LOWEST = 1.5, 12.0, -4.0
 """Bounds of the level: its change in an epoch, and itself."""
 BITS_BACK = 0.5
 """Mean bits of a weight below those at the start from which on EBOPs may be bought back."""
@@ -38,12 +40,14 @@ class EbopsBudget(nn.Module):
 
     the way there, which is steep while learning rates are high, the error is e(t) = log E(t) - r(t), and each epoch moves the level u of the price by
 
-        PROPORTIONAL (e(t) - e(t - 1)) + INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
+        g PROPORTIONAL (e(t) - e(t - 1)) + h INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
 
-    where the last term is what the next piece of the way asks for, and INTEGRAL is BELOW times as much below the way. The price is 2 p sinh(u) with
-    the start price p: exponential in u when it is high, 0 at u = 0. Nothing but u adds up, and its bounds hold it until the error turns, so that there
-    is no windup. Below 0 bits earn what they cost otherwise, so that EBOPs come back which pruning has taken beyond the target; only a model whose
-    weights have fewer bits than at the start gets there, and only one that began above the target.
+    where the last term is what the next piece of the way asks for, h = 1 above the way and 1 + g (BELOW - 1) below it, from where it is harder to
+    return, and g is 1 until the error swings from epoch to epoch: each swing halves it, as the EBOPs of runs with many steps an epoch, or with few
+    bits left, follow the price at once. The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0. Nothing but u
+    adds up, and its bounds hold it until the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so that EBOPs come
+    back which pruning has taken beyond the target: as long as they are below the way and weights have fewer bits than at the start, of a model that
+    began above the target.
 
     Args:
         target: EBOPs to reach, G.
@@ -77,16 +81,23 @@ class EbopsBudget(nn.Module):
             "start": start,
             "level": math.asinh(0.5) if needed else 0.0,
             "error": 0.0,
+            "change": 0.0,
+            "gain": 1.0,
         }
 
     def follow(self, use: Use) -> None:
         """Move the price after an epoch, with what the model uses then."""
         before, now = (self._way(self.state["epoch"] + passed) for passed in (0, 1))
         error = math.log(max(use.ebops, 1.0)) - now
-        step = PROPORTIONAL * (error - self.state["error"]) + INTEGRAL * error * (BELOW if error < 0 else 1) + RISE * (before - now)
+        change = error - self.state["error"]
+        swings = change * self.state["change"] < 0 and min(abs(change), abs(self.state["change"])) > SWING
+        gain = max(CALM * self.state["gain"], LEAST_GAIN) if swings else self.state["gain"]
+        integral = INTEGRAL * (1 + (BELOW - 1) * gain if error < 0 else 1)
+        step = gain * PROPORTIONAL * change + integral * error + RISE * (before - now)
         level = self.state["level"] + min(max(step, -LARGEST_STEP), LARGEST_STEP)
-        lowest = LOWEST if use.bits < self.state["bits"] - BITS_BACK else 0.0
-        self.state |= {"epoch": self.state["epoch"] + 1, "error": error, "level": min(max(level, lowest), HIGHEST)}
+        lowest = LOWEST if error < 0 and use.bits < self.state["bits"] - BITS_BACK else 0.0
+        level = min(max(level, lowest), HIGHEST)
+        self.state |= {"epoch": self.state["epoch"] + 1, "error": error, "change": change, "gain": gain, "level": level}
 
     def _way(self, epoch: float) -> float:
         target = math.log(self.target)

@@ -187,7 +187,9 @@ class Quantization(Settings):
 
     def warnings(self) -> list[str]:
         """Return which settings have no effect and why; empty when all have one."""
-        trained = {name: getattr(self, name) for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops") if getattr(self, name)}
+        trained = {
+            name: getattr(self, name) for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops") if getattr(self, name)
+        }
         needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
         if self.use_hgq and not self.enable_quantization and not self.layer_specific:

@@ -95,11 +95,12 @@ class _Bar:
         self.progress = progress.Progress(*columns, console=out, expand=True, speed_estimate_period=3600)
 
     def start(self, total: int) -> None:
-        self.task = self.progress.add_task("", total=total, facts="")
+        self.task, self.facts = self.progress.add_task("", total=total, facts=""), ""
         self.progress.start()
 
     def show(self, row: Mapping[str, Any]) -> None:
-        self.progress.update(self.task, completed=row["epoch"], description=row["stage"], facts=_facts(row))
+        self.facts = _facts(row) if "ebops" in row or not self.facts else self.facts
+        self.progress.update(self.task, completed=row["epoch"], description=row["stage"], facts=self.facts)
 
     def finish(self) -> None:
         self.progress.stop()
@@ -107,5 +108,5 @@ class _Bar:
 
 def _facts(row: Mapping[str, Any]) -> str:
     names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity", "EBOPs": "ebops"}
-    names |= {"of": "target_ebops", "price": "price"}
+    names |= {"target": "target_ebops", "price": "price"}
     return "  ".join(f"{name} {show(key, row[key]):>7}" for name, key in names.items() if key in row)

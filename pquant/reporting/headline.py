@@ -93,7 +93,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "price": "Price of EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
+_LABELS = {
+    "params": "Parameters",
+    "nonzero_params": "Parameters left",
+    "ebops": "EBOPs",
+    "price": "Price of EBOPs",
+    "size_bytes": "Size",
+    "wall_seconds": "Time",
+}
 _LABELS |= {"coverage/multiplications": "Quantized"}
 _LABELS |= {"luts_estimated": "LUTs (estimated)", "luts_yosys": "LUTs (Yosys)"}
 _LABELS |= {"carries_yosys": "Carry blocks (Yosys)", "delay_ns_estimated": "Delay in ns (estimated)"}
