@@ -10,10 +10,12 @@ log = logging.getLogger(__name__)
 
 START_LOSS, MOST_START_LOSS = 0.02, 1.0
 """What all EBOPs cost at the start price, as a loss: where no price is given, and at most."""
-PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.5, 5.0
+PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.5, 8.0
 """Gains: for a change of the error, for an error that lasts an epoch, and the factor of the latter below the way."""
-CALM, SWING, LEAST_GAIN = 0.5, 0.02, 0.1
-"""Factor of the gain after each swing of the error that is larger than a bound, and the least gain."""
+CALM, SWING, LEAST_GAIN = 0.6, 0.06, 0.15
+"""Factor of the gain for changes after each swing of the error by more than a bound, and the least such gain."""
+LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
+"""The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets)."""
 RISE = 1.5
 """How the price that keeps EBOPs where they are rises as they fall: the slope of its logarithm, about that of dense networks on digits and jets."""
 LARGEST_STEP, HIGHEST, LOWEST = 1.5, 12.0, -4.0
@@ -31,6 +33,11 @@ class Use(NamedTuple):
     bits: float
 
 
+def ebops_for(luts: float) -> float:
+    """Return the EBOPs of a fully unrolled dense network that takes a number of look-up tables, by the line of the published HGQ models."""
+    return (luts - LUTS_AT_NONE) / LUTS_PER_EBOP
+
+
 class EbopsBudget(nn.Module):
     """The price of EBOPs that brings them to a target and keeps them there: a PI controller on logarithms, in velocity form.
 
@@ -42,12 +49,12 @@ class EbopsBudget(nn.Module):
 
         g PROPORTIONAL (e(t) - e(t - 1)) + h INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
 
-    where the last term is what the next piece of the way asks for, h = 1 above the way and 1 + g (BELOW - 1) below it, from where it is harder to
-    return, and g is 1 until the error swings from epoch to epoch: each swing halves it, as the EBOPs of runs with many steps an epoch, or with few
-    bits left, follow the price at once. The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0. Nothing but u
-    adds up, and its bounds hold it until the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so that EBOPs come
-    back which pruning has taken beyond the target: as long as they are below the way and weights have fewer bits than at the start, of a model that
-    began above the target.
+    where the last term is what the next piece of the way asks for, and h = 1, but BELOW where the last two errors are negative, as it is harder to
+    return from there. g is 1 until the error swings from epoch to epoch: each swing lowers it, as the EBOPs of runs with many steps an epoch, or
+    with few bits left, follow the price at once. The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0.
+    Nothing but u adds up, and its bounds hold it until the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so
+    that EBOPs come back which pruning has taken beyond the target: as long as they are below the way and weights have fewer bits than at the start,
+    of a model that began above the target.
 
     Args:
         target: EBOPs to reach, G.
@@ -68,11 +75,7 @@ class EbopsBudget(nn.Module):
         """Start on the way from what a model uses to the target, to be reached after a number of epochs."""
         ebops = max(use.ebops, 1.0)
         start = min(self.given or START_LOSS / ebops, MOST_START_LOSS / ebops)
-        if self.given > start:
-            log.warning("quantization.hgq_beta = %g would cost a loss of %.3g: the price starts at %.3g", self.given, self.given * ebops, start)
         needed = ebops > self.target
-        if not needed:
-            log.info("quantization.target_ebops = %.0f is not below the %.0f EBOPs at the start: the budget is not needed", self.target, ebops)
         self.state = {
             "epoch": 0.0,
             "epochs": max(epochs, 1.0),
@@ -85,6 +88,14 @@ class EbopsBudget(nn.Module):
             "gain": 1.0,
         }
 
+    def announce(self, ebops: float) -> None:
+        """Log where the controller does not start as it was told, after :meth:`begin` with a model of ``ebops``."""
+        if self.given > self.state["start"]:
+            loss = self.given * ebops
+            log.warning("quantization.hgq_beta = %g would cost a loss of %.3g: the price starts at %.3g", self.given, loss, self.state["start"])
+        if not self.state["bits"]:
+            log.info("the target of %.0f EBOPs is not below the %.0f at the start: the budget is not needed, and the price is 0", self.target, ebops)
+
     def follow(self, use: Use) -> None:
         """Move the price after an epoch, with what the model uses then."""
         before, now = (self._way(self.state["epoch"] + passed) for passed in (0, 1))
@@ -92,7 +103,7 @@ class EbopsBudget(nn.Module):
         change = error - self.state["error"]
         swings = change * self.state["change"] < 0 and min(abs(change), abs(self.state["change"])) > SWING
         gain = max(CALM * self.state["gain"], LEAST_GAIN) if swings else self.state["gain"]
-        integral = INTEGRAL * (1 + (BELOW - 1) * gain if error < 0 else 1)
+        integral = INTEGRAL * (BELOW if max(error, self.state["error"]) < 0 else 1)
         step = gain * PROPORTIONAL * change + integral * error + RISE * (before - now)
         level = self.state["level"] + min(max(step, -LARGEST_STEP), LARGEST_STEP)
         lowest = LOWEST if error < 0 and use.bits < self.state["bits"] - BITS_BACK else 0.0
@@ -108,7 +119,7 @@ class EbopsBudget(nn.Module):
         distance = ebops / self.target - 1
         if abs(distance) <= TOLERANCE:
             return
-        where = f"quantization.target_ebops = {self.target:.0f}: the model has {ebops:,.0f} EBOPs in the end, {100 * abs(distance):.1f} %"
+        where = f"the target of {self.target:,.0f} EBOPs is not held: the model has {ebops:,.0f} in the end, {100 * abs(distance):.1f} %"
         if distance < 0 and not self.state["bits"]:
             log.info("%s fewer: the budget was not needed", where)
         elif distance < 0:

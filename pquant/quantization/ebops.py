@@ -41,7 +41,7 @@ class BitRegularization(nn.Module):
     def __init__(self, quantization: Quantization) -> None:
         super().__init__()
         self.quantization = quantization
-        self.budget = None if quantization.target_ebops is None else EbopsBudget(quantization.target_ebops, quantization.hgq_beta)
+        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta)
         self.register_buffer("beta", torch.zeros(()))
         self.register_buffer("gamma", torch.zeros(()))
         self.register_buffer("epoch", torch.tensor(-1))

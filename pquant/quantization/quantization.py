@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pquant.errors import ConfigError, unknown
 from pquant.names import check_patterns, matches
+from pquant.quantization.budget import ebops_for
 from pquant.quantization.fixed_point import OverflowMode, RoundMode
 from pquant.quantization.hgq import HGQQuantizer, scheduled
 from pquant.quantization.quantizer import FixedPointQuantizer, Granularity, NoQuantizer, Quantizer, TensorFormat, bits_shape
@@ -110,6 +111,8 @@ class Quantization(Settings):
         use_relu_multiplier: whether each ReLU has a trained shift, a multiplication by a power of 2.
         hgq_beta_schedule: [epoch, value] pairs, epochs of the train stage from 0, that replace ``hgq_beta``; log-linear between them.
         target_ebops: EBOPs that the model is to have: a controller moves their price in the loss, from ``hgq_beta`` on if that is not 0; null: none.
+        target_luts: look-up tables that the model is to take, instead of ``target_ebops``: the EBOPs with which the published HGQ models of the jet
+            data take as many (LUTs = 0.704 EBOPs - 69). Your network, strategy and synthesis may take others: export it, and compare.
         target_share: share of the train stage after which the target is to be reached; it is held until the end of the run.
         hgq_lr: learning rate of the bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
         granularity: what shares a bit width in weights.
@@ -140,6 +143,7 @@ class Quantization(Settings):
     use_relu_multiplier: bool = True
     hgq_beta_schedule: list[list[float]] = setting([])
     target_ebops: int | None = setting(None, ge=1)
+    target_luts: int | None = setting(None, ge=1)
     target_share: float = setting(0.7, gt=0, le=1)
     hgq_lr: float | None = setting(None, gt=0)
     granularity: Granularity = "per_tensor"
@@ -152,13 +156,26 @@ class Quantization(Settings):
         epochs = [point[0] for point in self.hgq_beta_schedule if len(point) == 2 and all(0 <= value < math.inf for value in point)]
         if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted({int(epoch) for epoch in epochs}):
             raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative, with whole epochs that rise from pair to pair")
-        if self.target_ebops is not None and not self.use_hgq:
-            raise self.error("target_ebops", f"null for fixed bits, which no price moves: {NEEDS_HGQ}")
-        if self.target_ebops is not None and self.hgq_beta_schedule:
-            raise self.error("hgq_beta_schedule", "empty with target_ebops, whose controller sets the price: hgq_beta is what it starts from")
+        self._check_target()
         for pattern in self.layer_specific:
             self._overridden(pattern)
             self._counting(pattern)
+
+    def _check_target(self) -> None:
+        name = "target_ebops" if self.target_luts is None else "target_luts"
+        if self.budget is None:
+            return
+        if not self.use_hgq:
+            raise self.error(name, f"null for fixed bits, which no price moves: {NEEDS_HGQ}")
+        if self.target_ebops is not None and self.target_luts is not None:
+            raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, which is a target too")
+        if self.hgq_beta_schedule:
+            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets the price: hgq_beta is what it starts from")
+
+    @property
+    def budget(self) -> float | None:
+        """The EBOPs that the model is to have; None: any."""
+        return self.target_ebops if self.target_luts is None else ebops_for(self.target_luts)
 
     def formats(self, name: str) -> LayerFormats:
         """Return the formats of the layer called ``name``."""
@@ -188,7 +205,9 @@ class Quantization(Settings):
     def warnings(self) -> list[str]:
         """Return which settings have no effect and why; empty when all have one."""
         trained = {
-            name: getattr(self, name) for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops") if getattr(self, name)
+            name: getattr(self, name)
+            for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops", "target_luts")
+            if getattr(self, name)
         }
         needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
@@ -262,7 +281,7 @@ class Quantization(Settings):
     @property
     def regularizes_ebops(self) -> bool:
         """Whether the loss has a regularization of EBOPs."""
-        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.target_ebops)
+        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.budget)
 
     @property
     def regularizes_bits(self) -> bool:

@@ -49,6 +49,7 @@ def _begin_budgets(model: nn.Module, horizon: Horizon | None) -> None:
     use = bit_use(model)
     for layer in layers:
         layer.regularization.begin(use, horizon.epochs * horizon.rounds)  # type: ignore[union-attr]
+    layers[0].regularization.budget.announce(use.ebops)  # type: ignore[union-attr]
 
 
 def check_budget(model: nn.Module, ebops: float) -> dict[str, float]:
@@ -90,10 +91,10 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
-    if layers := budgeted_layers(model):
+    if budgeted := budgeted_layers(model):
         use = bit_use(model)
-        for layer in layers:
-            layer.regularization.follow(use)  # type: ignore[union-attr]
+        for member in budgeted:
+            member.regularization.follow(use)  # type: ignore[union-attr]
     BitRange(model).warn()
 
 

@@ -50,6 +50,7 @@ def held(target: float, response: Response, price: float = 0.0) -> tuple[EbopsBu
     """Return the controller after a run on a response, and the EBOPs of each epoch."""
     budget, found = EbopsBudget(target, price), []
     budget.begin(Use(START, 8.0), 0.7 * EPOCHS)
+    budget.announce(START)
     for _ in range(EPOCHS):
         use = response.after(budget.price)
         found.append(use.ebops)
@@ -79,6 +80,7 @@ def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixt
     budget = EbopsBudget(2 * START)
     with caplog.at_level(logging.INFO):
         budget.begin(Use(START, 8.0), 10)
+        budget.announce(START)
         prices = [budget.price]
         for _ in range(20):
             budget.follow(Use(START, 6.0))
@@ -95,7 +97,7 @@ def test_a_target_out_of_reach_is_told_with_what_was_reached(caplog: pytest.LogC
     budget, found = held(100, Response(0.6, 1.0, floor=700.0))
     assert found[-1] == 700 and math.isfinite(budget.price)
     budget.report(found[-1])
-    assert "target_ebops = 100: the model has 700 EBOPs in the end, 600.0 % more: it was not reached" in caplog.text
+    assert "the target of 100 EBOPs is not held: the model has 700 in the end, 600.0 % more: it was not reached" in caplog.text
 
 
 def test_a_target_that_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,6 +166,10 @@ def test_the_train_stage_needs_its_length() -> None:
         ({"target_ebops": 1.5}, "Quantization.target_ebops must be an integer or null, got 1.5"),
         ({"target_ebops": 500, "use_hgq": False}, "target_ebops must be null for fixed bits, .* quantization=hgq, or fitcompress=on"),
         ({"target_ebops": 500, "hgq_beta_schedule": [[0, 1e-6]]}, "hgq_beta_schedule must be empty with target_ebops"),
+        ({"target_luts": 500, "use_hgq": False}, "target_luts must be null for fixed bits"),
+        ({"target_luts": 500, "target_ebops": 500}, "target_luts must be null beside target_ebops = 500"),
+        ({"target_luts": 500, "hgq_beta_schedule": [[0, 1e-6]]}, "hgq_beta_schedule must be empty with target_luts"),
+        ({"target_luts": 0}, r"Quantization.target_luts must be in \[1, inf\), got 0"),
         ({"target_share": 0}, r"Quantization.target_share must be in \(0, 1\], got 0"),
         ({"target_share": 1.5}, r"Quantization.target_share must be in \(0, 1\], got 1.5"),
     ],
@@ -174,8 +180,14 @@ def test_what_does_not_go_with_a_target_is_refused_by_name(fields: dict[str, Any
 
 
 def test_fitcompress_refuses_a_target() -> None:
-    with pytest.raises(ConfigError, match="FITCompress searches fixed bits, which Quantization.target_ebops cannot move"):
+    with pytest.raises(ConfigError, match="FITCompress searches fixed bits, which no target of EBOPs .Quantization.target_ebops"):
         FITCompress(enable_fitcompress=True).check(NoPruning(), Quantization(**HGQ, target_ebops=500), Training())
+
+
+def test_look_up_tables_are_ebops_by_the_published_line() -> None:
+    net = model(target_ebops=None, target_luts=635)
+    budget = budgeted_layers(net)[0].regularization.budget
+    assert budget.target == pytest.approx(1000) and 0.704 * budget.target - 69 == pytest.approx(635)
 
 
 SHORT = ["quantization=hgq", "quantization.hgq_beta=0", "progress=quiet", "training.batch_size=32"]

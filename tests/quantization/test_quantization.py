@@ -65,6 +65,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "hgq_beta_schedule": (HGQ, [[0, 1e-3], [2, 1e-1]]),
     "hgq_lr": (HGQ, 1e-2),
     "target_ebops": (HGQ | {"hgq_beta": 1e-3}, 500),
+    "target_luts": (HGQ | {"hgq_beta": 1e-3}, 500),
     "target_share": (HGQ | {"hgq_beta": 1e-6, "target_ebops": 4500}, 0.1),
     "layer_specific": ({}, {"2": {"weight": {"f": 2}}}),
     "use_hgq": ({}, True),
