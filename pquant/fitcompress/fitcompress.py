@@ -117,7 +117,8 @@ class FITCompress(Settings):
             return
         if quantization.budget is not None:
             raise ConfigError(
-                "FITCompress searches fixed bits, which no target of EBOPs (Quantization.target_ebops, target_luts) can move: set fitcompress.compression_goal"
+                "FITCompress searches fixed bits, which no target of EBOPs (Quantization.target_ebops, target_luts) can move: "
+                "set fitcompress.compression_goal"
             )
         if quantization.use_hgq:
             raise ConfigError("FITCompress searches the bits that Quantization.use_hgq trains: use quantization=fixed, or fitcompress=off")

@@ -10,8 +10,8 @@ log = logging.getLogger(__name__)
 
 START_LOSS, MOST_START_LOSS = 0.02, 1.0
 """What all EBOPs cost at the start price, as a loss: where no price is given, and at most."""
-PROPORTIONAL, INTEGRAL, BELOW = 3.0, 0.5, 8.0
-"""Gains: for a change of the error, for an error that lasts an epoch, and the factor of the latter below the way."""
+PROPORTIONAL, INTEGRAL, BELOW, ABOVE = 3.0, 0.5, 8.0, 2.0
+"""Gains: for a change of the error, for an error that lasts an epoch, and factors of the latter where two errors in a row are below or above."""
 CALM, SWING, LEAST_GAIN = 0.6, 0.06, 0.15
 """Factor of the gain for changes after each swing of the error by more than a bound, and the least such gain."""
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
@@ -49,8 +49,8 @@ class EbopsBudget(nn.Module):
 
         g PROPORTIONAL (e(t) - e(t - 1)) + h INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
 
-    where the last term is what the next piece of the way asks for, and h = 1, but BELOW where the last two errors are negative, as it is harder to
-    return from there. g is 1 until the error swings from epoch to epoch: each swing lowers it, as the EBOPs of runs with many steps an epoch, or
+    where the last term is what the next piece of the way asks for, and h = 1, but BELOW where the last two errors are negative, from where it is
+    harder to return, and ABOVE where both are positive. g is 1 until the error swings from epoch to epoch: each swing lowers it, as the EBOPs of runs with many steps an epoch, or
     with few bits left, follow the price at once. The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0.
     Nothing but u adds up, and its bounds hold it until the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so
     that EBOPs come back which pruning has taken beyond the target: as long as they are below the way and weights have fewer bits than at the start,
@@ -103,7 +103,8 @@ class EbopsBudget(nn.Module):
         change = error - self.state["error"]
         swings = change * self.state["change"] < 0 and min(abs(change), abs(self.state["change"])) > SWING
         gain = max(CALM * self.state["gain"], LEAST_GAIN) if swings else self.state["gain"]
-        integral = INTEGRAL * (BELOW if max(error, self.state["error"]) < 0 else 1)
+        lasts = BELOW if max(error, self.state["error"]) < 0 else ABOVE if min(error, self.state["error"]) > 0 else 1
+        integral = INTEGRAL * lasts
         step = gain * PROPORTIONAL * change + integral * error + RISE * (before - now)
         level = self.state["level"] + min(max(step, -LARGEST_STEP), LARGEST_STEP)
         lowest = LOWEST if error < 0 and use.bits < self.state["bits"] - BITS_BACK else 0.0

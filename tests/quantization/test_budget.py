@@ -190,14 +190,15 @@ def test_look_up_tables_are_ebops_by_the_published_line() -> None:
     assert budget.target == pytest.approx(1000) and 0.704 * budget.target - 69 == pytest.approx(635)
 
 
-SHORT = ["quantization=hgq", "quantization.hgq_beta=0", "progress=quiet", "training.batch_size=32"]
+SHORT = ["quantization=hgq", "quantization.hgq_beta=0", "progress=quiet"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [6000, 15_000, 40_000])
-@pytest.mark.parametrize("pruning", ["none", "dst", "pdp"])
+@pytest.mark.parametrize("target", [6000, 40_000])
+@pytest.mark.parametrize("pruning", ["none", "dst"])
 def test_a_run_on_digits_ends_at_its_target(pruning: str, target: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     experiment = build(*SHORT, f"pruning={pruning}", f"quantization.target_ebops={target}")
     summary = experiment.run(Run(tmp_path, {}, ""))
     assert summary["target_ebops"] == target and abs(summary["ebops"] / target - 1) <= 0.05
+    assert "Price of EBOPs" in (tmp_path / "report.html").read_text()
