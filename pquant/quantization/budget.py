@@ -50,11 +50,12 @@ class EbopsBudget(nn.Module):
         g PROPORTIONAL (e(t) - e(t - 1)) + h INTEGRAL e(t) + RISE (r(t - 1) - r(t)),
 
     where the last term is what the next piece of the way asks for, and h = 1, but BELOW where the last two errors are negative, from where it is
-    harder to return, and ABOVE where both are positive. g is 1 until the error swings from epoch to epoch: each swing lowers it, as the EBOPs of runs with many steps an epoch, or
-    with few bits left, follow the price at once. The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0.
-    Nothing but u adds up, and its bounds hold it until the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so
-    that EBOPs come back which pruning has taken beyond the target: as long as they are below the way and weights have fewer bits than at the start,
-    of a model that began above the target.
+    harder to return, and ABOVE where both are positive. g is 1 until the error swings from epoch to epoch: each swing lowers it, as the EBOPs of runs
+    with many steps an epoch, or with few bits left, follow the price at once.
+
+    The price is 2 p sinh(u) with the start price p: exponential in u when it is high, 0 at u = 0. Nothing but u adds up, and its bounds hold it until
+    the error turns, so that there is no windup. Below 0 bits earn what they cost otherwise, so that EBOPs come back which pruning has taken beyond
+    the target: as long as they are below the way and weights have fewer bits than at the start, of a model that began above the target.
 
     Args:
         target: EBOPs to reach, G.
