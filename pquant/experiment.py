@@ -50,6 +50,7 @@ from pquant.tracking.tracker import Tracker
 from pquant.training import distributed
 from pquant.training.archive import ParetoArchive, archived_epochs, load_archived
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.lifecycle import check_budget
 from pquant.training.optimizer import check_steps
 from pquant.training.seed import seed_everything
 from pquant.training.task import check_model, task_for
@@ -182,7 +183,7 @@ class Experiment:
         tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
         summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
         summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
-        summary |= {"constant_output": constant, **splits.units}
+        summary |= {"constant_output": constant, **splits.units, **check_budget(trainer.model, measured["ebops"])}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
         save_model(final, run.folder, splits.described)
@@ -272,9 +273,11 @@ class Experiment:
             self.tracker.log(row)
 
         def on_epoch(row: Row) -> None:
-            save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | identity, sync)
+            evaluated = "ebops" in row
+            if evaluated:
+                save_checkpoint(run.folder / CHECKPOINT, trainer.state_dict() | identity, sync)
             metrics.append(row)
-            if archive:
+            if archive and evaluated:
                 archive.update(trainer.rows, trainer.model)
             self.tracker.log(row)
             console.epoch(row)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.quantization.budget import Use
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import Quantizer
 
@@ -70,6 +71,15 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
     """
     parameters = finalized_parameters(model) if parameters is None else parameters
     return sum((layer.ebops(parameters.get(layer)) for layer in model.modules() if isinstance(layer, QuantizedLayer)), start=0.0)
+
+
+def bit_use(model: nn.Module) -> Use:
+    """Return the exact EBOPs of a model, as it would be finalized now, and the mean width of its non-zero weights."""
+    parameters = finalized_parameters(model)
+    weights = [(layer.weight_quantizer, parameters[layer][0]) for layer in weight_layers(model).values()]
+    widths = [quantizer.width().to(weight.device).expand_as(weight)[weight != 0] for quantizer, weight in weights]
+    left = sum(width.numel() for width in widths)
+    return Use(ebops(model, parameters), sum(float(width.sum()) for width in widths) / left if left else 0.0)
 
 
 def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:

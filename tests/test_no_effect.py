@@ -27,6 +27,11 @@ SMALL = ["training.pretraining_epochs=0", "training.epochs=1", "training.fine_tu
         ({"hgq_beta_schedule": [[0, 1e-6]]}, ["hgq_beta_schedule"]),
         ({"use_hgq": True, "enable_quantization": False}, ["use_hgq has no effect, as quantization.enable_quantization is false"]),
         ({"use_hgq": True, "hgq_beta": 1e-5, "hgq_beta_schedule": [[0, 1e-6]]}, ["hgq_beta = 1e-05 has no effect beside hgq_beta_schedule"]),
+        (
+            {"use_hgq": True, "enable_quantization": False, "target_ebops": 500},
+            ["target_ebops = 500 has no effect without enable_quantization=true", "use_hgq has no effect"],
+        ),
+        ({"use_hgq": True, "hgq_beta": 1e-5, "target_ebops": 500}, []),
         ({"use_hgq": True, "hgq_beta": 1e-5}, []),
         ({"use_hgq": True, "enable_quantization": False, "layer_specific": {"a": {"enable_quantization": True}}}, []),
         ({}, []),

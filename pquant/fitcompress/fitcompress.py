@@ -115,6 +115,11 @@ class FITCompress(Settings):
         """Raise a ConfigError where the other sections do not go with the search."""
         if not self.enable_fitcompress:
             return
+        if quantization.budget is not None:
+            raise ConfigError(
+                "FITCompress searches fixed bits, which no target of EBOPs (Quantization.target_ebops, target_luts) can move: "
+                "set fitcompress.compression_goal"
+            )
         if quantization.use_hgq:
             raise ConfigError("FITCompress searches the bits that Quantization.use_hgq trains: use quantization=fixed, or fitcompress=off")
         if self.optimize_quantization and not quantization.enable_quantization:

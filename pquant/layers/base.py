@@ -11,7 +11,7 @@ from pquant.errors import ConfigError
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.hgq import HGQQuantizer
-from pquant.quantization.quantization import Quantization
+from pquant.quantization.quantization import Counting, Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer, TensorFormat
 from pquant.training.stage import Horizon, Stage
 
@@ -98,6 +98,7 @@ class QuantizedLayer(nn.Module):
     regularization: BitRegularization | None
     name: str
     quantization: Quantization
+    counting: Counting
     calls: Calls
     sources: dict[str, Quantizer]
 
@@ -116,7 +117,7 @@ class QuantizedLayer(nn.Module):
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         self.name, self.calls, self.quantization, self.sources = name, calls, quantization, {}
         self.regularization = BitRegularization(quantization) if quantization.regularizes_bits else None
-        formats = quantization.formats(name)
+        formats, self.counting = quantization.formats(name), quantization.counting(name)
         for number, place in enumerate(self.input_quantizers):
             setattr(self, place, self._data_quantizer(formats.input, [call.operands[number] for call in calls]))
         self.output_quantizer = self._data_quantizer(formats.output, [call._replace(input=call.output) for call in calls])
@@ -193,10 +194,19 @@ class QuantizedLayer(nn.Module):
         """
         total = weight.new_zeros(())
         for call in self.calls_of(weight):
-            total = total + self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
+            bits = self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
             if bias is not None:
-                total = total + bias.sum() * (math.prod(call.output) // max(bias.numel(), 1))
+                bits = bits + bias.sum() * (math.prod(call.output) // max(bias.numel(), 1))
+            total = total + (self.built(call) * bits if self.counting.limits else bits)
         return total
+
+    def positions(self, call: Call) -> int:
+        """Return how many times a call applies the same multiplications, each with other data: what hardware may do one after the other."""
+        return 1
+
+    def built(self, call: Call) -> float:
+        """Return the share of a call's positions that is built in hardware at once."""
+        return self.counting.built(self.positions(call)) if self.counting.limits else 1.0
 
     def calls_of(self, weight: Tensor) -> Calls:
         """Return the layer's calls in one inference; a single one for a dense layer that has seen no example.
@@ -219,7 +229,12 @@ class QuantizedLayer(nn.Module):
         return self.quantization.regularizes_ebops and any(isinstance(quantizer, HGQQuantizer) for quantizer in self.counted())
 
     def trained_ebops(self, widths: Widths) -> Tensor:
-        """Return the EBOPs by bit width, differentiable in trained bits; ``widths`` gives the bits of a quantizer."""
+        """Return the EBOPs by bit width, differentiable in trained bits and weighed by ``ebops_factor``; ``widths`` gives the bits of a quantizer."""
+        factor = self.counting.ebops_factor
+        return self.bit_operations(widths) if factor == 1 else factor * self.bit_operations(widths)
+
+    def bit_operations(self, widths: Widths) -> Tensor:
+        """Return the EBOPs by bit width before ``ebops_factor`` weighs them."""
         return self.data_operations(widths)
 
     def data_operations(self, widths: Widths) -> Tensor:
@@ -228,18 +243,18 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def ebops(self, parameters: tuple[Tensor, Tensor | None] | None = None) -> float:
-        """Return the exact EBOPs of the layer if it were finalized now: a constant counts the bits from its highest to its lowest set bit.
+        """Return the exact EBOPs of the layer, weighed, if it were finalized now: a constant counts the bits from its highest to its lowest set bit.
 
         ``parameters`` are :meth:`finalized_parameters`, where they are known already.
         """
         parameters = self.finalized_parameters() if parameters is None else parameters
-        of_data = float(self.data_operations(lambda quantizer: quantizer.width()))
+        factor, of_data = self.counting.ebops_factor, float(self.data_operations(lambda quantizer: quantizer.width()))
         if parameters is None:
-            return of_data
+            return factor * of_data
         weight, bias = parameters
         weight_bits = constant_bits(weight, self.weight_quantizer)
         bias_bits = None if bias is None else constant_bits(bias, self.bias_quantizer)
-        return of_data + float(self.operations(weight_bits, bias_bits, self.operand().width()))
+        return factor * (of_data + float(self.operations(weight_bits, bias_bits, self.operand().width())))
 
     def on_stage_start(self, stage: Stage) -> None:
         """Follow the change to another stage."""
@@ -342,7 +357,11 @@ class CompressedLayer(QuantizedLayer):
         """Return the quantizers of weight, bias and input."""
         return self.weight_quantizer, self.bias_quantizer, self.operand()
 
-    def trained_ebops(self, widths: Widths) -> Tensor:
+    def positions(self, call: Call) -> int:
+        """Return the positions of the output, each of which has all output channels."""
+        return math.prod(call.output) // max(self.arranged(self.weight).shape[0], 1)
+
+    def bit_operations(self, widths: Widths) -> Tensor:
         """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; ``widths`` gives the bits of a quantizer."""
         weight, bias, data = map(widths, self.counted())
         weight = weight.to(self.weight).expand(self.arranged(self.weight).shape)
@@ -384,3 +403,9 @@ def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
 def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     """Return the layers that take part in pruning, by dotted name, one of those that share a weight."""
     return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}
+
+
+def budgeted_layers(model: nn.Module) -> list[QuantizedLayer]:
+    """Return the model's layers that hold the price of a budget of EBOPs."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return [layer for layer in layers if layer.regularization is not None and layer.regularization.budget is not None]

@@ -83,6 +83,7 @@ def compress(
     if trace:
         _connect(trace, replaced)
         note_costs(model, trace, replaced)
+        quantization.check_positions(_positions(model))
         throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in auto_quantizers(model)})
         calibrate(throwaway, [example_input])  # type: ignore[list-item]
     for line in grouped(left_float(model, trace, reasons)):
@@ -124,6 +125,12 @@ def _tensors(layer: nn.Module, kind: type[QuantizedLayer]) -> list[str]:
     """Return the tensors of a layer, to be replaced by one of ``kind``, that a format can be given for."""
     always = isinstance(layer, nn.modules.batchnorm._BatchNorm)
     return [name for name in kind.tensors if always or getattr(layer, name, kind) is not None]
+
+
+def _positions(model: nn.Module) -> dict[str, int]:
+    """Return the most positions that a call of each layer has, by dotted name."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    return {name: max(map(layer.positions, layer.calls), default=1) for name, layer in layers.items()}
 
 
 def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import Calls, QuantizedLayer, Widths
+from pquant.layers.base import Call, Calls, QuantizedLayer, Widths
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer, table
@@ -83,7 +83,7 @@ class _Norm(QuantizedLayer):
         """
         return super().calls_of(weight.flatten())
 
-    def trained_ebops(self, widths: Widths) -> Tensor:
+    def bit_operations(self, widths: Widths) -> Tensor:
         """Return the EBOPs by the bits of the input, differentiable; those of weight and bias are fixed."""
         total = self.data_operations(widths)
         weight, bias = (None if values is None else torch.full_like(values, self._significant(name)) for name, values in self._named())
@@ -107,7 +107,7 @@ class _Norm(QuantizedLayer):
         total = data.new_zeros(())
         for call in self.calls:
             bits = data.expand(call.input)
-            total = total + (bits * (bits + self._significant("reciprocal"))).sum()
+            total = total + self.built(call) * (bits * (bits + self._significant("reciprocal"))).sum()
         return total
 
     @torch.no_grad()
@@ -136,6 +136,10 @@ class _LastAxesNorm(_Norm):
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
         """Return ``values``, whose axes are the last ones."""
         return values
+
+    def positions(self, call: Call) -> int:
+        """Return how many groups of values have statistics of their own."""
+        return math.prod(call.output) // max(math.prod(self.normalized_shape), 1)
 
 
 class PQLayerNorm(_LastAxesNorm, nn.LayerNorm):

@@ -1,12 +1,13 @@
 """Batch norm, as the multiplication and addition by channel that hardware does."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pquant.layers.base import Calls, QuantizedLayer
+from pquant.layers.base import Call, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
@@ -26,6 +27,10 @@ class _ChannelwiseLayer(QuantizedLayer):
         y = x * _by_channel(weight, x)
         return y if bias is None else y + _by_channel(bias, x)
 
+    def positions(self, call: Call) -> int:
+        """Return the positions, each of which has all channels."""
+        return math.prod(call.input[2:])
+
 
 class ChannelAffine(_ChannelwiseLayer):
     """x * weight + bias by channel: what a batch norm is once finalized. ``weight`` and ``bias`` are (channels,), quantized for good."""
@@ -33,7 +38,7 @@ class ChannelAffine(_ChannelwiseLayer):
     def __init__(self, norm: "_BatchNorm") -> None:
         nn.Module.__init__(self)
         self.name, self.calls, self.quantization, self.sources, self.regularization = norm.name, norm.calls, norm.quantization, norm.sources, None
-        self.cost = norm.cost
+        self.cost, self.counting = norm.cost, norm.counting
         self.input_quantizer, self.output_quantizer = norm.input_quantizer, norm.output_quantizer
         scale, shift = norm.scale_and_shift()
         self.weight = nn.Parameter(scale, requires_grad=False)

@@ -1,5 +1,7 @@
 """Softmax, with the tables of exponentials and reciprocals that hardware has."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -91,8 +93,12 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         exponential, reciprocal = widths(self.exponential_quantizer), widths(self.reciprocal_quantizer)
         total = exponential.new_zeros(())
         for call in self.calls:
-            total = total + (exponential.expand(call.input) * reciprocal.expand(self._sums(call))).sum()
+            total = total + self.built(call) * (exponential.expand(call.input) * reciprocal.expand(self._sums(call))).sum()
         return total
+
+    def positions(self, call: Call) -> int:
+        """Return how many sums there are."""
+        return math.prod(self._sums(call))
 
     def _sums(self, call: Call) -> Shape:
         """Return the shape of the sums in a call."""

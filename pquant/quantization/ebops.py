@@ -8,6 +8,7 @@ own linear map, applied to bit widths: :meth:`pquant.layers.QuantizedLayer.opera
 import torch
 from torch import Tensor, nn
 
+from pquant.quantization.budget import EbopsBudget, Use
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 from pquant.training.stage import Stage
@@ -30,7 +31,7 @@ def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
 class BitRegularization(nn.Module):
     """The regularization weights of one layer's trained bits, beta for EBOPs and gamma for bit widths: 0 until the train stage begins.
 
-    They follow the epochs of the train stage, whatever is rewound.
+    They follow the epochs of the train stage, whatever is rewound; where there is a ``budget``, it sets beta. All layers of a model hold the same.
     """
 
     beta: Tensor
@@ -40,6 +41,7 @@ class BitRegularization(nn.Module):
     def __init__(self, quantization: Quantization) -> None:
         super().__init__()
         self.quantization = quantization
+        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta)
         self.register_buffer("beta", torch.zeros(()))
         self.register_buffer("gamma", torch.zeros(()))
         self.register_buffer("epoch", torch.tensor(-1))
@@ -54,8 +56,20 @@ class BitRegularization(nn.Module):
         if self.epoch >= 0:
             self._set(int(self.epoch) + 1)
 
+    def begin(self, use: Use, epochs: int) -> None:
+        """Let the budget, if any, begin with a train stage of a number of epochs, of a model that has a ``use`` of bits now."""
+        if self.budget is not None:
+            self.budget.begin(use, self.quantization.target_share * epochs)
+            self.beta.fill_(self.budget.price)
+
+    def follow(self, use: Use) -> None:
+        """Let the budget, if any, follow an epoch of the train stage or later, after which a model has a ``use`` of bits."""
+        if self.budget is not None and self.epoch >= 0:
+            self.budget.follow(use)
+            self.beta.fill_(self.budget.price)
+
     def _set(self, epoch: int) -> None:
         beta, gamma = self.quantization.regularization(epoch)
         self.epoch.fill_(epoch)
-        self.beta.fill_(beta)
+        self.beta.fill_(beta if self.budget is None else self.budget.price)
         self.gamma.fill_(gamma)

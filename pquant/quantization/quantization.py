@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pquant.errors import ConfigError, unknown
 from pquant.names import check_patterns, matches
+from pquant.quantization.budget import ebops_for
 from pquant.quantization.fixed_point import OverflowMode, RoundMode
 from pquant.quantization.hgq import HGQQuantizer, scheduled
 from pquant.quantization.quantizer import FixedPointQuantizer, Granularity, NoQuantizer, Quantizer, TensorFormat, bits_shape
@@ -14,6 +15,10 @@ from pquant.settings import Settings, schema, setting
 
 DATA_FORGET = 0.01
 """Bits by which the tracked integer bits of data may fall in one step (HGQ2's value)."""
+
+COUNTING = ("ebops_factor", "parallelization")
+"""What a rule of ``layer_specific`` says of EBOPs."""
+NEEDS_HGQ = "use quantization=hgq, or fitcompress=on with fitcompress.compression_goal, which searches fixed bits for a size"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,39 @@ class LayerFormats:
     reciprocal: TensorFormat
 
 
+@dataclass(frozen=True)
+class Counting(Settings):
+    """How the EBOPs of one layer count.
+
+    Args:
+        ebops_factor: weighs them, in the loss and in every figure.
+        parallelization: of the positions that the layer is applied to, those built in hardware at once, which alone cost; null or -1: all.
+    """
+
+    ebops_factor: float = setting(1.0, ge=0)
+    parallelization: int | None = setting(None, ge=-1)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if self.parallelization == 0:
+            raise self.error("parallelization", "at least 1, or null or -1 for all positions")
+
+    def built(self, positions: int) -> float:
+        """Return the share of a call's positions that is built."""
+        return min(self.at_once, positions) / max(positions, 1) if self.limits else 1.0
+
+    @property
+    def limits(self) -> bool:
+        """Whether fewer positions than all may be built."""
+        return self.at_once > 0
+
+    @property
+    def at_once(self) -> int:
+        """The positions built at once; -1 for all."""
+        return -1 if self.parallelization is None else self.parallelization
+
+
 @schema("quantization", "quantization")
 @dataclass(frozen=True)
 class Quantization(Settings):
@@ -47,6 +85,9 @@ class Quantization(Settings):
         layer_specific:
           layers.0: {input: {k: true, i: 4}, weight: {f: 5}, output: {enable: false}}
           "features.*": {enable_quantization: false}
+          head: {ebops_factor: 0.5, parallelization: 1}
+
+    With ``target_ebops`` a controller moves the price of EBOPs instead, see :mod:`pquant.quantization.budget`.
 
     Args:
         default_data_keep_negatives: k of layers' inputs and outputs: whether they have a sign.
@@ -61,7 +102,7 @@ class Quantization(Settings):
         hgq_gamma: regularization weight of the sum of all bit widths in the loss.
         hgq_beta: regularization weight of EBOPs in the loss: higher makes smaller networks.
         layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output, and of a softmax or norm
-            exponential, reciprocal); the first rule that fits wins.
+            exponential, reciprocal), or in how its EBOPs count (ebops_factor, parallelization: :class:`Counting`); the first rule that fits wins.
         use_hgq: whether bits are trained.
         use_real_tanh: whether tanh stays one; else it is a hard tanh, which needs no table in hardware.
         overflow_mode_data: what inputs and outputs beyond the range become.
@@ -69,6 +110,10 @@ class Quantization(Settings):
         round_mode: which neighbour a value between two steps becomes.
         use_relu_multiplier: whether each ReLU has a trained shift, a multiplication by a power of 2.
         hgq_beta_schedule: [epoch, value] pairs, epochs of the train stage from 0, that replace ``hgq_beta``; log-linear between them.
+        target_ebops: EBOPs that the model is to have: a controller moves their price in the loss, from ``hgq_beta`` on if that is not 0; null: none.
+        target_luts: look-up tables that the model is to take, instead of ``target_ebops``: the EBOPs with which the published HGQ models of the jet
+            data take as many (LUTs = 0.704 EBOPs - 69). Your network, strategy and synthesis may take others: export it, and compare.
+        target_share: share of the train stage after which the target is to be reached; it is held until the end of the run.
         hgq_lr: learning rate of the bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
         granularity: what shares a bit width in weights.
         data_granularity: what shares a bit width in inputs and outputs.
@@ -97,6 +142,9 @@ class Quantization(Settings):
     round_mode: RoundMode = "RND"
     use_relu_multiplier: bool = True
     hgq_beta_schedule: list[list[float]] = setting([])
+    target_ebops: int | None = setting(None, ge=1)
+    target_luts: int | None = setting(None, ge=1)
+    target_share: float = setting(0.7, gt=0, le=1)
     hgq_lr: float | None = setting(None, gt=0)
     granularity: Granularity = "per_tensor"
     data_granularity: Granularity = "per_tensor"
@@ -108,13 +156,43 @@ class Quantization(Settings):
         epochs = [point[0] for point in self.hgq_beta_schedule if len(point) == 2 and all(0 <= value < math.inf for value in point)]
         if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted({int(epoch) for epoch in epochs}):
             raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative, with whole epochs that rise from pair to pair")
+        self._check_target()
         for pattern in self.layer_specific:
             self._overridden(pattern)
+            self._counting(pattern)
+
+    def _check_target(self) -> None:
+        name = "target_ebops" if self.target_luts is None else "target_luts"
+        if self.budget is None:
+            return
+        if not self.use_hgq:
+            raise self.error(name, f"null for fixed bits, which no price moves: {NEEDS_HGQ}")
+        if self.target_ebops is not None and self.target_luts is not None:
+            raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, which is a target too")
+        if self.hgq_beta_schedule:
+            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets the price: hgq_beta is what it starts from")
+
+    @property
+    def budget(self) -> float | None:
+        """The EBOPs that the model is to have; None: any."""
+        return self.target_ebops if self.target_luts is None else ebops_for(self.target_luts)
 
     def formats(self, name: str) -> LayerFormats:
         """Return the formats of the layer called ``name``."""
         pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
         return self._default_formats(self.enable_quantization) if pattern is None else self._overridden(pattern)
+
+    def counting(self, name: str) -> Counting:
+        """Return how the EBOPs of the layer called ``name`` count."""
+        pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
+        return Counting() if pattern is None else self._counting(pattern)
+
+    def _counting(self, pattern: str) -> Counting:
+        rule = self.layer_specific[pattern]
+        try:
+            return Counting(**{key: rule[key] for key in COUNTING if key in rule})
+        except ConfigError as error:
+            raise ConfigError(f"Quantization.layer_specific['{pattern}']: {error}") from error
 
     def rule(self, name: str) -> dict[str, Any]:
         """Return the rule of ``layer_specific`` that the layer called ``name`` follows; empty when none fits."""
@@ -126,7 +204,11 @@ class Quantization(Settings):
 
     def warnings(self) -> list[str]:
         """Return which settings have no effect and why; empty when all have one."""
-        trained = {name: getattr(self, name) for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr") if getattr(self, name)}
+        trained = {
+            name: getattr(self, name)
+            for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops", "target_luts")
+            if getattr(self, name)
+        }
         needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
         if self.use_hgq and not self.enable_quantization and not self.layer_specific:
@@ -144,11 +226,27 @@ class Quantization(Settings):
         for pattern, rule in self.layer_specific.items():
             following = {name: own for name, own in tensors.items() if self.rule(name) is rule}
             for tensor in rule:
-                if tensor != "enable_quantization" and following and not any(tensor in own for own in following.values()):
+                if tensor not in (*COUNTING, "enable_quantization") and following and not any(tensor in own for own in following.values()):
                     name, own = next(iter(following.items()))
                     raise ConfigError(
                         f"Quantization.layer_specific['{pattern}'].{tensor} has no effect: layer '{name}' has only {', '.join(own)} to quantize"
                     )
+
+    def check_positions(self, positions: Mapping[str, int]) -> None:
+        """Check that each ``parallelization`` is less than the positions of a layer; ``positions`` are the most of each layer, by dotted name.
+
+        Raises:
+            ConfigError: none of the layers that follow a rule has more positions than the rule builds at once.
+        """
+        for pattern, rule in self.layer_specific.items():
+            following = {name: count for name, count in positions.items() if self.rule(name) is rule}
+            limit = self._counting(pattern).at_once
+            if limit > 0 and following and limit >= max(following.values()):
+                name = max(following, key=lambda name: following[name])
+                raise ConfigError(
+                    f"Quantization.layer_specific['{pattern}'].parallelization = {limit} has no effect: layer '{name}' has {following[name]} position"
+                    f"{'s' * (following[name] != 1)}, which are all built at once; give fewer, or leave it out"
+                )
 
     def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
         """Return the quantizer of a weight or bias of ``shape``, output channels first."""
@@ -183,7 +281,7 @@ class Quantization(Settings):
     @property
     def regularizes_ebops(self) -> bool:
         """Whether the loss has a regularization of EBOPs."""
-        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule)
+        return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.budget)
 
     @property
     def regularizes_bits(self) -> bool:
@@ -230,8 +328,8 @@ class Quantization(Settings):
         if not isinstance(rule, dict):
             raise ConfigError(f"{where} must be a dictionary, got {rule!r}")
         for key in rule:
-            if key not in (*tensors, "enable_quantization"):
-                raise ConfigError(f"{where}: {unknown('setting', key, [*tensors, 'enable_quantization'])}")
+            if key not in (known := [*tensors, "enable_quantization", *COUNTING]):
+                raise ConfigError(f"{where}: {unknown('setting', key, known)}")
         enable = rule.get("enable_quantization", self.enable_quantization)
         if not isinstance(enable, bool):
             raise ConfigError(f"{where}.enable_quantization must be true or false, got {enable!r}")

@@ -62,18 +62,19 @@ class _Epochs(Protocol):
 
 
 class _Lines:
-    """A line for the first and the last epoch, for each change of stage and for every k-th epoch."""
+    """A line for the first and the last epoch, for each change of stage and for every k-th epoch, or the next one that was evaluated."""
 
     def __init__(self, out: console.Console) -> None:
-        self.out, self.total, self.stage = out, 0, ""
+        self.out, self.total, self.stage, self.part = out, 0, "", 0
 
     def start(self, total: int) -> None:
-        self.total, self.stage = total, ""
+        self.total, self.stage, self.part = total, "", 0
 
     def show(self, row: Mapping[str, Any]) -> None:
-        number, every = row["epoch"], math.ceil(self.total / LINES) or 1
-        if row["stage"] != self.stage or number == self.total or number % every == 0:
+        number, every, evaluated = row["epoch"], math.ceil(self.total / LINES) or 1, "ebops" in row
+        if row["stage"] != self.stage or number == self.total or evaluated and number // every > self.part:
             self.out.print(f"epoch {number:>{len(str(self.total))}}/{self.total}  {row['stage']:<8}  {_facts(row)}")
+        self.part = number // every if evaluated else self.part
         self.stage = row["stage"]
 
     def finish(self) -> None:
@@ -94,11 +95,12 @@ class _Bar:
         self.progress = progress.Progress(*columns, console=out, expand=True, speed_estimate_period=3600)
 
     def start(self, total: int) -> None:
-        self.task = self.progress.add_task("", total=total, facts="")
+        self.task, self.facts = self.progress.add_task("", total=total, facts=""), ""
         self.progress.start()
 
     def show(self, row: Mapping[str, Any]) -> None:
-        self.progress.update(self.task, completed=row["epoch"], description=row["stage"], facts=_facts(row))
+        self.facts = _facts(row) if "ebops" in row or not self.facts else self.facts
+        self.progress.update(self.task, completed=row["epoch"], description=row["stage"], facts=self.facts)
 
     def finish(self) -> None:
         self.progress.stop()
@@ -106,4 +108,5 @@ class _Bar:
 
 def _facts(row: Mapping[str, Any]) -> str:
     names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity", "EBOPs": "ebops"}
+    names |= {"target": "target_ebops", "price": "price"}
     return "  ".join(f"{name} {show(key, row[key]):>7}" for name, key in names.items() if key in row)

@@ -22,7 +22,7 @@ def headline(summary: Mapping[str, Any]) -> list[HeadlineMetric]:
         "sparsity": "of the prunable weights",
         "nonzero_params": f"of {show('params', summary.get('params'))}",
         "weight_bits": "mean of the non-zero weights",
-        "ebops": "",
+        "ebops": f"of {show('ebops', target)}" if (target := summary.get("target_ebops")) else "",
         "coverage/multiplications": _coverage(summary),
         "size_bytes": "non-zero weights and biases, no index",
         "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
@@ -77,6 +77,10 @@ def _digits(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}".removesuffix(".")
 
 
+def _price(value: float) -> str:
+    return f"{value:.2e}"
+
+
 def _size(value: float) -> str:
     return f"{value:.0f} B" if value < 1000 else f"{value / 1000:.1f} kB" if value < 1e6 else f"{value / 1e6:.1f} MB"
 
@@ -89,14 +93,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_LABELS = {"params": "Parameters", "nonzero_params": "Parameters left", "ebops": "EBOPs", "size_bytes": "Size", "wall_seconds": "Time"}
+_LABELS = {
+    "params": "Parameters",
+    "nonzero_params": "Parameters left",
+    "ebops": "EBOPs",
+    "price": "Price of EBOPs",
+    "size_bytes": "Size",
+    "wall_seconds": "Time",
+}
 _LABELS |= {"coverage/multiplications": "Quantized"}
 _LABELS |= {"luts_estimated": "LUTs (estimated)", "luts_yosys": "LUTs (Yosys)"}
 _LABELS |= {"carries_yosys": "Carry blocks (Yosys)", "delay_ns_estimated": "Delay in ns (estimated)"}
 _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity", "multiplications", "share"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),
-    **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "epochs"), _count),
+    **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "target_ebops", "epochs"), _count),
     **dict.fromkeys(("seconds", "wall_seconds"), duration),
     "size_bytes": _size,
+    "price": _price,
 }

@@ -45,9 +45,9 @@ def stages(rows: Rows) -> list[str]:
 
 
 def curves(rows: Rows) -> list[Plot]:
-    """Return a plot by epoch for each metric, the losses, sparsity and EBOPs, stages shaded; a metric that is always 0 is left out."""
+    """Return a plot by epoch for each metric, the losses, sparsity, EBOPs and their price, stages shaded; a metric that is always 0 is left out."""
     metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
-    names = dict.fromkeys((*metrics, "loss", "penalty", "distillation", "sparsity", "ebops"))
+    names = dict.fromkeys((*metrics, "loss", "penalty", "distillation", "sparsity", "ebops", "price"))
     series = {name: _series(rows, name) for name in names}
     return [Plot(label(name), _curve(rows, name, lines)) for name, lines in series.items() if lines]
 
@@ -60,9 +60,10 @@ def layer_bars(layers: Rows) -> list[Plot]:
 
 
 def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot:
-    """Return the plot of a metric (``val/<name>``) against a cost: all epochs as points; a line joins those of the Pareto front."""
+    """Return the plot of a metric (``val/<name>``) against a cost: all evaluated epochs as points; a line joins those of the Pareto front."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    rows = [row for row in rows if row.get(metric) is not None]
     name, what = metric.partition("/")[2], label(cost.rpartition("/")[2])
     figure, axes = _axes()
     axes.scatter(*_places(rows, metric, cost), s=8, color=GRID, linewidths=0)
@@ -123,9 +124,12 @@ def standalone(svg: str) -> str:
 
 
 def _series(rows: Rows, name: str) -> dict[str, list[float]]:
-    """Return the values by epoch of the keys ``name``, ``train/name`` and ``val/name`` that have values, NaN for an epoch without one."""
+    """Return the values by epoch of the keys of ``name`` that have values, NaN for an epoch without one.
+
+    The keys are ``val/name``, ``train/name``, ``name`` and ``target_name``.
+    """
     found: dict[str, list[float]] = {}
-    for line, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("", name)):
+    for line, key in (("validation", f"val/{name}"), ("training", f"train/{name}"), ("reached", name), ("target", f"target_{name}")):
         values = [_number(row.get(key)) for row in rows]
         if any(values):
             found[line] = [math.nan if value is None else value for value in values]
@@ -143,7 +147,8 @@ def _curve(rows: Rows, name: str, lines: Mapping[str, list[float]]) -> str:
     epochs = [int(row.get("epoch", position)) for position, row in enumerate(rows, 1)]
     _shade(axes, rows, epochs)
     for (line, values), colour in zip(lines.items(), (FIRST, SECOND), strict=False):
-        axes.plot(epochs, values, color=colour, linewidth=1.6, label=line, marker="o" if len(epochs) < 25 else None, markersize=3)
+        known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if not math.isnan(value)]
+        axes.plot(*zip(*known, strict=True), color=colour, linewidth=1.6, label=line, marker="o" if len(known) < 25 else None, markersize=3)
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))

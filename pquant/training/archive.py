@@ -27,7 +27,11 @@ class ParetoArchive:
         self.better = "maximize" if task.higher_is_better else "minimize"
 
     def update(self, rows: Sequence[Mapping[str, Any]], model: nn.Module) -> None:
-        """Take in the newest of ``rows``, whose model this is, and drop what it surpasses. Call it once its checkpoint is safe."""
+        """Take in the newest of ``rows``, whose model this is, and drop what it surpasses. Call it once its checkpoint is safe.
+
+        Epochs that were not evaluated are no part of the front.
+        """
+        rows = [row for row in rows if row.get(self.metric) is not None]
         best = [rows[index] for index in front([(row["ebops"], row[self.metric]) for row in rows], "minimize", self.better)]  # type: ignore[arg-type]
         (self.folder / "pareto").mkdir(exist_ok=True)
         newest = rows[-1]

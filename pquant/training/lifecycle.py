@@ -2,7 +2,9 @@
 
 from torch import Tensor, nn
 
-from pquant.layers.base import QuantizedLayer, pruned_layers
+from pquant.errors import ConfigError
+from pquant.layers.base import QuantizedLayer, budgeted_layers, pruned_layers
+from pquant.metrics import bit_use
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.bit_range import BitRange
 from pquant.training.stage import Horizon, Stage
@@ -16,7 +18,10 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     Args:
         model: what :func:`pquant.compress` gave.
         stage: the stage to enter.
-        horizon: how long the train stage will last. Methods with a schedule (CS, PDP, AutoSparse...) need it to enter TRAIN.
+        horizon: how long the train stage will last. Methods with a schedule (CS, PDP, AutoSparse...) and a target of EBOPs need it to enter TRAIN.
+
+    Raises:
+        ConfigError: no ``horizon`` to enter TRAIN with a target of EBOPs.
     """
     stage = Stage(stage)
     pruned = pruned_layers(model)
@@ -32,6 +37,29 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_stage_start(stage)
+    if stage is Stage.TRAIN:
+        _begin_budgets(model, horizon)
+
+
+def _begin_budgets(model: nn.Module, horizon: Horizon | None) -> None:
+    if not (layers := budgeted_layers(model)):
+        return
+    if horizon is None:
+        raise ConfigError("Quantization.target_ebops needs the length of the train stage: set_stage(model, Stage.TRAIN, Horizon(epochs, steps))")
+    use = bit_use(model)
+    for layer in layers:
+        layer.regularization.begin(use, horizon.epochs * horizon.rounds)  # type: ignore[union-attr]
+    layers[0].regularization.budget.announce(use.ebops)  # type: ignore[union-attr]
+
+
+def check_budget(model: nn.Module, ebops: float) -> dict[str, float]:
+    """Say how a trained model of ``ebops`` stands to its target of EBOPs; return the target as ``target_ebops``, nothing where there is none."""
+    for layer in budgeted_layers(model):
+        budget = layer.regularization.budget  # type: ignore[union-attr]
+        if budget is not None and budget.state:
+            budget.report(ebops)
+            return {"target_ebops": budget.target}
+    return {}
 
 
 class StepEvents:
@@ -63,6 +91,10 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
+    if budgeted := budgeted_layers(model):
+        use = bit_use(model)
+        for member in budgeted:
+            member.regularization.follow(use)  # type: ignore[union-attr]
     BitRange(model).warn()
 
 

@@ -43,10 +43,11 @@ def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[O
                 raise ValueError("the learning rate is not finite")
 
 
-def follow_schedule(scheduler: LRScheduler, loss: float) -> None:
-    """Make a scheduler's step of one epoch; ``ReduceLROnPlateau`` watches the validation ``loss``."""
+def follow_schedule(scheduler: LRScheduler, loss: float | None) -> None:
+    """Make a scheduler's step of one epoch; ``ReduceLROnPlateau`` watches the validation ``loss``, and rests in an epoch without (None)."""
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(loss)
+        if loss is not None:
+            scheduler.step(loss)
     else:
         scheduler.step()
 

@@ -21,7 +21,7 @@ from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
-from pquant.layers.base import pruned_layers
+from pquant.layers.base import budgeted_layers, pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.pruning.method import Pruner
@@ -105,8 +105,8 @@ class Trainer:
     def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = _nothing, after_step: Callable[[], None] = _nothing) -> None:
         """Run the epochs that are left.
 
-        ``on_epoch`` gets each one's row once its state is complete; ``before_train`` is called as the train stage begins, pretraining done;
-        ``after_step`` after every step, and may raise to end the run there.
+        ``on_epoch`` gets each one's row once its state is complete, with only the training losses where the epoch is not evaluated; ``before_train``
+        is called as the train stage begins, pretraining done; ``after_step`` after every step, and may raise to end the run there.
         """
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
@@ -117,24 +117,34 @@ class Trainer:
                     before_train()
                 if self._enter(epoch) or self.safe is None:
                     self.safe = cloned(self._state())
+                budget = self._budget()
                 losses = self._train_epoch(epoch, after_step)
                 self._leave(epoch, losses["train/loss"])
-                learning_rate = self.optimizer.param_groups[0]["lr"]
-                row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses, **self.evaluate("validation", "val")}
-                follow_schedule(self.scheduler, row["val/loss"])
+                row = {"stage": epoch.stage.value, "round": epoch.round, "epoch": epoch.number, **losses}
+                measured = self._measure(epoch) | budget if epoch.evaluated else {}
+                row |= measured | {"lr": self.optimizer.param_groups[0]["lr"]}
+                follow_schedule(self.scheduler, row.get("val/loss"))
                 self.position += 1
-                parameters = finalized_parameters(self.model)
-                row |= {
-                    "sparsity": sparsity(self.model, parameters),
-                    "ebops": ebops(self.model, parameters),
-                    "lr": learning_rate,
-                    "seconds": time.perf_counter() - start,
-                }
-                if not math.isfinite(row["val/loss"]):
-                    raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
-                self.rows.append(row)
+                self.rows.append(row | {"seconds": time.perf_counter() - start})
                 self.safe = cloned(self._state())
-                on_epoch(row)
+                on_epoch(self.rows[-1])
+
+    def _measure(self, epoch: Epoch) -> Row:
+        """Return loss and metric of the model on the validation data, its sparsity and its EBOPs.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        row = self.evaluate("validation", "val")
+        if not math.isfinite(row["val/loss"]):
+            raise DivergedError(f"the validation loss is not finite after epoch {epoch.number} ({epoch.stage.value})")
+        parameters = finalized_parameters(self.model)
+        return row | {"sparsity": sparsity(self.model, parameters), "ebops": ebops(self.model, parameters)}
+
+    def _budget(self) -> Row:
+        """Return the target of EBOPs and the price in force; nothing for a model without a target."""
+        budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
+        return {"target_ebops": budgets[0].target, "price": budgets[0].price} if budgets and budgets[0] else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
@@ -326,7 +336,7 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a schedule that steps without its optimizer
             for row in self.rows[:position]:
-                follow_schedule(self.scheduler, row["val/loss"])
+                follow_schedule(self.scheduler, row.get("val/loss"))
         return self.scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
 
     def _load(self, state: dict[str, Any]) -> None:

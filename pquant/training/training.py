@@ -35,6 +35,9 @@ class Training(Settings):
         threads: torch's CPU threads; 0 leaves them as they are.
         pareto: whether the model is kept after every epoch that is Pareto-optimal in validation metric and EBOPs; "auto" does where ``hgq_beta`` has
             a schedule.
+        evaluate_every: epochs from one evaluation to the next: validation loss and metric, sparsity and EBOPs, the Pareto archive and the checkpoint.
+            The last epoch of each stage has one too. Of the epochs between, there is only the training loss, a schedule that follows the validation
+            loss rests, and a run that is killed trains them again.
         compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes each; "auto" times
             the first eager steps, and compiles where a compiler is present and the steps left are worth it.
         precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
@@ -54,6 +57,7 @@ class Training(Settings):
     device: str = "auto"
     threads: int = setting(0, ge=0, le=1024)
     pareto: bool | Literal["auto"] = "auto"
+    evaluate_every: int = setting(1, ge=1, le=MOST_EPOCHS)
     compile: bool | Literal["auto"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     on_nan: Literal["stop", "skip_step"] = "stop"

@@ -42,6 +42,36 @@ def quantizer_config(place: str) -> Any:
     return config.QuantizerConfig("kif", place, k0=1, overflow_mode="SAT", round_mode="RND", **heterogeneous)
 
 
+COUNTS = {name: case for name, case in CASES.items() if name != "dense"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(("factor", "built"), [(1.0, 1), (0.5, 2), (3.0, -1)])
+def test_ebops_weighed_and_of_the_positions_that_are_built(name: str, factor: float, built: int) -> None:
+    layer, shape, make = COUNTS[name]
+    torch.manual_seed(0)
+    x = 2 * torch.randn(8, *shape)
+    rule = {"": {"ebops_factor": factor, "parallelization": built}}
+    mine = pquant.compress(layer, None, Quantization(**BITS, granularity="per_weight", data_granularity="per_weight", layer_specific=rule), x)
+    pquant.set_stage(mine, pquant.Stage.TRAIN)
+    for quantizer in (module for module in mine.children() if isinstance(module, HGQQuantizer)):
+        quantizer.i.data.uniform_(-0.9, 2)
+        quantizer.f.data.uniform_(1.6, 5)
+    quantizers = {"kq_conf": quantizer_config("weight"), "iq_conf": quantizer_config("datalane"), "bq_conf": quantizer_config("bias")}
+    theirs = make(**quantizers, beta0=1.0, enable_ebops=True, ebops_factor=factor, parallelization_factor=built)
+    dense = isinstance(layer, nn.Linear)
+    last = x if dense else x.movedim(1, -1)
+    theirs.build((None, *last.shape[1:]))
+    pairs = [(mine.weight_quantizer, theirs.kq, as_weight), (mine.input_quantizer, theirs.iq, partial(as_data, dense=dense))]
+    pairs += [] if mine.bias is None else [(mine.bias_quantizer, theirs.bq, as_weight)]
+    for ours, other, arrange in pairs:
+        other.quantizer._i.assign(arrange(ours.i))
+        other.quantizer._f.assign(arrange(ours.f))
+    theirs(last, training=True)
+    assert pquant.penalty(mine).item() == pytest.approx(float(theirs._compute_ebops((1, *last.shape[1:]))) * factor)
+    assert float(theirs.ebops) == pytest.approx(pquant.penalty(mine).item(), abs=1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_values_gradients_and_ebops(name: str) -> None:
     layer, shape, make = CASES[name]

@@ -32,7 +32,7 @@ def net() -> nn.Module:
 
 def build(**changes: Any) -> nn.Module:
     model = pquant.compress(net(), DST(threshold_init=0.05), Quantization(**(SIX_BITS | changes)), X)
-    pquant.set_stage(model, pquant.Stage.TRAIN)
+    pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(epochs=4, steps_per_epoch=1))
     return model
 
 
@@ -64,6 +64,9 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "hgq_beta": (HGQ, 1e-3),
     "hgq_beta_schedule": (HGQ, [[0, 1e-3], [2, 1e-1]]),
     "hgq_lr": (HGQ, 1e-2),
+    "target_ebops": (HGQ | {"hgq_beta": 1e-3}, 500),
+    "target_luts": (HGQ | {"hgq_beta": 1e-3}, 500),
+    "target_share": (HGQ | {"hgq_beta": 1e-6, "target_ebops": 4500}, 0.1),
     "layer_specific": ({}, {"2": {"weight": {"f": 2}}}),
     "use_hgq": ({}, True),
     "use_real_tanh": ({}, True),
@@ -269,3 +272,73 @@ def test_bits_have_a_price_from_the_train_stage_on() -> None:
         prices[stage.value] = float(pquant.penalty(model).detach())
     ebops = 3 * 2 * 6 * 6 + 2 * 6
     assert prices == pytest.approx({"pretrain": 0, "train": 1e-3 * 4 * 6 + 1e-4 * ebops, "finetune": 1e-3 * 4 * 6 + 1e-4 * ebops})
+
+
+SEQUENCE = torch.randn(2, 6, 8)
+
+
+def counted(**rule: Any) -> tuple[float, float, float]:
+    """Return the EBOPs, the penalty and the first layer's EBOPs in the table of a net on a sequence of 6, whose first layer follows a rule."""
+    section = Quantization(**(SIX_BITS | HGQ | {"hgq_beta": 1e-3, "layer_specific": {"0": rule} if rule else {}}))
+    model = pquant.compress(net(), None, section, SEQUENCE)
+    pquant.set_stage(model, pquant.Stage.TRAIN)
+    return pquant.ebops(model), float(pquant.penalty(model).detach()), pquant.layer_table(model)[0]["ebops"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "share"),
+    [
+        ({"ebops_factor": 0.5}, 0.5),
+        ({"ebops_factor": 0}, 0),
+        ({"parallelization": 1}, 1 / 6),
+        ({"parallelization": 3}, 3 / 6),
+        ({"parallelization": -1}, 1),
+        ({"parallelization": None}, 1),
+        ({"parallelization": 2, "ebops_factor": 6}, 2),
+    ],
+)
+def test_a_layer_counts_what_is_built_times_its_factor(rule: dict[str, Any], share: float) -> None:
+    (all_ebops, all_penalty, all_of_it), (ebops, penalty, of_it) = counted(), counted(**rule)
+    assert of_it == pytest.approx(share * all_of_it)
+    assert ebops == pytest.approx(all_ebops + (share - 1) * all_of_it)
+    first = 6 * (8 * 16 * 6 * 6 + 16 * 6) * 1e-3
+    assert penalty == pytest.approx(all_penalty + (share - 1) * first)
+
+
+def test_what_is_built_counts_after_finalize_and_for_convolutions_norms_and_softmax() -> None:
+    layers = [nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5), nn.Softmax(1), nn.LayerNorm(7), nn.Flatten(), nn.Linear(35, 2)]
+    found = []
+    for rule in ({}, {"parallelization": 1}):
+        section = Quantization(**(SIX_BITS | {"layer_specific": {"[0-3]": rule} if rule else {}}))
+        model = pquant.compress(nn.Sequential(*layers), None, section, torch.randn(2, 3, 9))
+        rows = [row["ebops"] for row in pquant.layer_table(model)]
+        assert rows == [row["ebops"] for row in pquant.layer_table(pquant.finalize(model))]
+        found.append(rows)
+    everything, built = found
+    assert built[:4] == pytest.approx([everything[0] / 7, everything[1] / 7, everything[2] / 7, everything[3] / 5])
+    assert built[4:] == everything[4:] and all(everything[:4])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"ebops_factor": -1}, r"layer_specific\['0'\]: Counting.ebops_factor must be in \[0, inf\), got -1.0"),
+        ({"ebops_factor": "half"}, "Counting.ebops_factor must be a number, got 'half'"),
+        ({"ebops_factor": float("nan")}, "Counting.ebops_factor must be .*, got nan"),
+        ({"ebops_factor": True}, "Counting.ebops_factor must be a number, got True"),
+        ({"parallelization": 0}, "Counting.parallelization must be at least 1, or null or -1 for all positions, got 0"),
+        ({"parallelization": -2}, r"Counting.parallelization must be in \[-1, inf\), got -2"),
+        ({"parallelization": 1.5}, "Counting.parallelization must be an integer or null, got 1.5"),
+        ({"parallelisation": 1}, "unknown setting 'parallelisation'.*'parallelization'"),
+    ],
+)
+def test_a_rule_that_cannot_count_is_refused(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Quantization(layer_specific={"0": rule})
+
+
+def test_a_rule_that_builds_all_positions_anyway_is_refused() -> None:
+    for limit, example in ((6, SEQUENCE), (1, X)):
+        with pytest.raises(ConfigError, match=rf"\['0'\].parallelization = {limit} has no effect: layer '0' has {limit} position"):
+            pquant.compress(net(), None, Quantization(layer_specific={"0": {"parallelization": limit}}), example)
+    pquant.compress(net(), None, Quantization(layer_specific={"*": {"parallelization": 5}}), SEQUENCE)

@@ -51,6 +51,21 @@ def test_a_long_run_has_about_twenty_lines(capsys, rows, total):
         assert {143, 501} <= set(numbers)
 
 
+def test_lines_show_evaluated_epochs(capsys, rows):
+    bare = {"stage": "train", "round": 0, "train/loss": 1.0}
+    train(Console("plain"), [rows[0] | bare | {"epoch": n} if n % 10 == 0 else bare | {"epoch": n} for n in range(1, 101)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split("/")[0].split()[1]) for line in lines] == [1, *range(10, 101, 10)]
+    assert all("EBOPs" in line for line in lines[1:])
+
+
+def test_a_target_and_its_price_are_shown(capsys, rows, summary, tmp_path):
+    train(Console("plain"), [rows[0] | {"target_ebops": 1000, "price": 1.25e-6}])
+    assert capsys.readouterr().out.rstrip().endswith("EBOPs     999  target   1,000  price 1.25e-06")
+    Console("plain").summary(summary | {"target_ebops": 5500}, tmp_path)
+    assert "EBOPs            5,493         of 5,500" in capsys.readouterr().out
+
+
 def test_a_resumed_run_begins_where_it_is(capsys, rows):
     console = Console("plain")
     console.start(13)

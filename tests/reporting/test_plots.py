@@ -17,6 +17,19 @@ def test_curves_plot_metric_losses_sparsity_and_ebops(rows):
     assert {"training", "validation"} <= set(texts(plots[1].svg))
 
 
+def test_a_budget_has_its_target_and_its_price(rows):
+    plots = curves([row | {"target_ebops": 500.0, "price": 1e-6 * row["epoch"]} for row in rows])
+    assert [plot.title for plot in plots][-2:] == ["EBOPs", "Price of EBOPs"]
+    assert {"reached", "target"} <= set(texts(plots[-2].svg))
+
+
+def test_curves_go_on_over_epochs_that_were_not_evaluated(rows):
+    bare = [row if row["epoch"] % 3 == 0 else {name: row[name] for name in ("stage", "round", "epoch", "train/loss")} for row in rows]
+    assert [plot.title for plot in curves(bare)] == ["Accuracy", "Loss", "Sparsity", "EBOPs"]
+    ends = [svg.count("\nL ") for svg in (curves(bare)[0].svg, curves(bare[2:3])[0].svg)]
+    assert ends[0] > ends[1], "a line joins the epochs that have a value"
+
+
 def test_stages_are_shaded_and_rounds_marked(rows):
     assert stages(rows) == ["pretrain", "train", "finetune"]
     svg = curves(rows)[0].svg

@@ -48,6 +48,13 @@ def test_it_holds_the_models_of_the_front_also_after_a_crash(points: list[tuple[
     shutil.rmtree(folder)
 
 
+def test_epochs_that_were_not_evaluated_are_no_part_of_it(tmp_path: Path) -> None:
+    rows = [{"epoch": 1, "stage": "train"}, row(2, 0.5, 100), {"epoch": 3, "stage": "train"}, row(4, 0.6, 50)]
+    for position in (2, 4):
+        ParetoArchive(tmp_path, Classification()).update(rows[:position], model_of(position))
+    assert [path.name for path in (tmp_path / "pareto").iterdir()] == ["epoch_0004.pt"]
+
+
 def test_for_an_error_lower_is_better(tmp_path: Path) -> None:
     rows = [row(1, 0.5, 100, "rmse"), row(2, 0.4, 100, "rmse")]
     for position in (1, 2):

@@ -37,7 +37,13 @@ FIXED = {
     "default_data_fractional_bits": 4,
 }
 HGQ = {"use_hgq": True, "hgq_beta_schedule": [[0, 1e-6], [4, 1e-3]], "granularity": "per_weight", "data_granularity": "per_channel"}
-QUANTIZATIONS = {"none": Quantization(enable_quantization=False), "fixed": Quantization(**FIXED), "hgq": Quantization(**FIXED, **HGQ)}
+BUDGET = HGQ | {"hgq_beta_schedule": [], "target_ebops": 1500}
+QUANTIZATIONS = {
+    "none": Quantization(enable_quantization=False),
+    "fixed": Quantization(**FIXED),
+    "hgq": Quantization(**FIXED, **HGQ),
+    "budget": Quantization(**FIXED, **BUDGET),
+}
 STEPS = 4
 LENGTHS = {"pretraining_epochs": 2, "epochs": 2, "rounds": 2, "fine_tuning_epochs": 2, "batch_size": 16}
 
@@ -57,7 +63,7 @@ def trainer(method: PruningMethod, quantization: Quantization, training: Trainin
     return Trainer(model, splits, training, partial(torch.optim.Adam, lr=1e-2), cosine, torch.device("cpu"), seed=0)
 
 
-def interrupted(make: partial[Trainer], path: Path, deaths: list[int]) -> Trainer:
+def interrupted(make: partial[Trainer], path: Path, deaths: list[int], evaluated_only: bool = False) -> Trainer:
     """Return the trainer that came to the end, after one that died at each of the steps ``deaths``, counted from its own start on."""
     for death in [*deaths, None]:
         run, steps = make(), itertools.count(1)
@@ -69,7 +75,7 @@ def interrupted(make: partial[Trainer], path: Path, deaths: list[int]) -> Traine
                 raise Killed
 
         try:
-            run.fit(lambda row, run=run: save_checkpoint(path, run.state_dict()), after_step=step)
+            run.fit(lambda row, run=run: evaluated_only and "ebops" not in row or save_checkpoint(path, run.state_dict()), after_step=step)
         except Killed:
             continue
         assert death is None
@@ -90,3 +96,14 @@ def test_a_run_killed_within_every_stage_ends_bit_identical(method: PruningMetho
     for name, value in whole.model.state_dict().items():
         other = ended.model.state_dict()[name]
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.mark.parametrize("bits", ["hgq", "budget"])
+def test_a_run_with_few_evaluations_trains_the_epochs_since_the_last_one_again(bits: str, tmp_path: Path) -> None:
+    lengths = Training(**(LENGTHS | {"epochs": 4}), rewind="every-round", save_weights_epoch=1, evaluate_every=3)
+    make = partial(trainer, DST(alpha=1e-2), QUANTIZATIONS[bits], lengths)
+    whole = make()
+    whole.fit(lambda row: None)
+    ended = interrupted(make, tmp_path / "checkpoint.pt", [2, 5 * STEPS + 1, 6 * STEPS, STEPS + 1], evaluated_only=True)
+    assert [{**row, "seconds": 0} for row in ended.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    assert all(torch.equal(value, ended.model.state_dict()[name]) for name, value in whole.model.state_dict().items() if torch.is_tensor(value))

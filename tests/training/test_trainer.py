@@ -211,6 +211,40 @@ def test_a_schedule_on_a_plateau_follows_the_validation_loss() -> None:
     assert [row["lr"] for row in found.rows] == [0.1, 0.1, 0.05, 0.025]
 
 
+EVALUATED = {"val/loss", "val/accuracy", "sparsity", "ebops"}
+
+
+def test_epochs_between_evaluations_have_their_training_loss_alone() -> None:
+    run = trainer(DST(alpha=1e-2), TRAINED, replace(TRAINING, evaluate_every=4))
+    run.fit(lambda row: None)
+    every = trainer(DST(alpha=1e-2), TRAINED)
+    every.fit(lambda row: None)
+    found = [row["epoch"] for row in run.rows if EVALUATED <= row.keys()]
+    assert found == [1, 4, 7, 8, 9], "every fourth epoch, and the last of pretraining, training and fine-tuning"
+    assert all(not EVALUATED & row.keys() for row in run.rows if row["epoch"] not in found)
+    for row, other in zip(run.rows, every.rows, strict=True):
+        assert {**row, "seconds": 0} == {name: value for name, value in {**other, "seconds": 0}.items() if name in row}
+    assert all(torch.equal(value, every.model.state_dict()[name]) for name, value in run.model.state_dict().items() if torch.is_tensor(value))
+
+
+def test_a_schedule_on_a_plateau_rests_between_evaluations() -> None:
+    schedule = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0, threshold_mode="abs", factor=0.5)
+    lengths = Training(pretraining_epochs=0, epochs=7, batch_size=32, evaluate_every=2)
+    found = Trainer(nn.Linear(6, 3), blobs(), lengths, partial(torch.optim.SGD, lr=0.1), schedule, torch.device("cpu"), seed=0)
+    found.fit(lambda row: None)
+    assert [row["lr"] for row in found.rows] == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.025]
+
+
+def test_the_rows_of_a_budget_have_target_and_price_in_force() -> None:
+    section = replace(TRAINED, hgq_beta_schedule=[], target_ebops=1000)
+    run = trainer(DST(alpha=1e-2), section)
+    run.fit(lambda row: None)
+    assert {row["target_ebops"] for row in run.rows} == {1000}
+    prices = [row["price"] for row in run.rows]
+    assert prices[0] == 0 < prices[1] and len(set(prices)) > 5
+    assert [row["train/penalty"] > 0 for row in run.rows] == [price > 0 for price in prices]
+
+
 def test_weights_that_are_saved_and_never_put_back_leave_fine_tuning_as_it_is() -> None:
     lengths = Training(pretraining_epochs=0, epochs=2, fine_tuning_epochs=1, save_weights_epoch=0, batch_size=32)
     found = trainer(DST(threshold_init=0.1), FIXED, lengths)

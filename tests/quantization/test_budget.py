@@ -1,0 +1,204 @@
+"""A budget of EBOPs: the controller on responses that are made up, and in models and runs."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pquant
+from pquant.errors import ConfigError
+from pquant.fitcompress import FITCompress
+from pquant.layers.base import budgeted_layers
+from pquant.pruning import DST, NoPruning
+from pquant.quantization import Quantization
+from pquant.quantization.budget import EbopsBudget, Use
+from pquant.resume import Run
+from pquant.training import Training
+
+from ..test_config import build
+
+BITS = {
+    "default_data_keep_negatives": True,
+    "default_data_integer_bits": 2,
+    "default_data_fractional_bits": 4,
+    "default_weight_keep_negatives": True,
+    "default_weight_fractional_bits": 6,
+}
+HGQ = BITS | {"use_hgq": True, "granularity": "per_weight"}
+START, EPOCHS = 100_000.0, 60
+
+
+class Response:
+    """Made-up EBOPs: at a price p they tend to START / (1 + p / p0)^elasticity, by a share of the distance in each epoch, and fall to a floor."""
+
+    def __init__(self, elasticity: float, speed: float, floor: float = 1.0) -> None:
+        self.elasticity, self.speed, self.floor, self.level = elasticity, speed, floor, math.log(START)
+
+    def after(self, price: float) -> Use:
+        """Return the use after an epoch at a price."""
+        there = math.log(START) - self.elasticity * math.log1p(max(price, 0.0) * START / 0.01)
+        self.level += self.speed * (there - self.level)
+        return Use(max(math.exp(self.level), self.floor), 4.0)
+
+
+def held(target: float, response: Response, price: float = 0.0) -> tuple[EbopsBudget, list[float]]:
+    """Return the controller after a run on a response, and the EBOPs of each epoch."""
+    budget, found = EbopsBudget(target, price), []
+    budget.begin(Use(START, 8.0), 0.7 * EPOCHS)
+    budget.announce(START)
+    for _ in range(EPOCHS):
+        use = response.after(budget.price)
+        found.append(use.ebops)
+        budget.follow(use)
+    return budget, found
+
+
+@pytest.mark.parametrize("target", [1000, 5000, 30_000])
+@pytest.mark.parametrize("elasticity", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("speed", [0.3, 0.6, 1.0])
+def test_a_target_is_reached_in_time_and_held(target: int, elasticity: float, speed: float) -> None:
+    _, found = held(target, Response(elasticity, speed))
+    late = [ebops / target for ebops in found[int(0.7 * EPOCHS) + 6 :]]
+    assert max(late) < 1.05 and min(late) > 0.95
+    assert all(ebops > 0.8 * target for ebops in found)
+
+
+def test_the_start_price_is_the_one_that_is_given_as_long_as_it_cannot_ruin_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    assert held(5000, Response(0.6, 0.5), 3e-7)[0].state["start"] == 3e-7
+    assert held(5000, Response(0.6, 0.5))[0].state["start"] == pytest.approx(0.02 / START)
+    assert not caplog.text
+    assert held(5000, Response(0.6, 0.5), 1.0)[0].state["start"] == pytest.approx(1 / START)
+    assert "hgq_beta = 1 would cost a loss of 1e+05: the price starts at 1e-05" in caplog.text
+
+
+def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    budget = EbopsBudget(2 * START)
+    with caplog.at_level(logging.INFO):
+        budget.begin(Use(START, 8.0), 10)
+        budget.announce(START)
+        prices = [budget.price]
+        for _ in range(20):
+            budget.follow(Use(START, 6.0))
+            prices.append(budget.price)
+        budget.report(START)
+    assert prices == [0.0] * 21
+    assert "the budget is not needed" in caplog.text and "50.0 % fewer: the budget was not needed" in caplog.text
+    for _ in range(3):
+        budget.follow(Use(3 * START, 8.0))
+    assert budget.price > 0, "what grows beyond it is held"
+
+
+def test_a_target_out_of_reach_is_told_with_what_was_reached(caplog: pytest.LogCaptureFixture) -> None:
+    budget, found = held(100, Response(0.6, 1.0, floor=700.0))
+    assert found[-1] == 700 and math.isfinite(budget.price)
+    budget.report(found[-1])
+    assert "the target of 100 EBOPs is not held: the model has 700 in the end, 600.0 % more: it was not reached" in caplog.text
+
+
+def test_a_target_that_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    budget, _ = held(5000, Response(0.6, 0.6))
+    with caplog.at_level(logging.INFO):
+        budget.report(5249)
+    assert not caplog.records
+
+
+def test_what_pruning_took_is_bought_back_until_it_is_there() -> None:
+    budget, _ = held(5000, Response(0.6, 0.6))
+    prices = []
+    for ebops in (*[3000] * 12, 5001):
+        budget.follow(Use(ebops, 4.0))
+        prices.append(budget.price)
+    assert prices[-2] < 0 <= prices[-1]
+    for _ in range(20):
+        budget.follow(Use(3000, 7.9))
+    assert budget.price == 0, "a weight gets no more bits than it had"
+
+
+def test_it_goes_on_from_its_state() -> None:
+    budget, response = EbopsBudget(5000), Response(0.6, 0.6)
+    budget.begin(Use(START, 8.0), 20)
+    for _ in range(7):
+        budget.follow(response.after(budget.price))
+    other = EbopsBudget(5000)
+    other.load_state_dict(json.loads(json.dumps(budget.state_dict())))
+    for ebops in (9000.0, 7000.0, 4000.0):
+        for one in (budget, other):
+            one.follow(Use(ebops, 4.0))
+        assert budget.price == other.price != 0
+
+
+def model(**changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    return pquant.compress(net, DST(alpha=0.0), Quantization(**(HGQ | {"target_ebops": 500} | changes)), torch.randn(4, 8))
+
+
+def test_the_stages_and_epochs_of_a_model_move_the_price_of_all_its_layers() -> None:
+    net = model()
+    prices = []
+    for stage, epochs in ((pquant.Stage.PRETRAIN, 1), (pquant.Stage.TRAIN, 3), (pquant.Stage.FINETUNE, 2)):
+        pquant.set_stage(net, stage, pquant.Horizon(epochs=3, steps_per_epoch=1))
+        for _ in range(epochs):
+            found = {float(layer.regularization.beta) for layer in budgeted_layers(net)}
+            assert len(found) == 1
+            prices += found
+            pquant.on_epoch_end(net)
+    assert prices[0] == 0 and prices[1] > 0
+    assert prices == sorted(set(prices)), "EBOPs stay where they are, so the price rises"
+    assert float(pquant.penalty(net).detach()) > 0
+    assert not budgeted_layers(pquant.finalize(net))
+
+
+def test_the_train_stage_needs_its_length() -> None:
+    with pytest.raises(ConfigError, match="target_ebops needs the length of the train stage"):
+        pquant.set_stage(model(), pquant.Stage.TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_ebops": 0}, r"Quantization.target_ebops must be in \[1, inf\), got 0"),
+        ({"target_ebops": 1.5}, "Quantization.target_ebops must be an integer or null, got 1.5"),
+        ({"target_ebops": 500, "use_hgq": False}, "target_ebops must be null for fixed bits, .* quantization=hgq, or fitcompress=on"),
+        ({"target_ebops": 500, "hgq_beta_schedule": [[0, 1e-6]]}, "hgq_beta_schedule must be empty with target_ebops"),
+        ({"target_luts": 500, "use_hgq": False}, "target_luts must be null for fixed bits"),
+        ({"target_luts": 500, "target_ebops": 500}, "target_luts must be null beside target_ebops = 500"),
+        ({"target_luts": 500, "hgq_beta_schedule": [[0, 1e-6]]}, "hgq_beta_schedule must be empty with target_luts"),
+        ({"target_luts": 0}, r"Quantization.target_luts must be in \[1, inf\), got 0"),
+        ({"target_share": 0}, r"Quantization.target_share must be in \(0, 1\], got 0"),
+        ({"target_share": 1.5}, r"Quantization.target_share must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_what_does_not_go_with_a_target_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Quantization(**(HGQ | fields))
+
+
+def test_fitcompress_refuses_a_target() -> None:
+    with pytest.raises(ConfigError, match="FITCompress searches fixed bits, which no target of EBOPs .Quantization.target_ebops"):
+        FITCompress(enable_fitcompress=True).check(NoPruning(), Quantization(**HGQ, target_ebops=500), Training())
+
+
+def test_look_up_tables_are_ebops_by_the_published_line() -> None:
+    net = model(target_ebops=None, target_luts=635)
+    budget = budgeted_layers(net)[0].regularization.budget
+    assert budget.target == pytest.approx(1000) and 0.704 * budget.target - 69 == pytest.approx(635)
+
+
+SHORT = ["quantization=hgq", "quantization.hgq_beta=0", "progress=quiet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [6000, 40_000])
+@pytest.mark.parametrize("pruning", ["none", "dst"])
+def test_a_run_on_digits_ends_at_its_target(pruning: str, target: int, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    experiment = build(*SHORT, f"pruning={pruning}", f"quantization.target_ebops={target}")
+    summary = experiment.run(Run(tmp_path, {}, ""))
+    assert summary["target_ebops"] == target and abs(summary["ebops"] / target - 1) <= 0.05
+    assert "Price of EBOPs" in (tmp_path / "report.html").read_text()
