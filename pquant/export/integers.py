@@ -4,7 +4,7 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, ScaleStep, Step, SumStep
 from pquant.export.replay import quantized_input, replay
+from pquant.layers.base import QuantizedLayer
 from pquant.tracking.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
     for row in wide:
         log.warning("layer '%s' needs %d bits for a sum, more than float32 has: the model is checked in float64", row.layer, row.partial_bits)
     reference = copy.deepcopy(model).to(torch.float64 if wide else torch.float32)
+    for layer in reference.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.tabled = _in_float32  # type: ignore[method-assign]
     reference.eval()
     reference_graph = _outputs_of(reference, {step.name for step in graph.layers})
     inputs, outputs = [], []
@@ -96,6 +100,11 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
         outputs.append(values[graph.output])
     f = inputs[0].f, outputs[0].f
     return Verified(np.concatenate([x.n for x in inputs]), f[0], np.concatenate([x.n for x in outputs]), f[1], rows)
+
+
+def _in_float32(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Return what a table holds that is made in float32."""
+    return function(x.float()).to(x.dtype)
 
 
 def _paired(graph: Graph, outputs: Sequence[tuple[str, torch.Tensor]], count: int) -> Iterator[tuple[LayerStep, torch.Tensor]]:

@@ -14,7 +14,7 @@ from pquant.pruning.method import PruningMethod
 from pquant.quantization.fixed_point import SATURATING
 from pquant.quantization.hgq import round_straight_through
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import Quantizer, table
+from pquant.quantization.quantizer import Quantizer
 
 TABLES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -105,7 +105,7 @@ class PQActivation(QuantizedLayer):
     def compute(self, x: Tensor) -> Tensor:
         """Return the activation of a quantized ``x``."""
         if self.function or self.kind == "tanh" and not self.hard:
-            return self._curve(x) if self.operand().is_float else table(self._curve, x)
+            return self.tabled(self._curve, x)
         if self.kind == "tanh":
             return F.hardtanh(x)
         if self.rectifies and not self.input_quantizer.is_float:

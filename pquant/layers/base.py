@@ -138,6 +138,10 @@ class QuantizedLayer(nn.Module):
         """Return the layer's output for ``input``, both quantized as set."""
         return self.output_quantizer(self.compute(self.input_quantizer(input)))
 
+    def tabled(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return a function of quantized values that hardware has as a table."""
+        return function(x)
+
     def compute(self, x: Tensor) -> Tensor:
         """Return the layer's output for a quantized input."""
         raise NotImplementedError

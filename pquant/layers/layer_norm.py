@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pquant.layers.base import Call, Calls, QuantizedLayer, Widths
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer, table
+from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
 
 
 class _Norm(QuantizedLayer):
@@ -48,8 +48,8 @@ class _Norm(QuantizedLayer):
         grouped, axes = self.axes(x)
         if self.centres:
             grouped = grouped - grouped.mean(axes, keepdim=True)
-        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
-        reciprocal = self.reciprocal_quantizer(table(lambda variance: torch.rsqrt(variance + eps), grouped.square().mean(axes, keepdim=True)))
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        reciprocal = self.reciprocal_quantizer(self.tabled(lambda variance: torch.rsqrt(variance + eps), grouped.square().mean(axes, keepdim=True)))
         return self.scaled((grouped * reciprocal).reshape(x.shape), *self._values())
 
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:

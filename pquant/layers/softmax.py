@@ -9,7 +9,7 @@ from pquant.layers.base import Call, Calls, QuantizedLayer, Shape, Widths
 from pquant.layers.merge import is_shift
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
-from pquant.quantization.quantizer import MantissaQuantizer, Quantizer, table
+from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
 
 MASKED = -1e6
 """What is at most this is masked: in float its exponential is 0 beside any other value."""
@@ -79,9 +79,9 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         x = self.input_quantizer(input.masked_fill(masked, 0) * self.factor)
         largest = x.masked_fill(masked, -torch.inf).amax(self.dim, keepdim=True)
         distance = (largest - x).masked_fill(masked, 0)
-        exponential = self.exponential_quantizer(table(torch.exp, -distance)).masked_fill(masked, 0)
+        exponential = self.exponential_quantizer(self.tabled(torch.exp, -distance)).masked_fill(masked, 0)
         total = exponential.sum(self.dim, keepdim=True)
-        inverse = self.reciprocal_quantizer(table(reciprocal, total))
+        inverse = self.reciprocal_quantizer(self.tabled(reciprocal, total))
         return self.output_quantizer(exponential * inverse)
 
     def counted(self) -> tuple[Quantizer, ...]:

@@ -1,6 +1,6 @@
 """Quantizers: modules from tensor to tensor that know their fixed-point format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,11 +57,6 @@ def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | Non
 def in_float32(x: Tensor) -> Tensor:
     """Return values of reduced precision as float32, in which formats are exact."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def table(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return a function of quantized values, as the tables of hardware hold it: in float32, whatever the precision of ``x``."""
-    return function(x.float()).to(x.dtype)
 
 
 def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:

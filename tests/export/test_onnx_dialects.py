@@ -1,6 +1,7 @@
 """QONNX for hls4ml, compiled by it, and for FINN, whose thresholds round halves up."""
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
@@ -19,11 +20,11 @@ from pquant.models import MLP
 
 from .nets import compressed_net, mlp, net, splits
 from .test_arithmetic import COARSE, IMAGE, NETS, SEQUENCE, VECTOR, Between, Pair
-from .test_onnx import CASES
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("qonnx")
+CASES = importlib.import_module("tests.export.test_onnx").CASES
 
 
 class Shortcut(nn.Module):
