@@ -35,6 +35,7 @@ class RawInputs(ChannelAffine):
         shape = (1, *form.f.shape)
         self.calls = (Call(shape, shape),)
         self.name, self.quantization, self.sources, self.regularization = NAME, NO_QUANTIZATION, {}, None
+        self.counting = NO_QUANTIZATION.counting(NAME)
         bits = tuple(torch.from_numpy(one.astype(np.float32)) for one in (form.k, form.i, form.f))
         self.input_quantizer = FixedPointQuantizer.of(bits, form.round_mode, form.overflow_mode)  # type: ignore[arg-type]
         self.output_quantizer = NoQuantizer()
