@@ -43,11 +43,16 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
         ConfigError: some layers cannot be exported; the message names them and the reasons.
     """
     graph = record(model, input_shape)
-    problems = list(dict.fromkeys(_problems(graph, modes)))
-    if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise ConfigError("export: " + "; ".join(problems[:NAMED]) + more)
+    refuse("export", _problems(graph, modes))
     return graph
+
+
+def refuse(export: str, problems: Iterable[str]) -> None:
+    """Raise a ConfigError that tells the first of some problems, each once, and how many more there are; do nothing without one."""
+    different = list(dict.fromkeys(problems))
+    if different:
+        more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
+        raise ConfigError(f"{export}: {'; '.join(different[:NAMED])}{more}")
 
 
 def check_arithmetic(model: nn.Module, input_shape: tuple[int, ...], most_bits: int | None = None) -> None:

@@ -100,10 +100,10 @@ def without_batch(shape: tuple[int, ...], like: Operand) -> tuple[int, ...]:
     return tuple(size for at, size in enumerate(shape) if at != like.axis)
 
 
-def by_example(values: np.ndarray, like: Operand, examples: int = EXAMPLES) -> np.ndarray:
+def by_example(values: np.ndarray, like: Operand) -> np.ndarray:
     """Return the values of a batch with its axis, which is that of another value, as the first one of its own."""
     if like.joined:
-        values = values.reshape(*values.shape[: like.axis], examples, -1, *values.shape[like.axis + 1 :])
+        values = values.reshape(*values.shape[: like.axis], EXAMPLES, -1, *values.shape[like.axis + 1 :])
     return np.moveaxis(values, like.axis, 0)
 
 

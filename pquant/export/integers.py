@@ -124,6 +124,11 @@ def _outputs_of(model: nn.Module, names: Collection[str]) -> list[tuple[str, tor
     return seen
 
 
+def first_difference(seen: np.ndarray, expected: np.ndarray) -> tuple[int, ...]:
+    """Return the vector and the place of the first of the values of two arrays of one shape that differ."""
+    return tuple(np.argwhere(seen != expected)[0].tolist())
+
+
 def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
     given, expected = seen.double().numpy(), value.floats()
     if np.array_equal(given, expected):
@@ -132,8 +137,8 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
         raise ExportError(f"'{name}' has shape {given.shape[1:]} in the model, but {expected.shape[1:]} in integers")
     if not isinstance(value, Fixed):
         return
-    vector, *place = (int(at) for at in np.argwhere(given != expected)[0])
-    where = (vector, *place)
+    where = first_difference(given, expected)
+    vector, *place = where
     raise ExportError(
         f"model and integers differ at '{name}'{place}, vector {start + vector}: "
         f"the model gives {given[where]:.10g}, the integers {expected[where]:.10g}"

@@ -17,7 +17,7 @@ from pquant.export.check import ALL_MODES, checked
 from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.graph import Graph
-from pquant.export.integers import verify, write_integers
+from pquant.export.integers import first_difference, verify, write_integers
 from pquant.export.onnx_check import check_dialect
 from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
@@ -118,10 +118,11 @@ def _compare(name: str, seen: np.ndarray, expected: np.ndarray) -> None:
     if seen.shape != expected.shape:
         raise ExportError(f"{name}.onnx gives outputs of shape {seen.shape[1:]}, the model of shape {expected.shape[1:]}")
     if not np.array_equal(seen, expected):
-        vector, *place = (int(at) for at in np.argwhere(seen != expected)[0])
-        there = seen[(vector, *place)], expected[(vector, *place)]
+        where = first_difference(seen, expected)
+        vector, *place = where
         raise ExportError(
-            f"{name}.onnx and the model differ at output {place}, vector {vector}: the file gives {there[0]:.10g}, the model {there[1]:.10g}"
+            f"{name}.onnx and the model differ at output {place}, vector {vector}: "
+            f"the file gives {seen[where]:.10g}, the model {expected[where]:.10g}"
         )
 
 

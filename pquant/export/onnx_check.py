@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pquant.errors import ConfigError
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, NORMS
-from pquant.export.check import NAMED
+from pquant.export.check import refuse
 from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, Step, SumStep
 from pquant.export.onnx_values import concatenation, transposition
 from pquant.export.windows import pool_geometry, pool_sizes
@@ -24,10 +23,7 @@ AXES = 3
 
 def check_dialect(graph: Graph, dialect: str) -> None:
     """Raise a ConfigError that names the layers and functions of a compressed or finalized model which the dialect cannot express."""
-    problems = list(dict.fromkeys(_problems(graph, dialect)))
-    if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise ConfigError(f"export.dialect={dialect}: {'; '.join(problems[:NAMED])}{more}")
+    refuse(f"export.dialect={dialect}", _problems(graph, dialect))
 
 
 def _problems(graph: Graph, dialect: str) -> Iterator[str]:

@@ -73,7 +73,6 @@ def input_format(graph: Graph) -> Format:
         form = form.expand(index.shape)
         row[:, index[index >= 0]] = np.stack([form.k, form.i, form.f])[:, index >= 0]
     modes = {(form.round_mode, form.overflow_mode): name for name, form, _ in found}
-    rounding, overflow = ({mode[at] for mode in modes} for at in (0, 1))
     if len(modes) == 1 and ((bits == np.fmax.reduce(bits)) | np.isnan(bits)).all():
         return _format(graph, bits, *next(iter(modes)))
     if not nests(modes):
@@ -82,7 +81,7 @@ def input_format(graph: Graph) -> Format:
             "if they round by RND or TRN, and all saturate or all wrap"
         )
     bits[:, 2] += np.array([form.round_mode == "RND" for _, form, _ in found])[:, None]
-    return _format(graph, bits, "TRN", "WRAP" if overflow == {"WRAP"} else "SAT")
+    return _format(graph, bits, "TRN", "WRAP" if found[0][1].overflow_mode == "WRAP" else "SAT")
 
 
 def nests(modes: Iterable[tuple[str, str]]) -> bool:

@@ -19,7 +19,7 @@ from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
-from pquant.export.integers import Verified, verify, write_integers
+from pquant.export.integers import Verified, first_difference, verify, write_integers
 from pquant.export.ports import Port
 from pquant.export.preprocessing import markdown
 from pquant.export.raw_inputs import deployed
@@ -237,14 +237,14 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
         raise ExportError(f"alkaid's logic cannot be evaluated: {error}; try another quantization.round_mode, such as RND") from error
     if np.array_equal(seen, expected):
         return
-    vector, place = (int(at) for at in np.argwhere(seen != expected)[0])
+    vector, place = first_difference(seen, expected)
     raise ExportError(
-        f"integers and alkaid's logic differ at output {place} {first_difference(graph, given[vector])}, vector {vector}: "
+        f"integers and alkaid's logic differ at output {place} {first_layer(graph, given[vector])}, vector {vector}: "
         f"the integers give {expected[vector, place]:.10g}, the logic {seen[vector, place]:.10g}"
     )
 
 
-def first_difference(graph: Graph, given: np.ndarray) -> str:
+def first_layer(graph: Graph, given: np.ndarray) -> str:
     """Return the first layer whose logic differs from the integers for one quantized input, as text."""
     from pquant.export.replay import quantized_input, replay
     from pquant.export.wires import logic

@@ -23,7 +23,7 @@ from pquant.export.hls4ml.lower import lower
 from pquant.export.hls4ml.project import Target
 from pquant.export.hls4ml.readme import Built, readme
 from pquant.export.hls4ml.simulate import simulate
-from pquant.export.integers import verify, write_integers
+from pquant.export.integers import first_difference, verify, write_integers
 from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
 from pquant.export.replay import input_format
@@ -199,8 +199,8 @@ def _has_da4ml() -> bool:
 def _compare(seen: np.ndarray, expected: np.ndarray) -> None:
     if np.array_equal(seen, expected):
         return
-    vector, *place = (int(at) for at in np.argwhere(seen != expected)[0])
-    where = (vector, *place)
+    where = first_difference(seen, expected)
+    vector, *place = where
     raise ExportError(
         f"hls4ml's project and the model differ at output {place[0] if len(place) == 1 else tuple(place)}, vector {vector}: "
         f"the C++ gives {seen[where]:.10g}, the model {expected[where]:.10g}"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pquant.errors import ConfigError
+from pquant.export.check import refuse
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, ScaleStep, SumStep
 from pquant.export.hls4ml import layers, precision
@@ -18,8 +19,6 @@ from pquant.export.hls4ml.project import Project, Target, Value
 from pquant.export.replay import input_format, quantized_input, replay
 from pquant.layers.merge import PQMerge
 from pquant.layers.softmax import PQSoftmax
-
-NAMED = 5
 
 
 def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
@@ -43,10 +42,7 @@ def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
         output = project.arrange("output", values[graph.output], torch_order(graph.output_shape))
     except ConfigError as error:
         problems.append(f"the model's output: {error}")
-    if problems:
-        problems = list(dict.fromkeys(problems))
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise ConfigError("export=hls4ml: " + "; ".join(problems[:NAMED]) + more)
+    refuse("export=hls4ml", problems)
     return project, values[0], output
 
 
