@@ -218,7 +218,7 @@ class Trainer:
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
         for x, y in self.loader:
             with self.losses.timed():
-                *losses, kept = self.step(x.to(self.device), y.to(self.device))
+                *losses, kept = self.step(self._augmented(x.to(self.device)), y.to(self.device))
                 for total, loss in zip(totals, losses, strict=False):
                     total.add_(loss, alpha=len(x))
                 count.add_(kept, alpha=len(x))
@@ -235,6 +235,9 @@ class Trainer:
         if skipped:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
         return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        return x if self.splits.augment is None else self.splits.augment(x, self.order)
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         finite = torch.isfinite(x).all()
