@@ -29,11 +29,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pquant.config import CLEAR_ERRORS, build_experiment, check_overrides, explain
+from pquant.config import CLEAR_ERRORS, build_experiment, check_complete, check_overrides, explain
 from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
 from pquant.finetuning.sweeper import StudySweeper
+from pquant.own_classes import with_new_fields, without_foreign_fields
 from pquant.resume import composed_run
 from pquant.signals import Interrupted, requeue
 from pquant.targets import allowed_packages
@@ -56,7 +57,8 @@ def job(config: DictConfig) -> float | list[float] | None:
 
 def run(config: DictConfig, callback: Callable[[Row], None], resume: bool) -> dict[str, Any]:
     """Run the experiment that ``config`` describes; return the metrics of its summary."""
-    origin, composed = composed_run(config, resume)
+    check_complete(config)
+    origin, composed = composed_run(without_foreign_fields(config, HydraConfig.get().overrides.task), resume)
     return build_experiment(composed).run(origin, callback)
 
 
@@ -76,6 +78,7 @@ def main() -> None:
     Plugins.instance().register(StudySweeper)
     try:
         check_overrides(sys.argv[1:])
+        sys.argv[1:] = with_new_fields(sys.argv[1:])
         with explaining(sys.argv):
             job()
     except CLEAR_ERRORS as error:
