@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from pquant.installation import VERSION
 from pquant.tracking.files import plain
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pquant")
@@ -75,6 +76,8 @@ def _cpu() -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "pquant":
+        return VERSION
     try:
         return version(package)
     except PackageNotFoundError:
