@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +19,15 @@ CONF = ROOT / "conf"
 PROGRAM = ("python", "run.py") if IS_CHECKOUT else ("pquant",)
 """The command that runs a job."""
 
+SCRIPTS = {"pquant": ("pquant",), "__main__.py": ("python", "-m", "pquant")}
+"""The commands that have started a process, by the name of its script."""
+
 log = logging.getLogger(__name__)
+
+
+def program() -> tuple[str, ...]:
+    """Return the command that has started this process."""
+    return SCRIPTS.get(Path(sys.argv[0]).name, ("python", sys.argv[0]))
 
 
 def extra(name: str) -> str:
