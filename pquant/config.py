@@ -23,6 +23,8 @@ from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.installation import PROGRAM
+from pquant.search_path import register
 from pquant.targets import INSIDE, KINDS, build, check_targets
 from pquant.tracking.files import without_passwords
 from pquant.training.seed import seed_everything
@@ -32,6 +34,8 @@ for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 OmegaConf.register_resolver("study_directions", directions, replace=True)
+OmegaConf.register_resolver("program", lambda: " ".join(PROGRAM), replace=True)
+register()
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

@@ -13,11 +13,11 @@ import yaml
 
 from pquant.errors import ConfigError, unknown
 from pquant.fitcompress import FITCompress
+from pquant.installation import CONF
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Training
 
-CONF = Path(__file__).parents[1] / "conf"
 SECTIONS = (
     "pruning_parameters",
     "quantization_parameters",
