@@ -19,7 +19,7 @@ from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
 from pquant.finetuning.sweeper import StudySweeper
-from pquant.own_classes import with_new_fields, without_foreign_fields
+from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
 from pquant.resume import composed_run
 from pquant.search_path import PRIMARY
 from pquant.signals import Interrupted, requeue
@@ -64,7 +64,7 @@ def main() -> None:
     Plugins.instance().register(StudySweeper)
     try:
         check_overrides(sys.argv[1:])
-        sys.argv[1:] = with_new_fields(sys.argv[1:])
+        sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
         with explaining(sys.argv):
             job()
     except CLEAR_ERRORS as error:

@@ -1,4 +1,4 @@
-"""A class of one's own in the place of a preset's: ``model._target_=net.Deep``."""
+"""Other classes than a preset's: one's own, by ``model._target_=net.Deep``, and a model by ``finetuning.model_name``."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -6,11 +6,35 @@ from inspect import signature
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pquant.errors import ConfigError, unknown
+from pquant.installation import CONF
 from pquant.targets import KINDS, named
 
 TARGET = "_target_"
 OPEN = {"model=torch", "model=torchvision", "model=timm"}
 """Choices of presets that name no class of their own, or pass any field on."""
+
+
+def model_preset(name: str) -> str:
+    """Return the preset of ``conf/model/`` that a model's name stands for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    presets = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+    if name not in presets:
+        raise ConfigError(f"{unknown('preset of a model', name, presets)}; of a library: model=torchvision model.name={name}")
+    return name
+
+
+def with_model_preset(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line, where ``finetuning.model_name=...`` chooses the preset of the model, too.
+
+    Raises:
+        ConfigError: there is no preset of this name.
+    """
+    names = [word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("finetuning.model_name=")]
+    return [*arguments, *(f"model={model_preset(name)}" for name in names)]
 
 
 def with_new_fields(arguments: Sequence[str]) -> list[str]:
