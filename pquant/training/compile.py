@@ -28,7 +28,7 @@ SAVED = 0.35
 """Share of an eager step's time that compiling saves, at least, in most rows of ``benchmarks/step_time.py``."""
 SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 4.0
 """What compiling one graph takes on two cores from a cold cache: a constant, and a share for each layer."""
-COMPUTED_ONCE = {"realize_opcount_threshold": 4}
+COMPUTED_ONCE: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": 4}
 """Compiler option for a CPU: what takes more operations than these is computed once, not again for each value that it broadcasts to.
 
 Powers of two of trained bits are such, and take most of a step otherwise, in forward and backward.
