@@ -12,6 +12,7 @@ from pquant.data.files import CACHE, GIVEN_SPLIT, expanded, no_download, read_np
 from pquant.data.splits import Preprocessing, Splits
 from pquant.data.splitting import Array, hold_out, portion, standardize, to_splits
 from pquant.errors import ConfigError
+from pquant.installation import extra
 from pquant.settings import Settings, schema, setting
 
 CLASSES = [str(label) for label in range(10)]
@@ -76,7 +77,7 @@ class Images(Settings):
         try:
             from torchvision import datasets
         except ImportError as error:
-            message = f"{name} is fetched by torchvision: pip install 'pquant[vision]', or give a local copy: data.path=<{LOCAL_COPY}>"
+            message = f"{name} is fetched by torchvision: {extra('vision')}, or give a local copy: data.path=<{LOCAL_COPY}>"
             raise ConfigError(message) from error
         root = expanded(self.root, "data.root")
         try:
