@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, TensorDataset
 
-from pquant.data.batches import batches
+from pquant.data.batches import AugmentedBatches, batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
@@ -90,6 +90,8 @@ class Trainer:
             self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
         self.loader = batches(self.splits.train, training.batch_size, self.order, self._leaves_one_out())
+        if splits.augment is not None:
+            self.loader = AugmentedBatches(self.loader, splits.augment, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
@@ -223,7 +225,7 @@ class Trainer:
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
         for x, y in self.loader:
             with self.losses.timed():
-                *losses, kept = self.step(self._augmented(x.to(self.device)), y.to(self.device))
+                *losses, kept = self.step(x.to(self.device), y.to(self.device))
                 for total, loss in zip(totals, losses, strict=False):
                     total.add_(loss, alpha=len(x))
                 count.add_(kept, alpha=len(x))
@@ -240,16 +242,13 @@ class Trainer:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
         return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
 
-    def _augmented(self, x: Tensor) -> Tensor:
-        return x if self.splits.augment is None else self.splits.augment(x, self.order)
-
     def _replay(self) -> None:
         """Go back to the start of the epoch under way: to the state that was kept last, and through the epochs since."""
         assert self.safe is not None
         self._load(self.safe)
         for epoch in self.plan[self.safe_position : self.position]:
             for x, y in self.loader:
-                self.step(self._augmented(x.to(self.device)), y.to(self.device))
+                self.step(x.to(self.device), y.to(self.device))
             self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
             follow_schedule(self.scheduler, None)
 
