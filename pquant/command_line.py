@@ -15,11 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from pquant import predict
-from pquant.config import CLEAR_ERRORS, build_experiment, check_overrides, explain
+from pquant.config import CLEAR_ERRORS, build_experiment, check_complete, check_overrides, explain
 from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
 from pquant.finetuning.sweeper import StudySweeper
+from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
 from pquant.resume import composed_run
 from pquant.search_path import PRIMARY
 from pquant.signals import Interrupted, requeue
@@ -43,7 +44,8 @@ def job(config: DictConfig) -> float | list[float] | None:
 
 def run(config: DictConfig, callback: Callable[[Row], None], resume: bool) -> dict[str, Any]:
     """Run the experiment that ``config`` describes; return the metrics of its summary."""
-    origin, composed = composed_run(config, resume)
+    check_complete(config)
+    origin, composed = composed_run(without_foreign_fields(config, HydraConfig.get().overrides.task), resume)
     return build_experiment(composed).run(origin, callback)
 
 
@@ -66,6 +68,7 @@ def main() -> None:
             predict.main(sys.argv[2:])
             return
         check_overrides(sys.argv[1:])
+        sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
         with explaining(sys.argv):
             job()
     except CLEAR_ERRORS as error:

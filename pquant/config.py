@@ -72,6 +72,12 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
 
 
+def check_complete(config: DictConfig) -> None:
+    """Raise a ConfigError that names the fields of a configuration that must be given (``???``)."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{' and '.join(missing)} must be given: {missing[0]}=...")
+
+
 def build_experiment(config: DictConfig) -> Experiment:
     """Return the experiment that a composed configuration describes.
 
@@ -108,7 +114,12 @@ def _built(section: str, node: Any) -> Any:
 
 
 def _check_kinds(section: str, built: "partial[Any]") -> None:
-    """Reject what a library's or user's callable would take for a boolean (any string is true), or find to be no number only later."""
+    """Reject what a library's or user's callable does not take, would take for a boolean (any string is true), or find to be no number only later."""
+    parameters = signature(built.func).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in built.keywords:
+            if name not in parameters:
+                raise ConfigError(f"{section}: {unknown(f'argument of {built.func.__name__}', name, parameters)}")
     for name, parameter in signature(built.func).parameters.items():
         if name not in built.keywords:
             continue

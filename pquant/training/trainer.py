@@ -99,6 +99,7 @@ class Trainer:
         self.position = self.step_count = 0
         self.snapshot: dict[str, Tensor] = {}
         self.safe: dict[str, Any] | None = None
+        self.safe_position = 0
         self.rows: list[Row] = []
         self.lines: list[str] = []
 
@@ -116,7 +117,7 @@ class Trainer:
                 if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                     before_train()
                 if self._enter(epoch) or self.safe is None:
-                    self.safe = cloned(self._state())
+                    self._keep()
                 budget = self._budget()
                 losses = self._train_epoch(epoch, after_step)
                 self._leave(epoch, losses["train/loss"])
@@ -126,8 +127,12 @@ class Trainer:
                 follow_schedule(self.scheduler, row.get("val/loss"))
                 self.position += 1
                 self.rows.append(row | {"seconds": time.perf_counter() - start})
-                self.safe = cloned(self._state())
+                if epoch.evaluated:
+                    self._keep()
                 on_epoch(self.rows[-1])
+
+    def _keep(self) -> None:
+        self.safe, self.safe_position = cloned(self._state()), self.position
 
     def _measure(self, epoch: Epoch) -> Row:
         """Return loss and metric of the model on the validation data, its sparsity and its EBOPs.
@@ -144,7 +149,7 @@ class Trainer:
     def _budget(self) -> Row:
         """Return the target of EBOPs and the price in force; nothing for a model without a target."""
         budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
-        return {"target_ebops": budgets[0].target, "price": budgets[0].price} if budgets and budgets[0] else {}
+        return {"target_ebops": budgets[0].target, "price": float(budgets[0].price)} if budgets and budgets[0] else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
@@ -218,7 +223,7 @@ class Trainer:
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
         for x, y in self.loader:
             with self.losses.timed():
-                *losses, kept = self.step(x.to(self.device), y.to(self.device))
+                *losses, kept = self.step(self._augmented(x.to(self.device)), y.to(self.device))
                 for total, loss in zip(totals, losses, strict=False):
                     total.add_(loss, alpha=len(x))
                 count.add_(kept, alpha=len(x))
@@ -227,8 +232,7 @@ class Trainer:
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(sum(totals)) and bool(all_finite(trained(self.model, self.optimizer)))):
-            assert self.safe is not None
-            self._load(self.safe)
+            self._replay()
             diagnosis = Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step)
             where = diagnosis.locate(self.loader, self.device) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
@@ -236,8 +240,21 @@ class Trainer:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
         return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
 
+    def _augmented(self, x: Tensor) -> Tensor:
+        return x if self.splits.augment is None else self.splits.augment(x, self.order)
+
+    def _replay(self) -> None:
+        """Go back to the start of the epoch under way: to the state that was kept last, and through the epochs since."""
+        assert self.safe is not None
+        self._load(self.safe)
+        for epoch in self.plan[self.safe_position : self.position]:
+            for x, y in self.loader:
+                self.step(self._augmented(x.to(self.device)), y.to(self.device))
+            self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
+            follow_schedule(self.scheduler, None)
+
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        finite = torch.isfinite(x).all()
+        finite = torch.isfinite(x.sum(dtype=torch.float64))
         (x, y), weight = distributed.part(x, y)
         losses = self.losses(x, y)
         self.optimizer.zero_grad()
@@ -287,10 +304,12 @@ class Trainer:
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last complete epoch, its tensors in a copy."""
+        """Return the state after the last complete epoch that was evaluated, its tensors in a copy."""
+        if self.safe is None:
+            self._keep()
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        rows = f"[{','.join(self.lines)}]"
-        return {"position": self.position, "epochs": len(self.plan), "rows": rows, "state": self.safe or cloned(self._state())}
+        rows = f"[{','.join(self.lines[: self.safe_position])}]"
+        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
