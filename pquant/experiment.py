@@ -191,7 +191,7 @@ class Experiment:
         final = final.cpu()
         save_model(final, run.folder, splits.interface)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
-        details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+        details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived, splits.classes)
         try:
             summary |= self.export.export(final, splits, run.folder)
         except (ConfigError, ExportError):

@@ -105,6 +105,8 @@ class TrainedModel:
             names = f", the columns {', '.join(self.features)}" if self.features else ""
             raise ConfigError(f"rows must have the shape (N, {', '.join(map(str, self.input_shape))}){names}, got {x.shape}")
         x = x.astype(np.float64)
+        if "input_missing" in self.described:
+            x = np.where(np.isnan(x), np.array(self.described["input_missing"]), x)
         if not np.isfinite(x).all():
             row, *place = np.argwhere(~np.isfinite(x))[0].tolist()
             where = f"column '{self.features[place[-1]]}'" if self.features else f"place {place}"

@@ -126,6 +126,16 @@ def test_every_kind_of_model_is_built_again(overrides: list[str], tmp_path: Path
     assert model.predict(torch.zeros(2, 64)).shape == (2,) if x.ndim == 2 else model.predict(torch.zeros(2, 8, 8)).shape == (2,)
 
 
+def test_missing_values_of_raw_rows_are_replaced_as_in_training(place: Path, tmp_path: Path) -> None:
+    frame = table(place / "gaps.csv", "kind")
+    frame.loc[::4, "pt"] = np.nan
+    frame.to_csv(place / "gaps.csv", index=False)
+    data = ["data=table", f"data.path={place / 'gaps.csv'}", "data.target=kind", "data.missing=mean", "data.drop=[eta]", NET]
+    model = pquant.load(conduct(tmp_path / "run", *data))
+    filled = frame.fillna({"pt": model.described["input_missing"][1]})
+    assert model.features == ("mass", "pt") and torch.equal(model.inputs(frame), model.inputs(filled))
+
+
 def test_padding_stays_padding(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(3, 2, (200, 4, 3)).astype(np.float32), random.integers(0, 2, 200)

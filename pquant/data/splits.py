@@ -24,6 +24,7 @@ class Preprocessing:
         classes: the names of the classes, in the order of the outputs; empty for a regression.
         note: what offset and scale do not say.
         padding: whether an item (the last axis of an input) whose raw values are all 0 is padding, and stays 0.
+        missing: raw values by feature that stand for missing ones; None if none may be missing.
     """
 
     offset: Tensor
@@ -32,11 +33,13 @@ class Preprocessing:
     classes: tuple[str, ...] = ()
     note: str = ""
     padding: bool = False
+    missing: Tensor | None = None
 
     def described(self) -> dict[str, Any]:
         """Return the values of ``model.json``: numbers, or nested lists where they differ by feature."""
         numbers = {"input_offset": _numbers(self.offset), "input_scale": _numbers(self.scale)}
         numbers |= {"input_dtype": str(self.offset.dtype).removeprefix("torch.")} | ({"input_padding": True} if self.padding else {})
+        numbers |= {"input_missing": _numbers(self.missing)} if self.missing is not None else {}
         words = {"input_note": self.note, "features": list(self.features), "classes": list(self.classes)}
         return numbers | {name: value for name, value in words.items() if value}
 
