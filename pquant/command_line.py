@@ -14,6 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from pquant import predict
 from pquant.config import CLEAR_ERRORS, build_experiment, check_complete, check_overrides, explain
 from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
@@ -63,6 +64,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     Plugins.instance().register(StudySweeper)
     try:
+        if sys.argv[1:2] == ["predict"]:
+            predict.main(sys.argv[2:])
+            return
         check_overrides(sys.argv[1:])
         sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
         with explaining(sys.argv):
