@@ -29,10 +29,11 @@ METHODS = {
     **{name: [f"pruning={name}"] for name in ("cs", "dst", "pdp", "autosparse", "mdmm", "magnitude")},
     "dst-hgq": ["pruning=dst", "quantization=hgq"],
     "hgq": ["pruning=none", "quantization=hgq", "quantization.hgq_beta=1e-6"],
-    "synchronized": ["pruning=dst", "model.batch_norm=true", "training.sync_batch_norm=true"],
     "teacher": ["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"],
     "wrap": ["pruning=none", "quantization=hgq", "quantization.overflow_mode_data=WRAP"],
 }
+MAY_DIFFER = {"cs": 0.001}
+"""Share of the weights whose masks the order of sums may change: those of CS are at a threshold when it freezes them."""
 
 
 def train(folder: Path, launcher: list[str], overrides: list[str]) -> dict:
@@ -53,7 +54,8 @@ def test_two_processes_train_what_one_does(method: str, tmp_path: Path) -> None:
     weights = [name for name in one if name.endswith("weight")]
     assert weights
     if METHODS[method][0] != "pruning=none":
-        assert all(torch.equal(one[name] == 0, two[name] == 0) for name in weights)
+        differing = sum(int(((one[name] == 0) != (two[name] == 0)).sum()) for name in weights)
+        assert differing <= MAY_DIFFER.get(method, 0) * sum(one[name].numel() for name in weights)
     assert abs(alone["val/accuracy"] - both["val/accuracy"]) < 0.02 and abs(alone["sparsity"] - both["sparsity"]) < 0.01
 
 
