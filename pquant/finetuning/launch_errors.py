@@ -19,7 +19,7 @@ TRACE = re.compile(r"with trace:\n-+\n(.*?)\n-+\n", re.DOTALL)
 """What submitit quotes of a job that raised an error."""
 
 
-def is_lost(error: BaseException) -> bool:
+def is_lost(error: BaseException | None) -> bool:
     """Return whether a job ended without reporting an error of its own, so that its trial can go on in another job."""
     return (type(error).__module__.partition(".")[0], type(error).__name__) in LOST
 
