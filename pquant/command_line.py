@@ -23,7 +23,7 @@ from pquant.finetuning.sweeper import StudySweeper
 from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
 from pquant.resume import composed_run
 from pquant.search_path import PRIMARY
-from pquant.signals import Interrupted, requeue
+from pquant.signals import Interrupted, end, submitit_job
 from pquant.targets import allowed_packages
 
 BEGUN: list[bool] = []
@@ -35,7 +35,8 @@ def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
     BEGUN.append(True)
     try:
-        return current_job(config).conduct(partial(run, config))
+        with submitit_job():
+            return current_job(config).conduct(partial(run, config))
     except CLEAR_ERRORS as error:
         if HydraConfig.get().mode is RunMode.RUN:
             refuse(error)
@@ -79,8 +80,6 @@ def main() -> None:
             refuse(error)
         raise
     except Interrupted as interrupt:
-        if interrupt.requeues:
-            requeue()
-        sys.exit(interrupt.exit_code)
+        end(interrupt)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -23,6 +23,7 @@ from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import budgeted_layers, pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
+from pquant.layers.norm import synchronize
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization
@@ -97,6 +98,9 @@ class Trainer:
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         self.losses = StepCompiler(self._losses, self.model, training.compile, device, self._graphs_and_steps)
+        self.overlapping: distributed.Losses | None = None
+        if training.sync_batch_norm:
+            synchronize(self.model)
         self.step_events = StepEvents(self.model)
         self.position = self.step_count = 0
         self.snapshot: dict[str, Tensor] = {}
@@ -220,6 +224,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
+        self.overlapping = distributed.overlapping(self.losses, self.model)
         self.distiller.set_stage(epoch.stage)
         names = ("train/loss", "train/penalty", *self.distiller.metrics)
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
@@ -255,11 +260,14 @@ class Trainer:
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         finite = torch.isfinite(x.sum(dtype=torch.float64))
         (x, y), weight = distributed.part(x, y)
-        losses = self.losses(x, y)
         self.optimizer.zero_grad()
+        losses = (self.overlapping or self.losses)(x, y)
         together = self.distiller.total(losses)
-        (together if weight == 1 else together * weight).backward()
-        distributed.total_gradients(self.model.parameters())
+        if self.overlapping:
+            (together * (weight * distributed.count())).backward()
+        else:
+            (together if weight == 1 else together * weight).backward()
+            distributed.total_gradients(self.model.parameters())
         self.follow_step()
         loss, penalty, *taught = (value.detach() for value in losses)
         return distributed.total(loss * weight), penalty, *(distributed.total(value * weight) for value in taught), finite
