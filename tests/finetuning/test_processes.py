@@ -75,7 +75,6 @@ def test_two_processes_share_a_study_and_no_trial_runs_twice(storage: str, study
 def test_joblib_runs_trials_in_parallel_with_their_share_of_the_cores(study: Study) -> None:
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "training.threads=0"]
     said = run(ROOT / "run.py", study.folder, *SHORT, *launcher, "finetuning.num_trials=4", PYTHONPROFILEIMPORTTIME="1")
-    assert said.count("is launching 2 jobs") == 2
     importing = len(re.findall(r"^import time:.*\| +torch$", said, re.MULTILINE))
     assert importing == 2, "torch is imported by the study and by the process that its workers are forked from"
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
