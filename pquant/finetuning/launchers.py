@@ -18,6 +18,8 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pquant.finetuning.timeout import TrialTimeoutError
+
 log = logging.getLogger(__name__)
 
 Jobs = Mapping[int, Sequence[str]]
@@ -84,7 +86,9 @@ class Processes:
 
         place = next(place for place, (_, last) in enumerate(self.places) if last is None or last.done())
         worker, last = self.places[place]
-        if worker is None or (last is not None and isinstance(last.exception(), BrokenExecutor)):
+        if worker is None or (last is not None and _unusable(last)):
+            if worker is not None:
+                worker.shutdown(kill_workers=True)
             worker = ProcessPoolExecutor(max_workers=1)
         one = self.launcher
         future = worker.submit(execute_job, number, overrides, one.hydra_context, one.config, one.task_function, 0, Singleton.get_state(), False)
@@ -199,6 +203,13 @@ def threads_per_job(launcher: DictConfig, jobs: int) -> int:
         return int(launcher.cpus_per_task)
     here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
     return max(1, _cores() // jobs) if here and jobs > 1 else 0
+
+
+def _unusable(last: JobFuture) -> bool:
+    """Return whether a worker has died, or was interrupted anywhere, as in an import, with its last job."""
+    if last.exception():
+        return isinstance(last.exception(), BrokenExecutor)
+    return isinstance(last.result()._return_value, TrialTimeoutError)
 
 
 def _of_cores(number: int) -> int:

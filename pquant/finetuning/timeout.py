@@ -16,6 +16,10 @@ class TrialTimeoutError(Exception):
     """A trial did not end in its time."""
 
 
+class _Alarm(BaseException):
+    """What the clock raises: no error, so that code which handles errors lets it pass."""
+
+
 @contextmanager
 def limited(seconds: float | None, give_up: Callable[[str], None]) -> Iterator[None]:
     """Raise :class:`TrialTimeoutError` in the main thread after ``seconds``; null: never.
@@ -40,22 +44,24 @@ def limited(seconds: float | None, give_up: Callable[[str], None]) -> Iterator[N
     if sys.__stderr__:
         faulthandler.dump_traceback_later(seconds + 2 * SECONDS_TO_END, exit=True, file=sys.__stderr__)
     try:
-        with _alarm(seconds, reason):
+        with _alarm(seconds):
             yield
+    except _Alarm:
+        raise TrialTimeoutError(reason) from None
     finally:
         last.cancel()
         faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
-def _alarm(seconds: float, reason: str) -> Iterator[None]:
-    """Raise the error by the clock of the process; only its main thread can, and not on Windows."""
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise the alarm by the clock of the process; only its main thread can, and not on Windows."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def raise_error(number: int, frame: object) -> None:
-        raise TrialTimeoutError(reason)
+        raise _Alarm
 
     before = signal.signal(signal.SIGALRM, raise_error)
     signal.setitimer(signal.ITIMER_REAL, seconds)
