@@ -1,6 +1,7 @@
 """Trials that sleep instead of training, for benchmarks of a study, on any launcher: a callback of Hydra.
 
-    PYTHONPATH=benchmarks PQUANT_ALLOW=dummy_trials LENGTHS=1,1,1,10 python run.py -m finetuning=random +hydra.callbacks.dummy._target_=dummy_trials.Dummy
+    export PYTHONPATH=benchmarks PQUANT_ALLOW=dummy_trials LENGTHS=1,1,1,10
+    python run.py -m finetuning=random +hydra.callbacks.dummy._target_=dummy_trials.Dummy
 
 Trial n takes the length n, modulo their number, of $LENGTHS, in seconds.
 """

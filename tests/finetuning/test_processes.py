@@ -137,3 +137,13 @@ def test_ray_runs_trials(study: Study) -> None:
         "+hydra.launcher.ray.init.num_cpus=2",
     )
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_takes_no_other_trial_with_it(study: Study, tmp_path: Path) -> None:
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "finetuning.num_trials=4", "finetuning.max_failure_rate=0.5"]
+    callback = ["+hydra.callbacks.dying._target_=dying_trials.Dying"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "finetuning")])
+    run(ROOT / "run.py", study.folder, *joblib, *callback, PYTHONPATH=path, PQUANT_ALLOW="dying_trials", DYING="1")
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "Terminated" in study.trials()[1].user_attrs["failure"]
