@@ -49,16 +49,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="of the four lengths")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        taken = seconds(study(Path(folder) / "study", arguments.unit, len(LENGTHS) * arguments.repeats))
+        trials = study(Path(folder) / "study", arguments.unit, len(LENGTHS) * arguments.repeats)
+    taken = seconds(trials)
+    busy = sum(seconds([trial]) for trial in trials) / WORKERS / taken
     ideal = sum(LENGTHS) * arguments.unit * arguments.repeats / WORKERS
     text = (
         f"{len(LENGTHS) * arguments.repeats} trials of {LENGTHS} units of {arguments.unit:g} s on {WORKERS} workers of joblib, "
-        f"{len(os.sched_getaffinity(0))} cores: {taken:.0f} s, ideal {ideal:.0f} s, ratio {taken / ideal:.3f}\n"
+        f"{len(os.sched_getaffinity(0))} cores with a load of {os.getloadavg()[2]:.0f}:\n"
+        f"{taken:.0f} s, ideal {ideal:.0f} s, ratio {taken / ideal:.3f}; a worker has a trial in {100 * busy:.0f} % of the time\n"
     )
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sweep_wait.md").write_text(text)
-    figures = {**vars(arguments), "seconds": taken, "ideal_seconds": ideal, "ratio": taken / ideal}
+    figures = {**vars(arguments), "seconds": taken, "ideal_seconds": ideal, "ratio": taken / ideal, "busy": busy, "load": os.getloadavg()[2]}
     (RESULTS / "sweep_wait.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 

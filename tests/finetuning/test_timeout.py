@@ -11,11 +11,11 @@ from pquant.finetuning.timeout import TrialTimeoutError, limited
 from .conftest import ROOT, FakeJobs, Study
 
 STUBBORN = """
-import sys, time
+import time
 from pquant.finetuning import timeout
 
 timeout.SECONDS_TO_END = 0.2
-with timeout.limited(0.1, print):
+with timeout.limited(0.1, lambda reason: print(reason, flush=True)):
     while True:
         try:
             time.sleep(60)
