@@ -1,6 +1,6 @@
 """Metrics of a compressed model: auxiliary losses, sparsity, EBOPs, sizes, a table by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Penalty:
                         self.owners.setdefault(quantizer, layer)
         met = [quantizer for layer in self.counted for quantizer in layer.counted()]
         self.trained = dict.fromkeys(quantizer for quantizer in (*self.owners, *met) if isinstance(quantizer, HGQQuantizer))
+        self.budget = next((layer.regularization.budget for layer in self.counted), None)  # type: ignore[union-attr]
         self.zero = torch.zeros(())
 
     def __call__(self) -> Tensor:
@@ -43,10 +44,16 @@ class Penalty:
         def width(quantizer: Quantizer) -> Tensor:
             return quantizer.bits() if (known := widths.get(quantizer)) is None else known  # type: ignore[call-overload]
 
-        for layer in self.counted:
-            terms.append(layer.regularization.beta * layer.trained_ebops(width))  # type: ignore[union-attr]
+        if self.budget is None:
+            terms += [layer.regularization.beta * layer.trained_ebops(width) for layer in self.counted]  # type: ignore[union-attr]
+        else:
+            terms.append(self.budget.cost(self.ebops(width)))
         terms += [layer.regularization.gamma * widths[quantizer].sum() for quantizer, layer in self.owners.items()]  # type: ignore[union-attr]
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
+
+    def ebops(self, width: Callable[[Quantizer], Tensor] = lambda quantizer: quantizer.bits()) -> Tensor:
+        """Return the EBOPs by trained widths, a differentiable scalar; ``width`` gives the bits of a quantizer."""
+        return sum((layer.trained_ebops(width) for layer in self.counted), start=self.zero)
 
 
 def penalty(model: nn.Module) -> Tensor:
@@ -73,13 +80,15 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
     return sum((layer.ebops(parameters.get(layer)) for layer in model.modules() if isinstance(layer, QuantizedLayer)), start=0.0)
 
 
+@torch.no_grad()
 def bit_use(model: nn.Module) -> Use:
-    """Return the exact EBOPs of a model, as it would be finalized now, and the mean width of its non-zero weights."""
+    """Return what a model uses of EBOPs and bits, as it would be finalized now."""
     parameters = finalized_parameters(model)
     weights = [(layer.weight_quantizer, parameters[layer][0]) for layer in weight_layers(model).values()]
     widths = [quantizer.width().to(weight.device).expand_as(weight)[weight != 0] for quantizer, weight in weights]
     left = sum(width.numel() for width in widths)
-    return Use(ebops(model, parameters), sum(float(width.sum()) for width in widths) / left if left else 0.0)
+    bits = sum(float(width.sum()) for width in widths) / left if left else 0.0
+    return Use(ebops(model, parameters), bits, float(Penalty(model).ebops()))
 
 
 def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:

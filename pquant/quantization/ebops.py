@@ -60,16 +60,14 @@ class BitRegularization(nn.Module):
         """Let the budget, if any, begin with a train stage of a number of epochs, of a model that has a ``use`` of bits now."""
         if self.budget is not None:
             self.budget.begin(use, self.quantization.target_share * epochs)
-            self.beta.fill_(self.budget.price)
 
     def follow(self, use: Use) -> None:
         """Let the budget, if any, follow an epoch of the train stage or later, after which a model has a ``use`` of bits."""
         if self.budget is not None and self.epoch >= 0:
             self.budget.follow(use)
-            self.beta.fill_(self.budget.price)
 
     def _set(self, epoch: int) -> None:
         beta, gamma = self.quantization.regularization(epoch)
         self.epoch.fill_(epoch)
-        self.beta.fill_(beta if self.budget is None else self.budget.price)
+        self.beta.fill_(beta)
         self.gamma.fill_(gamma)

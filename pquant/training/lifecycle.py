@@ -24,6 +24,8 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
         ConfigError: no ``horizon`` to enter TRAIN with a target of EBOPs.
     """
     stage = Stage(stage)
+    if stage is Stage.TRAIN:
+        _begin_budgets(model, horizon)
     pruned = pruned_layers(model)
     for layer in pruned.values():
         layer.start_pruner(stage, horizon)
@@ -37,8 +39,6 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_stage_start(stage)
-    if stage is Stage.TRAIN:
-        _begin_budgets(model, horizon)
 
 
 def _begin_budgets(model: nn.Module, horizon: Horizon | None) -> None:
@@ -56,7 +56,7 @@ def check_budget(model: nn.Module, ebops: float) -> dict[str, float]:
     """Say how a trained model of ``ebops`` stands to its target of EBOPs; return the target as ``target_ebops``, nothing where there is none."""
     for layer in budgeted_layers(model):
         budget = layer.regularization.budget  # type: ignore[union-attr]
-        if budget is not None and budget.state:
+        if budget is not None and budget.epochs > 0:
             budget.report(ebops)
             return {"target_ebops": budget.target}
     return {}

@@ -1,6 +1,5 @@
 """A budget of EBOPs: the controller on responses that are made up, and in models and runs."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -30,106 +29,130 @@ BITS = {
     "default_weight_fractional_bits": 6,
 }
 HGQ = BITS | {"use_hgq": True, "granularity": "per_weight"}
-START, EPOCHS = 100_000.0, 60
+START, EPOCHS, STEPS = 100_000.0, 60, 10
 
 
 class Response:
-    """Made-up EBOPs: at a price p they tend to START / (1 + p / p0)^elasticity, by a share of the distance in each epoch, and fall to a floor."""
+    """A made-up network with one width b, of EBOPs START (b / 8)^2 and a task's loss 4^-b.
 
-    def __init__(self, elasticity: float, speed: float, floor: float = 1.0) -> None:
-        self.elasticity, self.speed, self.floor, self.level = elasticity, speed, floor, math.log(START)
+    An optimizer like Adam moves the width by ``lr`` bits a step, or less where the gradient is smaller than its ``noise``.
+    """
 
-    def after(self, price: float) -> Use:
-        """Return the use after an epoch at a price."""
-        there = math.log(START) - self.elasticity * math.log1p(max(price, 0.0) * START / 0.01)
-        self.level += self.speed * (there - self.level)
-        return Use(max(math.exp(self.level), self.floor), 4.0)
+    def __init__(self, lr: float, noise: float, least: float = 0.1) -> None:
+        self.lr, self.noise, self.least, self.bits = lr, noise, least, 8.0
+
+    def step(self, budget: EbopsBudget) -> None:
+        """Follow the price of one step."""
+        bits = torch.tensor(self.bits, requires_grad=True)
+        (4**-bits + budget.cost(self._trained(bits))).backward()
+        assert bits.grad is not None
+        self.bits = max(self.bits - self.lr * math.tanh(float(bits.grad) / self.noise), self.least)
+
+    def _trained(self, bits: torch.Tensor) -> torch.Tensor:
+        return 1.5 * START * (bits / 8) ** 2
+
+    def use(self) -> Use:
+        """Return the use now: trained widths count half as much again as finalized weights."""
+        trained = float(self._trained(torch.tensor(self.bits)))
+        return Use(trained / 1.5, self.bits, trained)
 
 
 def held(target: float, response: Response, price: float = 0.0) -> tuple[EbopsBudget, list[float]]:
     """Return the controller after a run on a response, and the EBOPs of each epoch."""
     budget, found = EbopsBudget(target, price), []
-    budget.begin(Use(START, 8.0), 0.7 * EPOCHS)
+    budget.begin(Use(START, 8.0, 1.5 * START), 0.7 * EPOCHS)
     budget.announce(START)
     for _ in range(EPOCHS):
-        use = response.after(budget.price)
-        found.append(use.ebops)
-        budget.follow(use)
+        for _ in range(STEPS):
+            response.step(budget)
+        found.append(response.use().ebops)
+        budget.follow(response.use())
     return budget, found
 
 
-@pytest.mark.parametrize("target", [1000, 5000, 30_000])
-@pytest.mark.parametrize("elasticity", [0.4, 0.6, 0.8])
-@pytest.mark.parametrize("speed", [0.3, 0.6, 1.0])
-def test_a_target_is_reached_in_time_and_held(target: int, elasticity: float, speed: float) -> None:
-    _, found = held(target, Response(elasticity, speed))
+@pytest.mark.parametrize("target", [5000, 10_000, 30_000])
+@pytest.mark.parametrize("lr", [0.03, 0.04, 0.05])
+@pytest.mark.parametrize("noise", [0.03, 0.1, 1.0])
+def test_a_target_is_reached_in_time_and_held(target: int, lr: float, noise: float) -> None:
+    _, found = held(target, Response(lr, noise))
     late = [ebops / target for ebops in found[int(0.7 * EPOCHS) + 6 :]]
     assert max(late) < 1.05 and min(late) > 0.95
     assert all(ebops > 0.8 * target for ebops in found)
 
 
+def test_bits_that_follow_the_plan_too_late_come_to_the_target_in_the_end() -> None:
+    _, found = held(5000, Response(0.025, 0.1))
+    assert found[EPOCHS // 3] > 2 * found[EPOCHS // 2] and found[-1] == pytest.approx(5000, rel=0.05)
+
+
 def test_the_start_price_is_the_one_that_is_given_as_long_as_it_cannot_ruin_the_model(caplog: pytest.LogCaptureFixture) -> None:
-    assert held(5000, Response(0.6, 0.5), 3e-7)[0].state["start"] == 3e-7
-    assert held(5000, Response(0.6, 0.5))[0].state["start"] == pytest.approx(0.02 / START)
+    def start(price: float) -> float:
+        budget = EbopsBudget(5000, price)
+        budget.begin(Use(START, 8.0, START), 1e6)
+        budget.announce(START)
+        return float(budget.price)
+
+    assert start(3e-7) == pytest.approx(3e-7, rel=0.01)
+    assert start(0.0) == pytest.approx(0, abs=1e-9)
     assert not caplog.text
-    assert held(5000, Response(0.6, 0.5), 1.0)[0].state["start"] == pytest.approx(1 / START)
+    assert start(1.0) == pytest.approx(1 / START, rel=0.01)
     assert "hgq_beta = 1 would cost a loss of 1e+05: the price starts at 1e-05" in caplog.text
 
 
 def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     budget = EbopsBudget(2 * START)
     with caplog.at_level(logging.INFO):
-        budget.begin(Use(START, 8.0), 10)
+        budget.begin(Use(START, 8.0, START), 10)
         budget.announce(START)
-        prices = [budget.price]
+        prices = [float(budget.price)]
         for _ in range(20):
-            budget.follow(Use(START, 6.0))
-            prices.append(budget.price)
+            budget.follow(Use(START, 6.0, START))
+            prices.append(float(budget.price))
         budget.report(START)
     assert prices == [0.0] * 21
     assert "the budget is not needed" in caplog.text and "50.0 % fewer: the budget was not needed" in caplog.text
-    for _ in range(3):
-        budget.follow(Use(3 * START, 8.0))
+    budget.follow(Use(3 * START, 8.0, 3 * START))
     assert budget.price > 0, "what grows beyond it is held"
 
 
 def test_a_target_out_of_reach_is_told_with_what_was_reached(caplog: pytest.LogCaptureFixture) -> None:
-    budget, found = held(100, Response(0.6, 1.0, floor=700.0))
-    assert found[-1] == 700 and math.isfinite(budget.price)
+    budget, found = held(100, Response(0.05, 0.1, least=8 * math.sqrt(0.007)))
+    assert found[-1] == pytest.approx(700) and math.isfinite(budget.price)
     budget.report(found[-1])
     assert "the target of 100 EBOPs is not held: the model has 700 in the end, 600.0 % more: it was not reached" in caplog.text
 
 
 def test_a_target_that_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    budget, _ = held(5000, Response(0.6, 0.6))
+    budget, _ = held(5000, Response(0.05, 0.1))
     with caplog.at_level(logging.INFO):
         budget.report(5249)
     assert not caplog.records
 
 
 def test_what_pruning_took_is_bought_back_until_it_is_there() -> None:
-    budget, _ = held(5000, Response(0.6, 0.6))
+    budget, _ = held(5000, Response(0.05, 0.1))
     prices = []
-    for ebops in (*[3000] * 12, 5001):
-        budget.follow(Use(ebops, 4.0))
-        prices.append(budget.price)
-    assert prices[-2] < 0 <= prices[-1]
-    for _ in range(20):
-        budget.follow(Use(3000, 7.9))
+    for ebops in (3000, 3000, 5500):
+        budget.follow(Use(ebops, 4.0, ebops))
+        prices.append(float(budget.price))
+    assert prices[0] < 0 and prices[1] < 0 < prices[2]
+    budget.follow(Use(3000, 7.9, 3000))
     assert budget.price == 0, "a weight gets no more bits than it had"
 
 
 def test_it_goes_on_from_its_state() -> None:
-    budget, response = EbopsBudget(5000), Response(0.6, 0.6)
-    budget.begin(Use(START, 8.0), 20)
+    budget, response = EbopsBudget(5000), Response(0.05, 0.1)
+    budget.begin(response.use(), 20)
     for _ in range(7):
-        budget.follow(response.after(budget.price))
+        response.step(budget)
+        budget.follow(response.use())
     other = EbopsBudget(5000)
-    other.load_state_dict(json.loads(json.dumps(budget.state_dict())))
+    other.load_state_dict(budget.state_dict())
     for ebops in (9000.0, 7000.0, 4000.0):
         for one in (budget, other):
-            one.follow(Use(ebops, 4.0))
+            one.follow(Use(ebops, 4.0, 1.2 * ebops))
         assert budget.price == other.price != 0
+        assert budget.cost(torch.tensor(8000.0)) == other.cost(torch.tensor(8000.0)) != 0
 
 
 def model(**changes: Any) -> nn.Module:
@@ -144,12 +167,12 @@ def test_the_stages_and_epochs_of_a_model_move_the_price_of_all_its_layers() -> 
     for stage, epochs in ((pquant.Stage.PRETRAIN, 1), (pquant.Stage.TRAIN, 3), (pquant.Stage.FINETUNE, 2)):
         pquant.set_stage(net, stage, pquant.Horizon(epochs=3, steps_per_epoch=1))
         for _ in range(epochs):
-            found = {float(layer.regularization.beta) for layer in budgeted_layers(net)}
+            found = {float(layer.regularization.budget.price) for layer in budgeted_layers(net)}
             assert len(found) == 1
             prices += found
             pquant.on_epoch_end(net)
-    assert prices[0] == 0 and prices[1] > 0
-    assert prices == sorted(set(prices)), "EBOPs stay where they are, so the price rises"
+    assert prices[0] == 0, "nothing is asked for before the train stage"
+    assert prices == sorted(prices) and prices[1] > 0, "EBOPs stay where they are, so the price rises"
     assert float(pquant.penalty(net).detach()) > 0
     assert not budgeted_layers(pquant.finalize(net))
 
@@ -194,8 +217,8 @@ SHORT = ["quantization=hgq", "quantization.hgq_beta=0", "progress=quiet"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [6000, 40_000])
-@pytest.mark.parametrize("pruning", ["none", "dst"])
+@pytest.mark.parametrize("target", [6000, 20_000])
+@pytest.mark.parametrize("pruning", ["none", "dst", "pdp", "wanda", "mdmm", "cs", "autosparse", "activation_pruning"])
 def test_a_run_on_digits_ends_at_its_target(pruning: str, target: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     experiment = build(*SHORT, f"pruning={pruning}", f"quantization.target_ebops={target}")
