@@ -30,7 +30,7 @@ from ruler import dense_ebops, zeros  # noqa: E402
 EPOCHS, BATCH, EVALUATE_EVERY = 300, 1024, 10
 CYCLES, DECAY, LEARNING_RATE, LOWEST_RATE = 1, 0.94, 5e-3, 1e-6
 FIRST_BETA, LAST_BETA, CONSTANT = 5e-7, 1e-3, 0.02
-DATA_BITS = 3
+BITS = 3
 INTEGRAL = 2e-2
 """Integral gain of the controller, ten times HGQ2's default: with that one, runs of this length do not reach their targets."""
 
@@ -38,9 +38,9 @@ INTEGRAL = 2e-2
 def network() -> keras.Model:
     """Return 16-64-64-32-5 with the formats, and the bits at the start, of the authors' own training."""
     with (
-        QuantizerConfigScope(place="weight", overflow_mode="SAT_SYM"),
+        QuantizerConfigScope(place="weight", default_q_type="kif", overflow_mode="SAT_SYM", f0=BITS),
         QuantizerConfigScope(place="bias", overflow_mode="WRAP"),
-        QuantizerConfigScope(place="datalane", i0=1, f0=DATA_BITS),
+        QuantizerConfigScope(place="datalane", i0=1, f0=BITS),
     ):
         x = inputs = keras.Input((16,))
         for width in (64, 64, 32):

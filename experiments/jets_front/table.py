@@ -57,7 +57,7 @@ def targets(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     lines = {f"ours, {target:,} EBOPs": of(ours, f"target_{target}") for target in TARGETS}
     lines |= {f"HGQ2, {target:,} EBOPs": of(theirs, f"target_{target}") for target in TARGETS}
     lines |= {"ours, rising price (last model)": of(ours, "rising"), "float network": of(ours, "float")}
-    return table("run", lines, (ACCURACY, EBOPS, OWN, LUTS, SPARSITY, SECONDS))
+    return table("run", lines, (ACCURACY, EBOPS, OWN, LUTS, ESTIMATED, SPARSITY, SECONDS))
 
 
 def exported(ours: Sequence[Row]) -> str:

@@ -4,12 +4,12 @@
 # ///
 """Train the jet network with PQuantML: its training loop and losses, and its configuration of each method, at 8 bits or with trained bits.
 
-``uv run experiments/jets_methods/pquantml.py <split.npz> <seed> <method>_<8bit or hgq> <out.csv>`` makes an environment of its own, as its package is
-called pquant too. The split is one of ``experiments/splits.py``. Each run is one row of the file, to which the script appends.
+``uv run experiments/jets_methods/pquantml.py <split.npz> <seed> <variant>,... <out.csv>`` makes an environment of its own, as its package is called
+pquant too. The split is one of ``experiments/splits.py``; a variant is ``<method>_8bit`` or ``<method>_hgq``. Each run is one row of the
+file, to which the script appends.
 """
 
 import csv
-import math
 import os
 import sys
 import time
@@ -35,9 +35,9 @@ HGQ = {"use_high_granularity_quantization": True, "granularity": "per_weight", "
 METHODS = {
     "none": (pquant.pdp_config, {"enable_pruning": False}),
     "dst": (pquant.dst_config, {"alpha": 5e-3}),
-    "pdp": (pquant.pdp_config, {"sparsity": 0.8}),
+    "pdp": (pquant.pdp_config, {"sparsity": 0.8, "temperature": 1e-4}),
     "wanda": (pquant.wanda_config, {"sparsity": 0.8}),
-    "mdmm": (pquant.mdmm_config, {"target_sparsity": 0.8}),
+    "mdmm": (pquant.mdmm_config, {"target_sparsity": 0.8, "scale": 1.0, "constraint_lr": 1e-2}),
     "cs": (pquant.cs_config, {"threshold_decay": 1e-5}),
     "autosparse": (pquant.autosparse_config, {"threshold_init": -1.5, "alpha_reset_epoch": 20}),
     "activation_pruning": (pquant.ap_config, {"threshold": 0.5}),
@@ -80,10 +80,23 @@ def nothing(model: nn.Module, **_: object) -> None:
 
 
 def main() -> None:
-    """Train one network and append its metrics to the file of results."""
-    split, seed, variant, out = sys.argv[1:]
+    """Train one network of each variant and append its metrics to the file of results."""
+    split, seed, variants, out = sys.argv[1:]
     data = dict(np.load(split))
-    torch.manual_seed(int(seed))
+    for variant in variants.split(","):
+        row = {"variant": variant, "seed": int(seed)} | trained(variant, int(seed), data)
+        new = not Path(out).exists()
+        with Path(out).open("a", newline="") as results:
+            writer = csv.DictWriter(results, list(row), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(row, flush=True)
+
+
+def trained(variant: str, seed: int, data: dict[str, np.ndarray]) -> dict[str, float]:
+    """Train one network and return its metrics."""
+    torch.manual_seed(seed)
     config = configuration(variant)
     layers = [nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
     model = pquant.add_compression_layers(nn.Sequential(*layers), config, (BATCH, 16))
@@ -91,14 +104,7 @@ def main() -> None:
     training = Training(model, data)
     model = pquant.train_model(model, config, training.epoch, nothing)
     seconds = time.perf_counter() - start
-    row = {"variant": variant, "seed": int(seed)} | measured(model, data) | {"wall_seconds": seconds}
-    new = not Path(out).exists()
-    with Path(out).open("a", newline="") as results:
-        writer = csv.DictWriter(results, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row)
+    return measured(model, data) | {"wall_seconds": seconds}
 
 
 @torch.no_grad()
@@ -111,7 +117,7 @@ def measured(model: nn.Module, data: dict[str, np.ndarray]) -> dict[str, float]:
     parameters = [(layer.weight.T.numpy(), layer.bias.numpy(), bits(layer)) for layer in dense]
     right = model(torch.from_numpy(data["x_test"])).argmax(1).numpy() == data["y_test"]
     result = {"test/accuracy": float(right.mean()), "sparsity": float(zeros(weight for weight, _, _ in parameters))}
-    return result | {"ebops": dense_ebops(parameters), "ebops_pquantml": own if math.isfinite(own) else 0.0}
+    return result | {"ebops": dense_ebops(parameters), "ebops_pquantml": own}
 
 
 def bits(layer: nn.Module) -> np.ndarray:
