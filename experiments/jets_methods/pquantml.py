@@ -36,13 +36,14 @@ METHODS = {
     "none": (pquant.pdp_config, {"enable_pruning": False}),
     "dst": (pquant.dst_config, {"alpha": 5e-3}),
     "pdp": (pquant.pdp_config, {"sparsity": 0.8, "temperature": 1e-4}),
-    "wanda": (pquant.wanda_config, {"sparsity": 0.8}),
+    "wanda": (pquant.wanda_config, {"sparsity": 0.8, "t_start_collecting_batch": 7}),
     "mdmm": (pquant.mdmm_config, {"target_sparsity": 0.8, "scale": 1.0, "constraint_lr": 1e-2}),
     "cs": (pquant.cs_config, {"threshold_decay": 1e-5}),
     "autosparse": (pquant.autosparse_config, {"threshold_init": -1.5, "alpha_reset_epoch": 20}),
-    "activation_pruning": (pquant.ap_config, {"threshold": 0.5}),
+    "activation_pruning": (pquant.ap_config, {"threshold": 0.5, "t_start_collecting_batch": 3, "t_delta": 50}),
 }
-"""Its configuration of each method, and what is changed in it: what the presets of this repository change too."""
+"""Its configuration of each method, and what is changed in it: what the presets of this repository change too. PQuantML counts
+``t_start_collecting_batch`` in epochs: 100 and 50 steps are 7 and 3 of them."""
 
 
 def configuration(variant: str) -> "pquant.PQConfig":
