@@ -1,5 +1,6 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
+from pquant.installation import VERSION, warn_of_other_package
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.convert import compress
 from pquant.layers.coverage import coverage
@@ -12,7 +13,8 @@ from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, 
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
 
-__version__ = "0.1.0"
+__version__ = VERSION
+warn_of_other_package()
 
 __all__ = [
     "Horizon",

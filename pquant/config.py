@@ -23,6 +23,8 @@ from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
+from pquant.installation import PROGRAM
+from pquant.search_path import register
 from pquant.targets import INSIDE, KINDS, build, check_targets
 from pquant.tracking.files import without_passwords
 from pquant.training.seed import seed_everything
@@ -32,6 +34,8 @@ for resolver in (total_epochs, search_expressions, optuna_object):
     OmegaConf.register_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_resolver("fitcompress", saved_layer_rules, replace=True)
 OmegaConf.register_resolver("study_directions", directions, replace=True)
+OmegaConf.register_resolver("program", lambda: " ".join(PROGRAM), replace=True)
+register()
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -66,6 +70,12 @@ def check_overrides(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} takes the name of a choice, got {'null' if value is None else value}; a field of it is given as {key}.<name>=..."
             )
+
+
+def check_complete(config: DictConfig) -> None:
+    """Raise a ConfigError that names the fields of a configuration that must be given (``???``)."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{' and '.join(missing)} must be given: {missing[0]}=...")
 
 
 def build_experiment(config: DictConfig) -> Experiment:
@@ -104,7 +114,12 @@ def _built(section: str, node: Any) -> Any:
 
 
 def _check_kinds(section: str, built: "partial[Any]") -> None:
-    """Reject what a library's or user's callable would take for a boolean (any string is true), or find to be no number only later."""
+    """Reject what a library's or user's callable does not take, would take for a boolean (any string is true), or find to be no number only later."""
+    parameters = signature(built.func).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in built.keywords:
+            if name not in parameters:
+                raise ConfigError(f"{section}: {unknown(f'argument of {built.func.__name__}', name, parameters)}")
     for name, parameter in signature(built.func).parameters.items():
         if name not in built.keywords:
             continue

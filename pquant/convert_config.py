@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pquant.config import CLEAR_ERRORS, build_experiment, explain
 from pquant.errors import ConfigError
-from pquant.pquantml import CONF, Converted, meaning
+from pquant.installation import CONF, PROGRAM
+from pquant.pquantml import Converted, meaning
 from pquant.tracking.files import write_atomic
 
 
@@ -41,7 +42,7 @@ def overrides(new: Converted) -> list[str]:
 def command(new: Converted, job: list[str]) -> str:
     """Return the command that runs ``job``, as a study if the configuration has one."""
     study = [f"{name}={shown(value)}" for name, value in new.study.items()]
-    return shlex.join(["python", "run.py", *(["-m"] if study else []), *job, *study])
+    return shlex.join([*PROGRAM, *(["-m"] if study else []), *job, *study])
 
 
 def as_yaml(new: Converted) -> str:
@@ -55,8 +56,6 @@ def as_yaml(new: Converted) -> str:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
-    if not CONF.is_dir():
-        raise ConfigError(f"there is no folder {CONF}: run this from a checkout, where run.py and conf/ are")
     with initialize_config_dir(config_dir=str(CONF)):
         return compose("config", overrides=overrides)
 

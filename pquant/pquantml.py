@@ -7,17 +7,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from pquant.errors import ConfigError, unknown
 from pquant.fitcompress import FITCompress
+from pquant.installation import CONF
+from pquant.own_classes import model_preset
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Training
 
-CONF = Path(__file__).parents[1] / "conf"
 SECTIONS = (
     "pruning_parameters",
     "quantization_parameters",
@@ -57,7 +58,8 @@ SCHEDULES = {"cosine": {"cosine_tmax": "T_max"}, "multistep": {"milestones": "mi
 LENGTHS = {"epochs", "fine_tuning_epochs", "pretraining_epochs", "rewind", "rounds", "save_weights_epoch"}
 """Fields of the training section that PQuantML also has."""
 SILENT = {"hgq_heterogeneous", "plot_frequency", "pruning_method", "model_name"}
-"""Fields that no result depends on."""
+"""Fields that no result depends on, or that choose a preset."""
+REWINDS = get_args(get_type_hints(Training)["rewind"])
 
 
 @dataclass
@@ -85,7 +87,9 @@ def meaning(old: Any) -> Converted:
     _quantization(parts["quantization_parameters"], training, new)
     _fitcompress(parts["fitcompress_parameters"], new)
     _training(training, new)
-    _study(parts["hpo_parameters"] | parts["finetuning_parameters"], new)
+    study = parts["hpo_parameters"] | parts["finetuning_parameters"]
+    _model(study.pop("model_name", None) or old.get("model_name"), new)
+    _study(study, new)
     return new
 
 
@@ -100,6 +104,8 @@ def _pruning(section: dict[str, Any], training: dict[str, Any], new: Converted) 
     new.choices["pruning"] = "none" if method is NoPruning else name
     if "threshold_decay" in training:
         section.setdefault("threshold_decay", training.pop("threshold_decay"))
+    if section.get("threshold_decay") and not method.decays_thresholds:
+        new.warnings.append(f"threshold_decay = {section.pop('threshold_decay')} has no effect: {name} trains no threshold")
     section["disable_pruning_for_layers"] = [layer for layer in section.get("disable_pruning_for_layers") or [] if layer]
     if section.get("N") is not None and section.get("M") is not None:
         section["N"] = section["M"] - section["N"]
@@ -118,7 +124,15 @@ def _quantization(section: dict[str, Any], training: dict[str, Any], new: Conver
         section["default_data_integer_bits"] = "auto"
         new.warnings.append("dynamic_data_quantization adapted to each batch; integer bits of data are now chosen once, when training starts")
     section["pruning_first"] = training.pop("pruning_first", False)
-    rules = {name: dict(_rule(name, rule, new)) for name, rule in (section.get("layer_specific") or {}).items()}
+    method = METHODS.get(new.choices["pruning"], NoPruning)
+    if not section["pruning_first"] and method.rescales and section.get("enable_quantization", True):
+        section["pruning_first"] = True
+        new.warnings.append(f"pruning_first = false does not fit {method.__name__}, which rescales the weights it keeps: it is true here")
+    given = section.get("layer_specific") or {}
+    if not isinstance(given, Mapping):
+        new.warnings.append(f"quantization_parameters.layer_specific = {given} maps no layer to its settings: left out")
+        given = {}
+    rules = {name: dict(_rule(name, rule, new)) for name, rule in given.items()}
     section["layer_specific"] = {name: rule for name, rule in rules.items() if rule}
     hgq = bool(section.get("use_hgq"))
     new.choices["quantization"] = "hgq" if hgq else "fixed" if section.get("enable_quantization", True) else "none"
@@ -156,11 +170,23 @@ def _training(section: dict[str, Any], new: Converted) -> None:
         new.choices["data"] = str(data)
     elif data is not None:
         new.warnings.append(f"dataset '{data}' has no preset: use data=table data.path=<file> data.target=<column>, or a class by data._target_")
+    if section.get("rewind", "never") not in REWINDS:
+        new.warnings.append(f"training_parameters.rewind = '{section.pop('rewind')}' has no effect: it is none of {', '.join(REWINDS)}")
     if not section.get("label_smoothing"):
         section.pop("label_smoothing", None)
     _take("training", Training, section, {}, new)
     if new.values["training.rewind"] == "never":
         new.values["training.save_weights_epoch"] = -1
+
+
+def _model(name: str | None, new: Converted) -> None:
+    """Choose the preset that a model's name stands for; the network is otherwise given in code, as in PQuantML."""
+    if name is None:
+        return
+    try:
+        new.choices["model"] = model_preset(name)
+    except ConfigError as error:
+        new.warnings.append(f"model_name has no effect: {error}")
 
 
 def _optimization(section: dict[str, Any], new: Converted) -> None:

@@ -19,6 +19,7 @@ from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from pquant.errors import ConfigError
+from pquant.installation import PROGRAM, program
 from pquant.targets import ALLOW, allowed_packages
 from pquant.tracking.environment import difference, saved_command, versions
 from pquant.tracking.files import copy_over, plain, without_passwords, write_atomic
@@ -137,7 +138,7 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
     hydra = HydraConfig.get()
     _check_command(config, hydra.job.env_set)
     own, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    command = shlex.join(["python", *(sys.argv if hydra.mode is RunMode.RUN else ["run.py", *overrides])])
+    command = shlex.join([*program(), *sys.argv[1:]] if hydra.mode is RunMode.RUN else [*PROGRAM, *overrides])
     if config.from_run is not None:
         composed = saved_config("from_run", Path(config.from_run))
         given = _checked("from_run", overrides, TAKEN_BY_FROM_RUN)

@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "data": (Kind("pquant.data", SETTINGS),),
     "model": (
         Kind("torch.nn", MODULE),
-        Kind("pquant.models", MODULE),
+        Kind("pquant.models", MODULE, {"torchvision_model", "timm_model"}.__contains__),
         Kind("torchvision.models", MODULE, _torchvision),
         Kind("timm.models", MODULE, _timm),
     ),
@@ -128,6 +128,8 @@ def build(section: str, node: Any) -> Any:
         return node
     check_targets({section: node})
     found = list(_targets(section, node))
+    for _, target in found:
+        _find(target)
     packages = (*(kind.module for name in {section, *(name for name, _ in found)} for kind in KINDS.get(name, ())), *allowed_packages())
     return instantiate(node, _convert_="all", _execution_whitelist_=[*(target for _, target in found), *(f"{package}.*" for package in packages)])
 
@@ -143,7 +145,12 @@ def named(section: str, target: str) -> Any:
 def _find(target: str) -> Any:
     parent, _, name = target.rpartition(".")
     if not parent:
-        return import_module(name)
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"there is no module '{error.name}' on Python's path; for one in this folder: PYTHONPATH=.") from error
+        except Exception as error:
+            raise ConfigError(f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     owner = _find(parent)
     if isinstance(owner, ModuleType) and not hasattr(owner, name):
         try:
@@ -151,7 +158,8 @@ def _find(target: str) -> Any:
         except ModuleNotFoundError:
             pass
     if not hasattr(owner, name):
-        raise ConfigError(unknown(f"name in {parent}", name, getattr(owner, "__all__", [one for one in dir(owner) if not one.startswith("_")])))
+        public = getattr(owner, "__all__", [one for one in vars(owner) if not one.startswith("_")])
+        raise ConfigError(unknown(f"name in {parent}", name, public))
     return getattr(owner, name)
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
+import pquant
 from pquant.config import build_experiment
 from pquant.convert_config import as_yaml, command, convert, overrides, read
 from pquant.errors import ConfigError
 from pquant.experiment import Experiment
-from pquant.pquantml import CONF, METHODS, meaning
+from pquant.installation import CONF
+from pquant.own_classes import with_model_preset
+from pquant.pquantml import METHODS, meaning
 from pquant.pruning import DST, MDMM, PDP, AutoSparse, NoPruning, Wanda
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +127,43 @@ def test_what_has_no_counterpart_is_warned_of() -> None:
     )
     assert [word for word in ("colour", "label_smoothing", "lion") if not any(word in warning for warning in new.warnings)] == []
     assert any("nowhere" in warning for warning in meaning({"training_parameters": {"dataset": "nowhere"}}).warnings)
+
+
+@pytest.mark.parametrize(
+    ("old", "warning"),
+    [
+        (pruned(pruning_method="pdp", threshold_decay=1e-3), "threshold_decay = 0.001 has no effect: pdp trains no threshold"),
+        (pruned(pruning_method="dst") | {"training_parameters": {"rewind": "post-ticket-search"}}, "rewind = 'post-ticket-search' has no effect"),
+        ({"quantization_parameters": {"layer_specific": [{"a": 1}]}}, "layer_specific = [{'a': 1}] maps no layer to its settings"),
+        ({"finetuning_parameters": {"model_name": "resnet18"}}, "model_name has no effect: unknown preset of a model 'resnet18'"),
+        (pruned(pruning_method="cs") | {"training_parameters": {"pruning_first": False}}, "pruning_first = false does not fit CS"),
+        (pruned(pruning_method="autosparse") | {"training_parameters": {"pruning_first": False}}, "pruning_first = false does not fit AutoSparse"),
+    ],
+)
+def test_a_value_without_effect_is_dropped_and_told(old: Any, warning: str) -> None:
+    new = convert(old)
+    assert any(warning in told for told in new.warnings), new.warnings
+    experiment = build(old)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    pquant.compress(net, experiment.pruning, experiment.quantization, torch.zeros(2, 4))
+
+
+def test_an_empty_list_of_rules_is_no_rule() -> None:
+    assert not any("layer_specific" in told for told in convert({"quantization_parameters": {"layer_specific": []}}).warnings)
+
+
+def test_the_name_of_a_model_chooses_its_preset() -> None:
+    assert convert({"finetuning_parameters": {"model_name": "resnet20"}}).choices["model"] == "resnet20"
+    assert with_model_preset(["finetuning.model_name=cnn"]) == ["finetuning.model_name=cnn", "model=cnn"]
+    with pytest.raises(ConfigError, match="unknown preset of a model 'resnet': did you mean 'resnet20'"):
+        with_model_preset(["finetuning.model_name=resnet"])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"fitcompress"}))
+def test_each_method_has_a_preset_with_the_specifications_defaults(name: str) -> None:
+    with initialize_config_dir(config_dir=str(CONF)):
+        experiment = build_experiment(compose("config", overrides=["tracker=none", f"pruning={name}_spec"]))
+    assert experiment.pruning == METHODS[name]()
 
 
 def test_a_search_becomes_a_study() -> None:

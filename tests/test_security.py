@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     table = place / "table.csv"
     table.write_text("x0,x1,y\n" + "".join(f"{i % 7},{i % 5},{EVIL if i % 2 else AWAY}\n" for i in range(200)))
-    away = [f"{name}={AWAY}" for name in ("tracker.name", "tracker.group", "finetuning.model_name")]
+    away = [f"{name}={AWAY}" for name in ("tracker.name", "tracker.group")]
     given = [f"+training.note='{EVIL}'", "data=table", f"data.path={table}", "tracker.mode=offline", f"hydra.run.dir={place}/outputs/run"]
     (place / "work").mkdir()
     run(*BRIEF, *away, *given, script=(str(ROOT / "run.py"),), cwd=place / "work", WANDB_API_KEY=KEY, WANDB_MODE="offline")

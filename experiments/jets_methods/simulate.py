@@ -1,6 +1,6 @@
 """Write a set of simulated jets for ``data=jets`` and ``data=constituents``.
 
-``python experiments/jets_methods/simulate.py <folder> [<jets>]`` needs ``pip install 'pquant[jets]'``; ``data=jets_simulated`` makes that set itself.
+``python experiments/jets_methods/simulate.py <folder> [<jets>]`` needs ``uv sync --extra jets``; ``data=jets_simulated`` makes that set itself.
 """
 
 import shutil

@@ -14,6 +14,7 @@ import numpy as np
 
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, did_you_mean
+from pquant.installation import extra
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -154,7 +155,7 @@ def read_frame(path: str | Path, target: str | None) -> "DataFrame":
         with _reading(path, f"a {kind} file"):
             return _without_row_numbers(path, _read_parquet(path, source) if kind == ".parquet" else _read_text(path, source, kind, target), target)
     except ImportError as error:
-        raise ConfigError(f"{path}: a {kind} file needs pip install 'pquant[tables]'; an .npz file needs nothing") from error
+        raise ConfigError(f"{path}: a {kind} file needs pandas and pyarrow: {extra('tables')}; an .npz file needs neither") from error
 
 
 def _read_text(path: str | Path, source: Path, kind: str, target: str | None) -> "DataFrame":

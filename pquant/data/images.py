@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pquant.data.augmentation import AUGMENTATIONS, Augmentation
 from pquant.data.files import CACHE, GIVEN_SPLIT, expanded, no_download, read_npz
 from pquant.data.splits import Preprocessing, Splits
 from pquant.data.splitting import Array, hold_out, portion, standardize, to_splits
 from pquant.errors import ConfigError
+from pquant.installation import extra
 from pquant.settings import Settings, schema, setting
 
 CLASSES = [str(label) for label in range(10)]
@@ -30,6 +32,7 @@ class Images(Settings):
         validation_fraction: share of the training images held out for validation.
         limit: the largest number of training images; null for all.
         flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
+        augment: random changes of the training images, anew for each epoch: moves by up to 4 pixels (crop), and mirror images too (flip_crop).
     """
 
     torchvision_name: ClassVar[str]
@@ -40,6 +43,13 @@ class Images(Settings):
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     limit: int | None = setting(None, ge=1)
     flatten: bool = False
+    augment: Augmentation = "none"
+
+    def __post_init__(self) -> None:
+        """Check that flat inputs are not augmented."""
+        super().__post_init__()
+        if self.flatten and self.augment != "none":
+            raise self.error("augment", "none with data.flatten=true, which leaves no rows and columns to move")
 
     def load(self, seed: int) -> Splits:
         """Return the splits.
@@ -53,7 +63,7 @@ class Images(Settings):
         inputs = [_channels_first(images) for images in (x[rows], x[held], x_test)]
         done = self._preprocessing(standardize(inputs, (0, 2, 3)), inputs[0].shape[1:])
         splits = to_splits([one.flatten(1) if self.flatten else one for one in inputs], [y[rows], y[held], y_test], len(CLASSES))
-        return replace(splits, preprocessing=done)
+        return replace(splits, preprocessing=done, augment=AUGMENTATIONS[self.augment])
 
     def _preprocessing(self, done: Preprocessing, shape: torch.Size) -> Preprocessing:
         """Return what was done to pixels from 0 to 255, given what was done to those from 0 to 1."""
@@ -67,7 +77,7 @@ class Images(Settings):
         try:
             from torchvision import datasets
         except ImportError as error:
-            message = f"{name} is fetched by torchvision: pip install 'pquant[vision]', or give a local copy: data.path=<{LOCAL_COPY}>"
+            message = f"{name} is fetched by torchvision: {extra('vision')}, or give a local copy: data.path=<{LOCAL_COPY}>"
             raise ConfigError(message) from error
         root = expanded(self.root, "data.root")
         try:

@@ -20,6 +20,7 @@ from pquant.data.jets import Jets
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
 from pquant.errors import ConfigError
+from pquant.installation import extra
 from pquant.settings import schema, setting
 from pquant.tracking.files import read_json, write_json
 
@@ -91,7 +92,7 @@ class JetsSimulated(Fractions):
     def _require_packages(self) -> None:
         missing = [name for name in PACKAGES if _installed(name) is None]
         if missing:
-            message = f"{' and '.join(missing)}: pip install 'pquant[jets]', or give a file: data.path=<npz with x (N, 16) and y (N,)>"
+            message = f"{' and '.join(missing)}: {extra('jets')}, or give a file: data.path=<npz with x (N, 16) and y (N,)>"
             raise ConfigError(f"data=jets_simulated needs {message}")
 
 

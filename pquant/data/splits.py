@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pquant.data.augmentation import Augment
 from pquant.errors import ConfigError
 
 EXAMPLES = 32
@@ -43,6 +44,7 @@ class Splits:
 
     Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
     In its own units such a target is ``target * target_scale + target_offset``. ``preprocessing`` is None where the source does not state it.
+    ``augment`` changes batches of training inputs at random; None: they stay as they are.
     """
 
     train: Dataset[tuple[Tensor, ...]]
@@ -52,6 +54,7 @@ class Splits:
     target_scale: float = 1.0
     target_offset: float = 0.0
     preprocessing: Preprocessing | None = None
+    augment: Augment | None = None
 
     @property
     def units(self) -> dict[str, float]:

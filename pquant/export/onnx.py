@@ -23,6 +23,7 @@ from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
+from pquant.installation import extra
 from pquant.layers.finalize import finalize
 from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic
@@ -55,7 +56,7 @@ class ONNX(HardwareExport):
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a package is missing."""
         for package in ("onnx", "onnxruntime", "qonnx"):
             if importlib.util.find_spec(package) is None:
-                raise ConfigError(f"export=onnx needs {package}: pip install 'pquant[onnx]'")
+                raise ConfigError(f"export=onnx needs {package}: {extra('onnx')}")
         self._checked(model, input_shape)
         self._qonnx()(record(finalize(model), input_shape)).model()
 

@@ -28,6 +28,7 @@ from pquant.export.simulation import find_simulator, simulate
 from pquant.export.synthesis import count_cells, count_modules, name_ports, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
+from pquant.installation import extra
 from pquant.metrics import layer_table
 from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic, write_json
@@ -87,13 +88,13 @@ class RTL(HardwareExport):
     def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         """Return the graph of a model that can be exported with the tools there are."""
         if importlib.util.find_spec("alkaid") is None:
-            raise ConfigError("export=rtl needs alkaid: pip install 'pquant[rtl]'")
+            raise ConfigError(f"export=rtl needs alkaid: {extra('rtl')}")
         if self.flavor == "vhdl" and (self.interface == "axi_stream" or self.synthesize == "yes"):
             what = "interface=axi_stream" if self.interface == "axi_stream" else "synthesize=yes, as Yosys reads Verilog"
             raise ConfigError(f"RTL.{what}, needs RTL.flavor=verilog, got vhdl")
         find_simulator(self.simulator, self.flavor)
         if self.synthesize == "yes" and yosys_command() is None:
-            raise ConfigError("RTL.synthesize is 'yes', but Yosys is not installed: pip install pyosys, or put yosys on the PATH")
+            raise ConfigError(f"RTL.synthesize is 'yes', but Yosys is not installed: {extra('rtl')}, or put yosys on the PATH")
         graph = checked(model, input_shape, MODES)
         count = multiplications(graph)
         if count > self.max_multiplications:

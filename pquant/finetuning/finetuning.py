@@ -84,7 +84,7 @@ class FineTuning(Settings):
 
     Args:
         experiment_name: the name of the study and of its folder.
-        model_name: a note; nothing reads it.
+        model_name: given on the command line, it chooses the preset of the model, as ``model`` does.
         sampler: the sampler that draws the values of each trial.
         num_trials: the total number of trials; 0 means a single run.
         hyperparameter_search: the search space.

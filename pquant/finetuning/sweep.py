@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.results import COMMAND, log_results, write_results
 from pquant.finetuning.study import check_state, check_trial, drawn, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
+from pquant.installation import program
 from pquant.tracking.files import check_links
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def _overrides(params: Mapping[str, Any]) -> list[str]:
 def _command(params: list[str], fixed: list[str]) -> str:
     """Return the command that repeats a trial as a single run."""
     kept = [one for one in fixed if not one.lstrip("+~").startswith(("finetuning=", "finetuning."))]
-    return shlex.join(["python", sys.argv[0], *kept, *params])
+    return shlex.join([*program(), *kept, *params])
 
 
 def _reason(job: JobReturn) -> str:

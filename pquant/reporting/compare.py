@@ -14,7 +14,7 @@ from pquant.errors import ConfigError
 from pquant.finetuning.objectives import DIRECTIONS
 from pquant.reporting.headline import label, show
 from pquant.reporting.html import render
-from pquant.reporting.pareto import first_validation_metric, scatter_plots
+from pquant.reporting.pareto import scatter_plots, validation_metrics
 from pquant.tracking.environment import dotted, saved_command
 from pquant.tracking.files import plain, read_json, write_atomic
 
@@ -54,13 +54,13 @@ def load_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 def write_comparison(path: Path, runs: Sequence[RunRecord]) -> None:
     """Write a self-contained page that compares ``runs``; it links to their reports, relative to ``path``."""
-    metric = first_validation_metric(run.metrics for run in runs)
-    measured = [name for part in PARTS if metric for name in [f"{part}/{metric}"]]
+    compared = validation_metrics(run.metrics for run in runs)
+    measured = [f"{part}/{metric}" for metric in compared for part in PARTS]
     metrics = [name for name in (*measured, *METRICS_SHOWN) if any(run.metrics.get(name) is not None for run in runs)]
     varied = varied_settings(runs)
-    points = [_point(number, run, varied, metric, runs) for number, run in enumerate(runs)]
+    points = [_point(number, run, varied, compared, runs) for number, run in enumerate(runs)]
     axes = [_axis(name, [run.settings.get(name) for run in runs]) for name in varied[:AXES]]
-    axes += [_metric_axis(name, runs) for name in metrics if name not in measured[1:]]
+    axes += [_metric_axis(name, runs) for name in metrics if name not in measured or name.startswith("test/")]
     page = render(
         "compare.html.j2",
         count=len(runs),
@@ -112,17 +112,24 @@ def _words(name: str) -> str:
     return f"{PARTS[part]} {label(metric).lower()}" if part in PARTS else label(metric)
 
 
-def _point(number: int, run: RunRecord, varied: Sequence[str], metric: str | None, runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return a run's data for the plots; the best run is the one with the best metric on the validation data."""
+def _point(number: int, run: RunRecord, varied: Sequence[str], compared: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return a run's data for the plots; the best runs are those with the best value of a metric on the validation data."""
     params = {name: run.settings[name] for name in varied if name in run.settings}
-    shown = [f"{_words(name)}: {show(name, run.metrics[name])}" for name in (f"test/{metric}", *METRICS_SHOWN) if run.metrics.get(name) is not None]
+    shown = [
+        f"{_words(name)}: {show(name, run.metrics[name])}"
+        for name in (*(f"test/{metric}" for metric in compared), *METRICS_SHOWN)
+        if run.metrics.get(name) is not None
+    ]
     point = {"number": number, "name": run.name, "params": params, "command": run.command, "feasible": True, "metrics": run.metrics}
-    return point | {"best": run is _best(runs, metric), "lines": [f"{name}={value}" for name, value in params.items()] + shown}
+    return point | {
+        "best": any(run is _best(runs, metric) for metric in compared),
+        "lines": [f"{name}={value}" for name, value in params.items()] + shown,
+    }
 
 
-def _best(runs: Sequence[RunRecord], metric: str | None) -> RunRecord | None:
+def _best(runs: Sequence[RunRecord], metric: str) -> RunRecord | None:
     known = [run for run in runs if run.metrics.get(f"val/{metric}") is not None]
-    sign = 1 if metric and DIRECTIONS[metric] == "maximize" else -1
+    sign = 1 if DIRECTIONS[metric] == "maximize" else -1
     return max(known, key=lambda run: sign * run.metrics[f"val/{metric}"], default=None)
 
 

@@ -27,18 +27,18 @@ def write_pareto(path: Path, study: str, points: Sequence[dict[str, Any]]) -> No
 
 def scatter_plots(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the plots of points that also have a ``name``, for the page's script; a plot needs a point that has both metrics."""
-    return plain([plot for axis in AXES for plot in [_plot(points, axis)] if plot])
+    metrics = validation_metrics(one["metrics"] for one in points)
+    return plain([plot for metric in metrics for axis in AXES for plot in [_plot(points, axis, metric)] if plot])
 
 
-def first_validation_metric(summaries: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the validation metric of the first summary that has one; None if no summary has one."""
-    return next((name for summary in summaries for name in METRICS if summary.get(f"val/{name}") is not None), None)
+def validation_metrics(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the validation metrics that any of the summaries has, in the order of the summaries."""
+    return list(dict.fromkeys(name for summary in summaries for name in METRICS if summary.get(f"val/{name}") is not None))
 
 
-def _plot(points: Sequence[dict[str, Any]], axis: str) -> dict[str, Any]:
-    metric = first_validation_metric(one["metrics"] for one in points)
+def _plot(points: Sequence[dict[str, Any]], axis: str, metric: str) -> dict[str, Any]:
     known = [one for one in points if one["metrics"].get(axis) is not None and one["metrics"].get(f"val/{metric}") is not None]
-    if metric is None or not known:
+    if not known:
         return {}
     able, words = [one for one in known if one["feasible"]], label(axis.rpartition("/")[2])
     places = [(one["metrics"][axis], one["metrics"][f"val/{metric}"]) for one in able]

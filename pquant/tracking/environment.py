@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from pquant.installation import PROGRAM, VERSION
 from pquant.tracking.files import plain
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pquant")
@@ -36,8 +37,8 @@ def versions() -> dict[str, str | None]:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys."""
-    canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
+    """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys, and whether or not the run was resumed."""
+    canonical = json.dumps({key: value for key, value in plain(config).items() if key != "resume"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -65,7 +66,7 @@ def saved_command(folder: Path) -> str | None:
         overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return shlex.join(["python", "run.py", *map(str, overrides)]) if isinstance(overrides, list) else None
+    return shlex.join([*PROGRAM, *map(str, overrides)]) if isinstance(overrides, list) else None
 
 
 def _cpu() -> str | None:
@@ -75,6 +76,8 @@ def _cpu() -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "pquant":
+        return VERSION
     try:
         return version(package)
     except PackageNotFoundError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pquant.errors import ConfigError
+from pquant.installation import extra
 from pquant.settings import Settings, schema
 from pquant.tracking.environment import dotted
 from pquant.tracking.files import plain
@@ -55,7 +56,7 @@ class MlflowTracker(Settings):
         try:
             from mlflow import MlflowClient
         except Exception as error:
-            raise ConfigError(f"tracker=mlflow cannot import mlflow ({error}): pip install 'pquant[mlflow]', or use tracker=none") from error
+            raise ConfigError(f"tracker=mlflow cannot import mlflow ({error}): {extra('mlflow')}, or use tracker=none") from error
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         self._session.begin(folder, lambda: _Run(MlflowClient(uri), uri, self, config))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pquant.errors import StoppedEarly
+from pquant.installation import PROGRAM
 from pquant.signals import graceful
 from pquant.tracking.files import write_json
 from pquant.tracking.tracker import Tracker
@@ -30,7 +31,7 @@ def recorded_status(folder: Path, config: dict[str, Any], tracker: Tracker) -> I
         raise
     except KeyboardInterrupt:
         end = "interrupted"
-        log.warning("interrupted; python run.py resume=%s resumes after the last complete epoch", folder)
+        log.warning("interrupted; %s resume=%s resumes after the last complete epoch", " ".join(PROGRAM), folder)
         raise
     finally:
         with graceful():

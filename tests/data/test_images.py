@@ -115,7 +115,7 @@ def test_missing_file_and_missing_keys_are_named(tmp_path: Path) -> None:
 
 def test_without_torchvision_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ConfigError, match=r"pip install 'pquant\[vision\]', or give a local copy: data.path=<npz with keys x_train,"):
+    with pytest.raises(ConfigError, match=r"fetched by torchvision: .*vision.*, or give a local copy: data.path=<npz with keys x_train,"):
         Mnist().load(0)
 
 

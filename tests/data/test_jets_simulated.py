@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return totals
 
 
-@pytest.mark.skipif(not SIMULATES, reason="needs pip install 'pquant[jets]'")
+@pytest.mark.skipif(not SIMULATES, reason="needs uv sync --extra jets")
 def test_fifty_jets_have_the_features_of_their_particles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple] = []
     compute = jet_simulation.features
@@ -67,7 +67,7 @@ def test_fifty_jets_have_the_features_of_their_particles(tmp_path: Path, monkeyp
     assert np.abs(particles[..., 1:]).max() < 1
 
 
-@pytest.mark.skipif(not SIMULATES, reason="needs pip install 'pquant[jets]'")
+@pytest.mark.skipif(not SIMULATES, reason="needs uv sync --extra jets")
 def test_the_same_seed_gives_the_same_jets() -> None:
     one, again, other = (jet_simulation.simulate({"w": 3, "q": 2}, seed) for seed in (1, 1, 2))
     assert all(np.array_equal(one[name], again[name]) for name in one) and not np.array_equal(one["x"], other["x"])

@@ -303,5 +303,5 @@ def test_what_was_recognised_is_said(tmp_path: Path, y: np.ndarray, task: str, s
 def test_without_pandas_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, frame())
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match=r"a .csv file needs pip install 'pquant\[tables\]'; an .npz file needs nothing"):
+    with pytest.raises(ConfigError, match=r"a .csv file needs pandas and pyarrow: .*tables.*; an .npz file needs neither"):
         Table(path=path).load(0)

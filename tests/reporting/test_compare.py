@@ -67,6 +67,18 @@ def test_the_page_has_each_run_with_its_figures_and_needs_nothing_else(sweep: Pa
     assert not re.search(r"""src=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
 
 
+def test_runs_with_different_metrics_stand_side_by_side(tmp_path: Path) -> None:
+    for name, metric, values in (("classes", "accuracy", (0.8, 0.9)), ("energies", "rmse", (3.0, 5.0))):
+        for number, value in enumerate(values):
+            finished(tmp_path / f"{name}{number}", {"data": name}, **{f"test__{metric}": value, f"val__{metric}": value}, ebops=100.0 + number)
+    write_comparison(tmp_path / "compare.html", load_runs([tmp_path]))
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert all(column in text for column in ("<button>Test accuracy", "<button>Test rmse", "80.00 %"))
+    plots = json.loads(re.search(r"const plots = (.*);", text).group(1))  # type: ignore[union-attr]
+    best = {plot["title"]: [point["name"] for point in plot["points"] if point["best"]] for plot in plots}
+    assert [names for title, names in best.items() if "EBOPs" in title] == [["classes1"], ["energies0"]]
+
+
 def test_nothing_that_comes_in_is_markup(tmp_path: Path) -> None:
     for number in range(2):
         finished(tmp_path / str(number), {"note": f"{EVIL}{number}", EVIL: number}, [EVIL], val__accuracy=0.5, test__accuracy=None, ebops=1.0)

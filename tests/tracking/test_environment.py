@@ -68,3 +68,8 @@ def test_config_hash_is_stable_and_sees_every_value():
         len({config_hash(config) for config in ({"a": 1}, {"a": 2}, {"a": [1]}, {"a": "1"}, {"a": {"b": 1}}, {1: "a"}, {"a": [1, 2]}, {"a": [2, 1]})})
         == 8
     )
+
+
+def test_a_run_that_was_resumed_has_the_hash_of_one_that_was_not() -> None:
+    assert len({config_hash({"seed": 0} | resume) for resume in ({}, {"resume": None}, {"resume": "auto"}, {"resume": "outputs/run"})}) == 1
+    assert config_hash({"seed": 0, "resume": "auto"}) != config_hash({"seed": 1, "resume": "auto"})

@@ -28,6 +28,7 @@ from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
 from pquant.export.replay import input_format
 from pquant.export.vectors import test_vectors
+from pquant.installation import extra
 from pquant.layers.base import PARAMETERS
 from pquant.layers.dense import PQDense
 from pquant.layers.finalize import finalize
@@ -129,7 +130,7 @@ class HLS4ML(HardwareExport):
 
     def _check_tools(self) -> None:
         if importlib.util.find_spec("hls4ml") is None:
-            raise ConfigError("export=hls4ml needs hls4ml: pip install 'pquant[hls4ml]'")
+            raise ConfigError(f"export=hls4ml needs hls4ml: {extra('hls4ml')}")
         compiler = COMPILERS.get(self.backend, "g++")
         if shutil.which(compiler) is None:
             raise ConfigError(f"export=hls4ml compares with the compiled C++ and needs {compiler} on the PATH for backend={self.backend}")

@@ -1,0 +1,6 @@
+"""``python -m pquant`` and the command ``pquant``: what ``run.py`` does, in any folder."""
+
+from pquant.command_line import main
+
+if __name__ == "__main__":
+    main()

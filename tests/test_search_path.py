@@ -1,0 +1,48 @@
+"""Where configurations are found: the user's own folder first, then the package's, then the experiments; other applications are left alone."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+
+import pquant.config  # noqa: F401  (registers the search path)
+from pquant.installation import CONF, ROOT
+from pquant.search_path import ExperimentSource
+
+
+def providers() -> list[str]:
+    return [entry.provider for entry in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+
+
+def test_experiments_are_a_group_without_a_link() -> None:
+    source = ExperimentSource("experiments", f"experiments://{ROOT / 'experiments'}")
+    assert not (CONF / "experiment").exists() and source.available()
+    assert source.list("", None) == ["experiment"] and source.list("", ObjectType.CONFIG) == [] and source.list("data", ObjectType.CONFIG) == []
+    assert "jets_methods" in source.list("experiment", ObjectType.GROUP) and "dst_8bit" in source.list("experiment/jets_methods", ObjectType.CONFIG)
+    assert source.is_group("experiment/jets_methods") and not source.is_group("jets_methods") and not source.is_config("jets_methods/dst_8bit")
+    assert source.is_config("experiment/jets_methods/dst_8bit") and not source.is_config("experiment")
+
+
+def test_the_users_folder_lies_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "pruning").mkdir(parents=True)
+    (tmp_path / "conf" / "pruning" / "wanda.yaml").write_text("defaults:\n  - /schema/pruning/wanda@_here_\n  - _self_\nsparsity: 0.25\n")
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(config_dir=str(CONF)):
+        assert providers() == ["hydra", "user", "main", "experiments", "schema"]
+        assert compose("config", overrides=["pruning=wanda"]).pruning.sparsity == 0.25
+        assert compose("config", overrides=["experiment=digits_methods/dst"]).pruning.pruning_method == "dst"
+
+
+def test_the_folder_of_the_package_is_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with initialize_config_dir(config_dir=str(CONF)):
+        assert providers() == ["hydra", "main", "experiments", "schema"]
+
+
+def test_other_applications_keep_their_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(config_dir=str(tmp_path / "conf")):
+        assert providers() == ["hydra", "main", "schema"]
