@@ -3,7 +3,7 @@
     python benchmarks/scaling_run.py [--steps 10]
 
 Each size runs in a process of its own: milliseconds a step (median, batches of 64), weights, and MiB that the process has at most beyond what it had
-before the network was made. Writes ``benchmarks/results/scaling_run.{json,md}``.
+after the smallest network. Writes ``benchmarks/results/scaling_run.{json,md}``.
 """
 
 import argparse
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--one", help="width,depth,classes: measure one network and print it")
     arguments = parser.parse_args()
     if arguments.one:
+        measure(*BASE.values(), steps=2)  # what is imported and allocated once
         print(json.dumps(measure(*map(int, arguments.one.split(",")), arguments.steps)))
         return
     lines = [f"{len(os.sched_getaffinity(0))} cores with a load of {os.getloadavg()[2]:.0f}:", "", "| network | weights | ms a step | MiB |"]
