@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pquant import predict
+from pquant import layer_rules, predict
 from pquant.config import CLEAR_ERRORS, build_experiment, check_complete, check_overrides, explain
 from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
@@ -67,6 +67,9 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["predict"]:
             predict.main(sys.argv[2:])
+            return
+        if sys.argv[1:2] == ["layers"]:
+            layer_rules.main(sys.argv[2:])
             return
         check_overrides(sys.argv[1:])
         sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
