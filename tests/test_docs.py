@@ -11,7 +11,7 @@ import yaml
 import pquant
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for pattern in ("README.md", "docs/**/*.md", "experiments/**/*.md", "benchmarks/**/*.md") for path in ROOT.glob(pattern))
+PAGES = sorted(path for pattern in ("*.md", "docs/**/*.md", "experiments/**/*.md", "benchmarks/**/*.md") for path in ROOT.glob(pattern))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
