@@ -48,6 +48,8 @@ ELSEWHERE = {
     "python run.py experiment=jets/dst_8bit data.path=jets.csv": "your file; tests/test_experiments.py",
     "python run.py export=rtl": "needs an extra; tests/export",
     "python run.py -m finetuning=tpe": "20 trials; tests/finetuning",
+    f"python run.py predict run={AN_EARLIER_RUN} data.path=new.csv": "your file; tests/test_trained_model.py",
+    f"python run.py init_from={AN_EARLIER_RUN}": "tests/test_trained_model.py",
     "python -m pquant.convert_config old.yaml": "your configuration; tests/test_convert_config.py",
     "PQUANT_ALLOW=my_package python run.py pruning=none pruning._target_=my_package.MyMethod": "your package; tests/test_add_a_method.py",
 }

@@ -9,6 +9,7 @@ from pquant.layers.unconverted import unconverted
 from pquant.metrics import ebops, layer_table, model_metrics, penalty, sparsity
 from pquant.pruning.one_shot import prune_one_shot
 from pquant.reporting.layers import summarize
+from pquant.trained_model import TrainedModel, load
 from pquant.training.lifecycle import on_batch_end, on_epoch_end, on_round_end, set_stage
 from pquant.training.optimizer import parameter_groups
 from pquant.training.stage import Horizon, Stage
@@ -19,12 +20,14 @@ warn_of_other_package()
 __all__ = [
     "Horizon",
     "Stage",
+    "TrainedModel",
     "calibrate",
     "compress",
     "coverage",
     "ebops",
     "finalize",
     "layer_table",
+    "load",
     "model_metrics",
     "on_batch_end",
     "on_epoch_end",

@@ -14,6 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from pquant import predict
 from pquant.config import CLEAR_ERRORS, build_experiment, check_complete, check_overrides, explain
 from pquant.config_help import explaining
 from pquant.finetuning.current_job import current_job
@@ -22,7 +23,7 @@ from pquant.finetuning.sweeper import StudySweeper
 from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
 from pquant.resume import composed_run
 from pquant.search_path import PRIMARY
-from pquant.signals import Interrupted, requeue
+from pquant.signals import Interrupted, end, submitit_job
 from pquant.targets import allowed_packages
 
 BEGUN: list[bool] = []
@@ -34,7 +35,8 @@ def job(config: DictConfig) -> float | list[float] | None:
     """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
     BEGUN.append(True)
     try:
-        return current_job(config).conduct(partial(run, config))
+        with submitit_job():
+            return current_job(config).conduct(partial(run, config))
     except CLEAR_ERRORS as error:
         if HydraConfig.get().mode is RunMode.RUN:
             refuse(error)
@@ -63,6 +65,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     Plugins.instance().register(StudySweeper)
     try:
+        if sys.argv[1:2] == ["predict"]:
+            predict.main(sys.argv[2:])
+            return
         check_overrides(sys.argv[1:])
         sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
         with explaining(sys.argv):
@@ -75,8 +80,6 @@ def main() -> None:
             refuse(error)
         raise
     except Interrupted as interrupt:
-        if interrupt.requeues:
-            requeue()
-        sys.exit(interrupt.exit_code)
+        end(interrupt)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -18,7 +18,7 @@ import pquant.distillation  # noqa: F401  (each import registers schemas)
 import pquant.export  # noqa: F401
 import pquant.models  # noqa: F401
 import pquant.pruning  # noqa: F401
-from pquant.errors import ConfigError, DivergedError, blaming, did_you_mean, unknown
+from pquant.errors import ConfigError, DivergedError, LostProcessError, blaming, did_you_mean, unknown
 from pquant.experiment import Experiment
 from pquant.finetuning.expressions import optuna_object, search_expressions
 from pquant.finetuning.objectives import directions
@@ -155,7 +155,7 @@ def explain(error: BaseException) -> str:
         return f"{error.strerror}: {error.filename}"
     causes = list(_causes(error))
     for cause in causes:
-        if isinstance(cause, ConfigError):
+        if isinstance(cause, (ConfigError, LostProcessError)):
             return str(cause)
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, Container):
             return _unknown_key(cause)
@@ -189,5 +189,5 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 CONFIGURATION_ERRORS = (ConfigError, ConfigCompositionException, MissingConfigException, InstantiationException, OmegaConfBaseException)
-CLEAR_ERRORS = (*CONFIGURATION_ERRORS, DivergedError, OSError)
+CLEAR_ERRORS = (*CONFIGURATION_ERRORS, DivergedError, LostProcessError, OSError)
 """Errors that one line explains better than a traceback."""

@@ -29,6 +29,10 @@ class DivergedError(RuntimeError):
     """Data, the loss, gradients or weights are not finite."""
 
 
+class LostProcessError(RuntimeError):
+    """Another of the processes that train one model has ended."""
+
+
 @contextmanager
 def blaming(section: str) -> Iterator[None]:
     """Turn an error of a section's constructor into a ``ConfigError`` that names the section.

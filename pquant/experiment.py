@@ -41,6 +41,7 @@ from pquant.reporting.html import Details, write_report
 from pquant.reporting.layers import summarize
 from pquant.reporting.weights import weight_histograms
 from pquant.resume import CHECKPOINT, Run
+from pquant.saved_model import take_weights
 from pquant.settings import check_fields, setting
 from pquant.signals import graceful, prompt
 from pquant.tracking.environment import config_hash, environment
@@ -79,6 +80,7 @@ class Experiment:
         distillation: the teacher, if any.
         seed: the seed of data splits, initial weights, the order of examples and dropout.
         dry_run: print which layers would be pruned and with which bits; train nothing.
+        init_from: a run's folder, or a safetensors file of the float model: the weights that training starts from.
         resume: a run's folder: resume after its last complete epoch; "auto": resume in hydra.run.dir if it has a checkpoint.
         from_run: a run's folder: evaluate and export its final model; train nothing.
         from_epoch: with ``from_run``: evaluate and export the model of this epoch of the run's Pareto archive instead, or of "all" epochs in it.
@@ -99,6 +101,7 @@ class Experiment:
     distillation: Distillation = NoDistillation()
     seed: int = setting(0, ge=0, lt=2**32)
     dry_run: bool = False
+    init_from: str | None = None
     resume: str | None = None
     from_run: str | None = None
     from_epoch: int | Literal["all"] | None = None
@@ -106,7 +109,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Check the fields that are not sections."""
-        check_fields(self, "seed", "dry_run", "resume", "from_run", "from_epoch", "progress")
+        check_fields(self, "seed", "dry_run", "init_from", "resume", "from_run", "from_epoch", "progress")
 
     def run(self, run: Run, callback: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
         """Train, prune, quantize, finalize, evaluate, report and export; return the metrics of ``summary.json``.
@@ -186,9 +189,9 @@ class Experiment:
         summary |= {"constant_output": constant, **splits.units, **check_budget(trainer.model, measured["ebops"])}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
-        save_model(final, run.folder, splits.described)
+        save_model(final, run.folder, splits.interface)
         archived = archived_epochs(Path(self.from_run) if self.from_run else run.folder)
-        details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived)
+        details = Details(weight_histograms(trainer.model), confusion.table() if confusion else None, archived, splits.classes)
         try:
             summary |= self.export.export(final, splits, run.folder)
         except (ConfigError, ExportError):
@@ -223,8 +226,11 @@ class Experiment:
         return summaries[-1]
 
     def build_model(self, splits: Splits) -> nn.Module:
-        """Return the float model for the data."""
-        return build_model(self.model, splits)
+        """Return the float model for the data, with the weights that training starts from."""
+        model = build_model(self.model, splits)
+        if self.init_from and not self.from_run:
+            take_weights(model, self.init_from)
+        return model
 
     def trainer(self, model: nn.Module, splits: Splits, distiller: NoDistiller | None = None) -> Trainer:
         """Seed all generators and return a trainer for ``model``."""

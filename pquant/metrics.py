@@ -1,15 +1,16 @@
 """Metrics of a compressed model: auxiliary losses, sparsity, EBOPs, sizes, a table by layer."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.coverage import own_parameters, parameter_quantizer
 from pquant.quantization.budget import Use
 from pquant.quantization.hgq import HGQQuantizer
-from pquant.quantization.quantizer import Quantizer
+from pquant.quantization.quantizer import FLOAT_BITS, MantissaQuantizer, Quantizer
 
 Parameters = Mapping[QuantizedLayer, tuple[Tensor, Tensor | None]]
 """The finalized (weight, bias) of layers."""
@@ -127,33 +128,77 @@ def _row(name: str, layer: QuantizedLayer) -> dict[str, Any]:
 def model_metrics(model: nn.Module) -> dict[str, Any]:
     """Return the headline metrics of a compressed model.
 
-    ``params`` and ``nonzero_params`` count weights and biases; ``weight_bits`` is the mean width of the non-zero weights, ``size_bytes`` what all
-    non-zero parameters take at their widths, without an index; ``mask_sparsity`` counts what pruning alone removes.
+    ``params``, ``nonzero_params`` and ``size_bytes`` count all parameters as they would be finalized now, those that stay float with 32 bits each;
+    the size is that of the non-zero ones at their widths, without an index. ``weight_bits`` is the mean width of the non-zero weights, of all
+    parameters of two axes or more. ``mask_sparsity`` counts what pruning alone removes.
     """
-    params = nonzero = kept = prunable = 0
-    bits = weight_bits = weights_left = 0.0
     parameters = finalized_parameters(model)
-    biased = {id(layer.bias): layer for layer in parameters if isinstance(layer, CompressedLayer) and layer.bias is not None}
-    for layer in biased.values():
-        bias = parameters[layer][1]
-        assert bias is not None
-        bits += float(layer.bias_quantizer.width().to(bias.device).expand_as(bias)[bias != 0].sum())
-        params, nonzero = params + bias.numel(), nonzero + int(bias.count_nonzero())
+    prunable = kept = 0
     for layer in weight_layers(model).values():
-        weight, _ = parameters[layer]
-        width = layer.weight_quantizer.width().to(weight.device).expand_as(weight)
-        weight_bits += float(width[weight != 0].sum())
-        weights_left += int(weight.count_nonzero())
-        params, nonzero = params + weight.numel(), nonzero + int(weight.count_nonzero())
         if layer.prunable:
+            weight, _ = parameters[layer]
             prunable += weight.numel()
             kept += int(layer.pruner.hard_mask(layer.seen()).expand_as(weight).count_nonzero())
     return {
         "sparsity": sparsity(model, parameters),
         "mask_sparsity": 1 - kept / prunable if prunable else 0.0,
-        "params": params,
-        "nonzero_params": nonzero,
-        "weight_bits": weight_bits / weights_left if weights_left else 0.0,
-        "size_bytes": (weight_bits + bits) / 8,
+        **sizes(model, parameters),
         "ebops": ebops(model, parameters),
     }
+
+
+def sizes(model: nn.Module, parameters: Parameters | None = None) -> dict[str, Any]:
+    """Return ``params``, ``nonzero_params``, ``weight_bits`` and ``size_bytes`` of :func:`model_metrics`, which need no example input."""
+    parameters = finalized_parameters(model) if parameters is None else parameters
+    counts = [_count(*one) for one in (*_of_layers(model, parameters), *_other_parameters(model, parameters))]
+    weights = [one for one in counts if one.is_weight]
+    left = sum(one.nonzero for one in weights)
+    return {
+        "params": sum(one.total for one in counts),
+        "nonzero_params": sum(one.nonzero for one in counts),
+        "weight_bits": sum(one.bits for one in weights) / left if left else 0.0,
+        "size_bytes": sum(one.bits for one in counts) / 8,
+    }
+
+
+class _Count(NamedTuple):
+    """The values of one parameter: how many, how many are not zero, and the bits of those."""
+
+    is_weight: bool
+    total: int
+    nonzero: int
+    bits: float
+
+
+def _count(is_weight: bool, values: Tensor, quantizer: Quantizer | None) -> _Count:
+    nonzero = values != 0
+    if isinstance(quantizer, MantissaQuantizer):
+        width = torch.tensor(float(quantizer.k + quantizer.significant))
+    else:
+        width = torch.tensor(FLOAT_BITS) if quantizer is None else quantizer.width()
+    bits = float(width.to(values.device).expand_as(values)[nonzero].sum())
+    return _Count(is_weight, values.numel(), int(nonzero.sum()), bits)
+
+
+def _of_layers(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer]]:
+    """Yield (is a weight, values, quantizer) of the weights and biases of layers, each of those that layers share once."""
+    for compressed in weight_layers(model).values():
+        yield True, parameters[compressed][0], compressed.weight_quantizer
+    biases: dict[int, tuple[Tensor, Quantizer]] = {}
+    for layer, (weight, bias) in parameters.items():
+        if not isinstance(layer, CompressedLayer):
+            yield False, weight, getattr(layer, "weight_quantizer")  # noqa: B009  (of a norm)
+        if bias is not None:
+            biases[id(layer.bias) if isinstance(layer, CompressedLayer) else id(layer)] = (bias, getattr(layer, "bias_quantizer"))  # noqa: B009
+    yield from ((False, bias, quantizer) for bias, quantizer in biases.values())
+
+
+@torch.no_grad()
+def _other_parameters(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer | None]]:
+    """Yield the same of all parameters that are none of such layers: tables, constants, and what stays float."""
+    counted = {id(parameter) for layer in parameters for parameter in layer._parameters.values()}
+    others = {id(parameter): (module, name, parameter) for module, name, parameter in own_parameters(model) if id(parameter) not in counted}
+    for module, name, parameter in others.values():
+        quantizer = parameter_quantizer(module, name)
+        values = parameter.detach() if quantizer is None else quantizer(parameter.detach())
+        yield parameter.ndim > 1, values, quantizer

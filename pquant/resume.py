@@ -195,7 +195,8 @@ def _checked(key: str, overrides: list[str], taken: Sequence[str]) -> list[str]:
         name = str(one.key_or_group)
         if one.is_delete() or (name not in taken and name.partition(".")[0] not in taken):
             others = ", ".join(field for field in taken if field != key)
-            raise ConfigError(f"{name} cannot be given with {key}, which takes the settings of the earlier run, all but {others}")
+            advice = f"; for other data: {' '.join(PROGRAM)} predict run=<folder> data.path=<file>" if name.partition(".")[0] == "data" else ""
+            raise ConfigError(f"{name} cannot be given with {key}, which takes the settings of the earlier run, all but {others}{advice}")
     return [str(one.key_or_group) for one in parsed]
 
 

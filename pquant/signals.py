@@ -4,15 +4,17 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
 
-SLURM_JOB = "SLURM_JOB_ID"
+SLURM_JOB, ARRAY_JOB, ARRAY_TASK = "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"
+SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,9 +59,36 @@ def graceful() -> Iterator[Callable[[], None]]:
     check()
 
 
+def end(interrupt: Interrupted) -> NoReturn:
+    """End the process with the exit code of a signal; after a pre-emption, Slurm runs its job again."""
+    if interrupt.requeues:
+        requeue()
+    sys.exit(interrupt.exit_code)
+
+
+@contextmanager
+def submitit_job() -> Iterator[None]:
+    """In a Slurm job of submitit, end the process when a signal ends the block; elsewhere do nothing.
+
+    Submitit's own handler ignores SIGTERM, so that Slurm would have to kill the job. Its handler of SIGUSR2, which requeues the job, stays.
+    """
+    if os.environ.get(SUBMITIT) != "slurm":
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    except Interrupted as interrupt:
+        end(interrupt)
+
+
 def requeue() -> None:
-    """Ask Slurm to run this job again from its start, which with ``resume=auto`` resumes after the last complete epoch."""
-    command = ["scontrol", "requeue", os.environ[SLURM_JOB]]
+    """Ask Slurm to run this job again from its start, which with ``resume=auto`` resumes after the last complete epoch.
+
+    In an array, the number of a job may be that of the whole array, so the job is named by its place in it.
+    """
+    place = f"{os.environ[ARRAY_JOB]}_{os.environ[ARRAY_TASK]}" if ARRAY_JOB in os.environ else os.environ[SLURM_JOB]
+    command = ["scontrol", "requeue", place]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -12,7 +12,7 @@ import pytest
 from pquant import installation
 
 ROOT = Path(__file__).parents[1]
-SOMEBODY_ELSES = re.compile(r"install[^\n`]*[ '\"]pquant(?![-\w/])")
+SOMEBODY_ELSES = re.compile(r"(?:pip install|uv add)(?: -\S+)* ['\"]?pquant(?![-\w/])")
 """A command that installs ``pquant`` from an index, where that is another project."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pquant.errors import ConfigError
-from pquant.signals import Interrupted, graceful, requeue
+from pquant.signals import Interrupted, graceful, prompt, requeue, submitit_job
 from pquant.tracking.files import only_run_in
 
 from .test_run import SHORT, run
@@ -65,6 +65,27 @@ def test_a_requeue_names_the_job_and_says_when_slurm_refuses(slurm: Path, monkey
     monkeypatch.setenv("PATH", "")
     requeue()
     assert caplog.messages[0] == "scontrol requeue 17 failed: no such job\n" and "No such file" in caplog.messages[1]
+
+
+def test_a_task_of_an_array_requeues_itself_alone(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue()
+    assert slurm.read_text() == "requeue 17_3\n"
+
+
+@pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, ""), (signal.SIGUSR1, "requeue 17\n")])
+def test_a_signal_ends_a_job_of_submitit_with_its_exit_code(number: signal.Signals, asked: str, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # as submitit's
+    try:
+        with graceful(), submitit_job():
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "another launcher's job keeps the handler"
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+        with pytest.raises(SystemExit) as ended, submitit_job(), prompt():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + number and (slurm.read_text() if slurm.exists() else "") == asked
 
 
 @pytest.mark.slow

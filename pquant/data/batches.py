@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from pquant.data.augmentation import Augment
+
 AT_ONCE = 16
 """The number of batches copied together, which is faster than one at a time."""
 
@@ -45,6 +47,24 @@ class TensorBatches:
         wanted = order[: len(self) * self.batch_size].to(self.tensors[0].device)
         for rows in wanted.split(AT_ONCE * self.batch_size) if len(wanted) else ():
             yield from zip(*(tensor.index_select(0, rows).split(self.batch_size) for tensor in self.tensors), strict=True)
+
+
+@dataclass(frozen=True)
+class AugmentedBatches:
+    """Batches whose inputs are changed at random, by numbers from the same generator as their order."""
+
+    batches: Batches
+    augment: Augment
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches."""
+        for x, *others in self.batches:
+            yield self.augment(x, self.generator), *others
 
 
 def batches(dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False) -> Batches:

@@ -1,5 +1,7 @@
 """Feature columns and a target, from any table on disk."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
     from pandas import Series
 
 Task = Literal["auto", "classification", "regression"]
+Missing = Literal["error", "drop", "mean"]
 MOST_CLASSES = 100
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,46 @@ class Columns:
     test_rows: int = 0
 
 
-def read_columns(path: str | Path, target: str | None) -> Columns:
+@dataclass(frozen=True)
+class Choice:
+    """Which columns are features, and what becomes of rows with missing values.
+
+    Attributes:
+        features: their names, in this order; None for all.
+        drop: names of columns that are none.
+        missing: "error"; "drop" leaves out such rows; "mean" lets the missing values be, as NaN.
+    """
+
+    features: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+    missing: Missing = "error"
+
+    def names(self, path: str | Path, there: Sequence[str]) -> list[str]:
+        """Return the names of the features among those ``there``.
+
+        Raises:
+            ConfigError: a name that is not there, or none is left.
+        """
+        for key, names in (("features", self.features or ()), ("drop", self.drop)):
+            for name in names:
+                if name not in there:
+                    raise ConfigError(f"data.{key}: {unknown(f'feature of {path}', name, there)}")
+        chosen = [name for name in (there if self.features is None else self.features) if name not in self.drop]
+        if there and not chosen:
+            raise ConfigError(f"{path}: data.features and data.drop leave no feature of {', '.join(there)}")
+        return chosen
+
+
+ALL = Choice()
+
+
+def read_columns(path: str | Path, target: str | None, choice: Choice = ALL) -> Columns:
     """Return the columns of a csv, tsv, parquet or npz file; without ``target`` all are features, and the targets are 0.
 
     Raises:
-        ConfigError: no such file, no such target, an empty part, features that are not numbers or not finite, other targets.
+        ConfigError: no such file, target or feature, an empty part, features that are not numbers or not finite, other targets.
     """
-    return _read_npz(path, target) if file_kind(path) == ".npz" else _read_frame(path, target)
+    return _read_npz(path, target, choice) if file_kind(path) == ".npz" else _read_frame(path, target, choice)
 
 
 def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
@@ -64,7 +102,7 @@ def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
     return codes, [str(name) for name in names]
 
 
-def _read_npz(path: str | Path, target: str | None) -> Columns:
+def _read_npz(path: str | Path, target: str | None, choice: Choice) -> Columns:
     if target is None:
         arrays = [array for x in read_npz(path, ("x",), ("x_train", "x_test")) for array in (x, np.zeros(x.shape[:1]))]
     else:
@@ -79,24 +117,27 @@ def _read_npz(path: str | Path, target: str | None) -> Columns:
         raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
     x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
     names = npz_names(path, x.shape[1]) or [f"x[:, {index}]" for index in range(x.shape[1])]
-    return Columns(_finite(path, x, names), y, tuple(names), test_rows=len(arrays[3]) if len(arrays) == 4 else 0)
+    chosen = choice.names(path, names)
+    x = x[:, [names.index(name) for name in chosen]]
+    return _complete(path, Columns(x, y, tuple(chosen), test_rows=len(arrays[3]) if len(arrays) == 4 else 0), choice.missing)
 
 
-def _read_frame(path: str | Path, target: str | None) -> Columns:
+def _read_frame(path: str | Path, target: str | None, choice: Choice) -> Columns:
     frame = read_frame(path, target)
     from pandas.api.types import is_numeric_dtype
 
     if target is not None and target not in frame.columns:
         raise ConfigError(f"data.target: {unknown(f'column of {path}', target, frame.columns)}")
     features = frame if target is None else frame.drop(columns=target)
+    features = features[choice.names(path, list(features.columns))]
     _require_some(path, features.shape)
     y = np.zeros(len(frame)) if target is None else _targets(path, frame[target], target)
     for name, column in features.items():
         if not is_numeric_dtype(column):
-            raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it or leave it out")
+            raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it, or leave it out by data.drop")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
     names = [str(name) for name in features.columns]
-    return Columns(_finite(path, x, names), y, tuple(names))
+    return _complete(path, Columns(x, y, tuple(names)), choice.missing)
 
 
 def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:
@@ -140,10 +181,19 @@ def _require_no_missing_words(y: Array, target: str) -> None:
         raise ConfigError(f"target '{target}' has {found}; data.task=classification takes them for classes")
 
 
-def _finite(path: str | Path, x: Array, names: list[str]) -> Array:
-    """Return ``x`` if all its values are finite."""
-    bad = (~np.isfinite(x)).sum(0)
-    for name, count in zip(names, bad, strict=True):
+def _complete(path: str | Path, columns: Columns, missing: Missing) -> Columns:
+    """Return columns whose values are finite, or missing if they are to be replaced."""
+    x = columns.x
+    bad = (~np.isfinite(x) if missing == "error" else np.isinf(x)).sum(0)
+    for name, count in zip(columns.names, bad, strict=True):
         if count:
-            raise ConfigError(f"{path}: column '{name}' has {count} missing or infinite values")
-    return x
+            advice = "" if np.isinf(x).any() else "; data.missing=drop leaves out their rows, mean replaces them"
+            raise ConfigError(f"{path}: column '{name}' has {count} missing or infinite values{advice}")
+    left: Array = np.array(~np.isnan(x).any(axis=1))
+    if missing != "drop" or left.all():
+        return columns
+    log.warning("%s: %d of %d rows have missing values and are left out", path, len(x) - left.sum(), len(x))
+    test_rows = int(left[len(x) - columns.test_rows :].sum())
+    if not left.any() or columns.test_rows and not test_rows:
+        raise ConfigError(f"{path}: every row{' of the test set' if left.any() else ''} has a missing value: data.missing=mean replaces them")
+    return Columns(x[left], columns.y[left], columns.names, test_rows)

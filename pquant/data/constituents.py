@@ -58,7 +58,7 @@ class Constituents(Fractions):
         for part in parts:
             padding = ~part.any(-1, keepdim=True)
             part.sub_(mean).div_(scale).masked_fill_(padding, 0)
-        return Preprocessing(mean, scale, note="a particle whose raw features are all 0 is padding: all its inputs are 0")
+        return Preprocessing(mean, scale, note="a particle whose raw features are all 0 is padding: all its inputs are 0", padding=True)
 
     def _checked(self) -> tuple[Array, Array]:
         """Return the particles as float32, only those to keep, and the labels as they are."""

@@ -23,6 +23,8 @@ class Preprocessing:
         features: the names along the last axis of an input; empty where they have none.
         classes: the names of the classes, in the order of the outputs; empty for a regression.
         note: what offset and scale do not say.
+        padding: whether an item (the last axis of an input) whose raw values are all 0 is padding, and stays 0.
+        missing: raw values by feature that stand for missing ones; None if none may be missing.
     """
 
     offset: Tensor
@@ -30,10 +32,14 @@ class Preprocessing:
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     note: str = ""
+    padding: bool = False
+    missing: Tensor | None = None
 
     def described(self) -> dict[str, Any]:
         """Return the values of ``model.json``: numbers, or nested lists where they differ by feature."""
         numbers = {"input_offset": _numbers(self.offset), "input_scale": _numbers(self.scale)}
+        numbers |= {"input_dtype": str(self.offset.dtype).removeprefix("torch.")} | ({"input_padding": True} if self.padding else {})
+        numbers |= {"input_missing": _numbers(self.missing)} if self.missing is not None else {}
         words = {"input_note": self.note, "features": list(self.features), "classes": list(self.classes)}
         return numbers | {name: value for name, value in words.items() if value}
 
@@ -65,6 +71,12 @@ class Splits:
     def described(self) -> dict[str, Any]:
         """What turns raw inputs into those of the model and its outputs into units, and names them, for the files of a model and its exports."""
         return (self.preprocessing.described() if self.preprocessing else {}) | self.units
+
+    @property
+    def interface(self) -> dict[str, Any]:
+        """All that ``model.json`` says of inputs and outputs: :attr:`described`, their shapes, and what the outputs are."""
+        task = "regression" if self.num_classes is None else "classification"
+        return self.described | {"input_shape": list(self.input_shape), "num_outputs": self.num_outputs, "task": task}
 
     @property
     def classes(self) -> tuple[str, ...]:

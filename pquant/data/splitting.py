@@ -46,6 +46,11 @@ class Fractions(Settings):
         if self.validation_fraction + self.test_fraction >= 1:
             raise self.error("validation_fraction", f"below 1 - test_fraction = {1 - self.test_fraction:g}")
 
+    @property
+    def fills(self) -> bool:
+        """Whether missing values are replaced by the mean of the training rows."""
+        return False
+
     def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0, features: Sequence[str] = ()) -> Splits:
         """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
 
@@ -62,8 +67,9 @@ class Fractions(Settings):
         train, validation = hold_out(rows, y, portion(total, self.validation_fraction), seed, classes)
         parts = (train, validation, test)
         inputs = [torch.from_numpy(x[part]) for part in parts]
+        missing = fill_missing(inputs) if self.fills else None
         done = self.scale(inputs) if self.standardize else Preprocessing(torch.zeros(()), torch.ones(()))
-        done = dataclasses.replace(done, features=tuple(features), classes=() if self.reconstruct else tuple(classes or ()))
+        done = dataclasses.replace(done, features=tuple(features), classes=() if self.reconstruct else tuple(classes or ()), missing=missing)
         return dataclasses.replace(self._targeted(inputs, [y[part] for part in parts], classes), preprocessing=done)
 
     def _targeted(self, inputs: Sequence[Tensor], targets: Sequence[Array], classes: Sequence[str] | None) -> Splits:
@@ -80,6 +86,22 @@ class Fractions(Settings):
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
         """Shift and scale the features of all ``parts`` in place by mean and deviation of the first; return what was done."""
         return standardize(parts, 0, self.standardize == POWER_OF_TWO)
+
+
+def fill_missing(parts: Sequence[Tensor]) -> Tensor:
+    """Replace missing values (NaN) in all ``parts`` (N, features), in place, by the mean of the first by feature; return these means (features,).
+
+    Raises:
+        ConfigError: all values of a feature are missing in the first.
+    """
+    means = parts[0].nanmean(0)
+    if bool(means.isnan().any()):
+        raise ConfigError(
+            f"feature {int(means.isnan().nonzero()[0])} has no value in any of the {len(parts[0])} training rows: leave it out by data.drop"
+        )
+    for part in parts:
+        part.copy_(torch.where(part.isnan(), means, part))
+    return means
 
 
 def portion(total: int, fraction: float) -> int:

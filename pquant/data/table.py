@@ -3,11 +3,11 @@
 import logging
 from dataclasses import dataclass
 
-from pquant.data.columns import Task, encode, read_columns
+from pquant.data.columns import Choice, Missing, Task, encode, read_columns
 from pquant.data.files import FILES
 from pquant.data.splits import Splits
 from pquant.data.splitting import Fractions
-from pquant.settings import schema
+from pquant.settings import schema, setting
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +24,36 @@ class Table(Fractions):
             ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used; and, if
             the features have names, ``features`` (F,).
         target: the column to predict; null, with ``reconstruct``, where all columns are features.
+        features: the columns that are features, in this order; null for all but the target.
+        drop: columns that are left out, such as numbers of events.
+        missing: what becomes of missing values of features: "error"; "drop" leaves out their rows; "mean" replaces them by the mean of the
+            training rows.
         task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
 
     path: str = ""
     target: str | None = "y"
     task: Task = "auto"
+    features: list[str] | None = None
+    drop: list[str] = setting([])
+    missing: Missing = "error"
+
+    @property
+    def fills(self) -> bool:
+        """Whether missing values are replaced."""
+        return self.missing == "mean"
 
     def load(self, seed: int) -> Splits:
         """Return the splits.
 
         Raises:
-            ConfigError: no such file or target, features that are not finite numbers, or too few examples.
+            ConfigError: no such file, target or feature, features that are not finite numbers, or too few examples.
         """
         if not self.path:
             raise self.error("path", f"the path of a {FILES}")
         if self.target is None and not self.reconstruct:
             raise self.error("target", "the name of a column, or data.reconstruct=true")
-        columns = read_columns(self.path, self.target)
+        columns = read_columns(self.path, self.target, Choice(self.features, self.drop, self.missing))
         y, classes = (columns.y, None) if self.target is None else encode(columns.y, self.task, self.target)
         if self.reconstruct:
             log.info("reconstruction of %d features", columns.x.shape[1])

@@ -6,36 +6,26 @@ A run keeps its teacher in its own folder, with all that builds it again, so tha
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from pquant.data.splits import Splits, examples
 from pquant.errors import ConfigError
-from pquant.layers.convert import compress
-from pquant.layers.finalize import finalize
-from pquant.models.build import build_model
-from pquant.resume import environment_refused, saved_config
-from pquant.targets import build
-from pquant.tracking.files import plain, write_atomic
+from pquant.models.build import Model, build_model
+from pquant.saved_model import SUFFIX, WEIGHTS, finalized_model, model_sections, with_weights
+from pquant.tracking.files import write_atomic
 
 TEACHER = "teacher.safetensors"
 """The file in a run's folder that holds its teacher."""
 FLOAT = "float"
-SUFFIX = ".safetensors"
-WEIGHTS = "model.safetensors"
-SECTIONS = ("model", "pruning", "quantization", "fitcompress")
-"""The sections of a run that make its model."""
 SEED = "seed"
 FIELD = "distillation.source"
-Model = nn.Module | Callable[..., nn.Module]
 
 
 @dataclass
@@ -73,13 +63,9 @@ def load_teacher(source: str, model: Model | None, float_model: nn.Module, split
         return TeacherModel(copy.deepcopy(float_model), baseline=True)
     path = Path(source)
     if path.suffix == SUFFIX:
-        return TeacherModel(_with_weights(_own(model, splits), path))
-    config = saved_config(FIELD, path)
-    with environment_refused():
-        sections = {name: plain(OmegaConf.to_container(config[name], resolve=True)) for name in SECTIONS if name in config}
-    if not (path / WEIGHTS).is_file():
-        raise ConfigError(f"{FIELD}: the run in {path} has no {WEIGHTS}, as it did not finish: resume it first, with resume={path}")
-    return TeacherModel(_with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS), sections=sections | {SEED: config.get(SEED)})
+        return TeacherModel(with_weights(_own(model, splits), path, FIELD))
+    sections = model_sections(path, FIELD)
+    return TeacherModel(with_weights(_of_run(sections, splits, str(path)), path / WEIGHTS, FIELD), sections=sections)
 
 
 def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:
@@ -102,7 +88,7 @@ def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.M
         module = _of_run(sections, splits, str(path))
     else:
         module = copy.deepcopy(float_model) if source == FLOAT else _own(model, splits)
-    return TeacherModel(_with_weights(module, path), source == FLOAT, sections, kept.digest)
+    return TeacherModel(with_weights(module, path, FIELD), source == FLOAT, sections, kept.digest)
 
 
 def keep(teacher: TeacherModel, folder: Path) -> str:
@@ -123,27 +109,4 @@ def _own(model: Model | None, splits: Splits) -> nn.Module:
 
 
 def _of_run(sections: Mapping[str, Any], splits: Splits, where: str) -> nn.Module:
-    """Return the finalized model, untrained, of the run whose sections these are."""
-    missing = [name for name in SECTIONS if name not in sections]
-    if missing:
-        raise ConfigError(f"{FIELD}: the configuration of {where} has no section '{missing[0]}'")
-    made = {name: build(name, sections[name]) for name in SECTIONS}
-    masks = made["fitcompress"].masks(made["pruning"])
-    return finalize(compress(build_model(made["model"], splits, FIELD), masks, made["quantization"], examples(splits)))
-
-
-def _with_weights(module: nn.Module, path: Path) -> nn.Module:
-    """Return the module with the weights of a safetensors file.
-
-    Raises:
-        ConfigError: there is no such file, or its weights do not fit.
-    """
-    try:
-        module.load_state_dict(load_tensors(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{FIELD}: there is no file {path}") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{FIELD}: {path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
-    except RuntimeError as error:
-        raise ConfigError(f"{FIELD}: the weights in {path} do not fit the teacher: {' '.join(str(error).split())[:300]}") from error
-    return module
+    return finalized_model(sections, examples(splits), splits.num_outputs, where, FIELD)

@@ -16,7 +16,7 @@ from pquant.tracking.files import write_atomic, write_json
 def save_model(model: nn.Module, folder: Path, described: dict[str, Any] | None = None) -> None:
     """Write the weights of a finalized model, per layer its shape, sparsity and the k, i, f of each quantizer, and what inputs and outputs are.
 
-    ``described`` is :attr:`pquant.data.Splits.described`.
+    ``described`` is :attr:`pquant.data.Splits.interface`.
     """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomic(folder / "model.safetensors", safetensors.torch.save(state))

@@ -21,7 +21,9 @@ from pquant.config import build_experiment
 from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
+from pquant.finetuning.launch_errors import is_lost, launch_error
 from pquant.finetuning.results import COMMAND, log_results, write_results
+from pquant.finetuning.slurm import check_slurm
 from pquant.finetuning.study import check_state, check_trial, drawn, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
 from pquant.installation import program
@@ -68,6 +70,7 @@ class StudySweep(OptunaSweeperImpl):
         grid = self._grid(space) if is_grid(self.sampler) else None
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
         self._check(space, fixed)
+        check_slurm(self.master.hydra.launcher)
         check_trial(self.sampler, grid, space, self.pruner)
         folder = Path(self.sweep_dir).absolute()
         check_links(folder)
@@ -144,12 +147,13 @@ class StudySweep(OptunaSweeperImpl):
         for trial, params in given.items():
             trial.set_user_attr(COMMAND, _command(_overrides(params), fixed))
         assert self.launcher is not None
+        lost = False
         try:
             reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]
         except Exception as error:
-            reasons = [error_line(error)] * len(trials)
+            reasons, lost = [launch_error(error)] * len(trials), is_lost(error)
         for trial, reason in zip(trials, reasons, strict=True):
-            claims.settle(trial.number, reason)
+            claims.settle(trial.number, reason, lost)
 
     def _tracking(self, number: int | None = None) -> list[str]:
         """Return the override of the tracker's group (the study), or of its run name (the trial ``number``), if it has such a field."""

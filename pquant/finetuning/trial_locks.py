@@ -5,6 +5,7 @@ both locks are free, the trial was interrupted: it is queued again, with its num
 therefore share its folder.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -20,9 +21,14 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+log = logging.getLogger(__name__)
+
 OWNER = "owner"
 OWNER_LOCK = re.compile(r"owner-[\w.-]+\.lock")
 FAILURE = "failure"
+LOSSES, MOST_LOSSES = "losses", 3
+"""How often a trial's job was lost, and how often the trial runs again before it counts as failed."""
+SECONDS_TO_DIE = 60
 
 
 def trial_lock(folder: Path, number: int) -> FileLock:
@@ -70,12 +76,22 @@ class Claims:
             waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
             return [self._ask(sampler(number), space) for number in [*waiting, *range(len(trials), total)][:count]]
 
-    def settle(self, number: int, reason: str) -> None:
-        """Record a trial that was launched as failed for ``reason``, unless its job has reported its end or still runs."""
+    def settle(self, number: int, reason: str, lost: bool = False) -> None:
+        """Record a trial that was launched as failed for ``reason``, unless its job has reported its end or still runs.
+
+        A trial whose job was ``lost`` is queued again, with its checkpoint, up to three times.
+        """
         trial = self.study.get_trials(deepcopy=False)[number]
-        if trial.state is TrialState.RUNNING and not _held(Path(trial_lock(self.folder, number).lock_file)):
-            self.store.set_trial_user_attr(trial._trial_id, FAILURE, reason)
-            self.study.tell(number, state=TrialState.FAIL)
+        lock, losses = Path(trial_lock(self.folder, number).lock_file), trial.user_attrs.get(LOSSES, 0)
+        if trial.state is not TrialState.RUNNING or _held(lock, SECONDS_TO_DIE if lost else 0):
+            return
+        if lost and losses < MOST_LOSSES:
+            log.warning("trial %d was lost and runs again, from its last checkpoint: %s", number, reason)
+            self.store.set_trial_user_attr(trial._trial_id, LOSSES, losses + 1)
+            self.store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            return
+        self.store.set_trial_user_attr(trial._trial_id, FAILURE, reason)
+        self.study.tell(number, state=TrialState.FAIL)
 
     def _ask(self, sampler: BaseSampler, space: Mapping[str, BaseDistribution]) -> optuna.trial.Trial:
         self.study.sampler = sampler
@@ -104,9 +120,10 @@ def _locks(folder: Path) -> Path:
     return path
 
 
-def _held(path: Path) -> bool:
+def _held(path: Path, seconds: float = 0) -> bool:
+    """Return whether another process holds a lock; wait for its end up to ``seconds``."""
     try:
-        with FileLock(path, blocking=False):
+        with FileLock(path, timeout=seconds):
             return False
     except Timeout:
         return True

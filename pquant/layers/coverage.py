@@ -1,9 +1,9 @@
 """Which share of a model is quantized."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.layers.base import Cost, QuantizedLayer
@@ -52,18 +52,28 @@ def coverage(model: nn.Module) -> dict[str, float]:
     }
 
 
+def own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Yield (module, name, parameter) of the model's own parameters, a shared one for each module that has it; none of methods or quantizers."""
+    for module in model.modules():
+        if not isinstance(module, (Quantizer, Pruner, BitRegularization)):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and name != "multiplier":
+                    yield module, name, parameter
+
+
+def parameter_quantizer(module: nn.Module, name: str) -> Quantizer | None:
+    """Return what quantizes a parameter of a module, if anything does."""
+    found = next((child.weight_quantizer for child in module.children() if isinstance(child, PQConstant) and child.of == name), None)
+    return found or (getattr(module, f"{name}_quantizer", None) if isinstance(module, QuantizedLayer) else None)
+
+
 def _parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many values of the model's own parameters are quantized, and how many there are."""
     done: dict[int, int] = {}
     total: dict[int, int] = {}
-    for module in model.modules():
-        if isinstance(module, (Quantizer, Pruner, BitRegularization)):
-            continue
-        constants = {child.of for child in module.children() if isinstance(child, PQConstant) and child.is_quantized()}
-        for name, parameter in module._parameters.items():
-            if parameter is None or name == "multiplier":
-                continue
-            total[id(parameter)] = parameter.numel()
-            if name in constants or isinstance(module, QuantizedLayer) and module.quantizes(name):
-                done[id(parameter)] = parameter.numel()
+    for module, name, parameter in own_parameters(model):
+        total[id(parameter)] = parameter.numel()
+        quantizer = parameter_quantizer(module, name)
+        if quantizer is not None and not quantizer.is_float or isinstance(module, QuantizedLayer) and module.quantizes(name):
+            done[id(parameter)] = parameter.numel()
     return sum(done.values()), sum(total.values())

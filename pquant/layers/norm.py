@@ -11,6 +11,7 @@ from pquant.layers.base import Call, Calls, QuantizedLayer
 from pquant.pruning.method import PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FoldedQuantizer, MantissaQuantizer, NoQuantizer, Quantizer
+from pquant.training import distributed
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -76,6 +77,7 @@ class _BatchNorm(_ChannelwiseLayer):
     num_batches_tracked: Any
     momentum: float | None
     eps: float
+    synchronized: bool = False
 
     def _equip(self, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls) -> None:
         super()._equip(name, pruning, quantization, calls)
@@ -116,14 +118,27 @@ class _BatchNorm(_ChannelwiseLayer):
             ValueError: ``x`` has not the number of axes that the batch norm takes.
         """
         self._check_input_dim(x)  # type: ignore[operator]
-        if self._stays_float():
+        stays_float = self._stays_float()
+        if stays_float and not (self.training and self.synchronized):
             return super(QuantizedLayer, self).forward(x)
         if not self.training:
             return self.linear_map(x, *self.scale_and_shift())
-        gamma, beta = self.moved()
+        gamma, beta = (self.weight, self.bias) if stays_float else self.moved()
         self.num_batches_tracked.add_(1)
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if self.synchronized:
+            return self._normalized_over_processes(x, gamma, beta, momentum)
         return F.batch_norm(x, self.running_mean, self.running_var, gamma, beta, True, momentum, self.eps)
+
+    def _normalized_over_processes(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, momentum: float) -> Tensor:
+        """Return ``x`` normalized by the statistics of the parts of the batch that all processes have, which also move the running ones."""
+        mean, variance, number = distributed.batch_statistics(x)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * number / (number - 1), momentum)
+        y = (x - _by_channel(mean, x)) * _by_channel(torch.rsqrt(variance + self.eps), x)
+        y = y if gamma is None else y * _by_channel(gamma, x)
+        return y if beta is None else y + _by_channel(beta, x)
 
     def _stays_float(self) -> bool:
         return self.weight_quantizer.is_float and self.bias_quantizer.is_float
@@ -145,3 +160,10 @@ class PQBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
 class PQBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """``nn.BatchNorm3d`` with quantized scale and shift, and quantizers around it."""
+
+
+def synchronize(model: nn.Module) -> None:
+    """Let the batch norms of a compressed model take the statistics of all processes that train it; in a single process nothing changes."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.synchronized = distributed.count() > 1

@@ -9,16 +9,24 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, blaming
 
+Model = nn.Module | Callable[..., nn.Module]
+"""A module, or what makes one."""
 
-def build_model(model: nn.Module | Callable[..., nn.Module], splits: Splits, section: str = "model") -> nn.Module:
-    """Return the float model for the data; a callable that has parameters ``input_shape`` and ``num_outputs`` gets them.
+
+def build_model(model: Model, splits: Splits, section: str = "model") -> nn.Module:
+    """Return the float model for the data; see :func:`model_for`."""
+    return model_for(model, tuple(splits.input_shape), splits.num_outputs, section)
+
+
+def model_for(model: Model, input_shape: tuple[int, ...], num_outputs: int, section: str = "model") -> nn.Module:
+    """Return the float model for inputs of a shape, without the batch axis; a callable with parameters ``input_shape`` and ``num_outputs`` gets them.
 
     Raises:
         ConfigError: it cannot be built; the message names the ``section``.
     """
     if isinstance(model, nn.Module):
         return model
-    offered = {"input_shape": tuple(splits.input_shape), "num_outputs": splits.num_outputs}
+    offered = {"input_shape": input_shape, "num_outputs": num_outputs}
     taken = signature(model.func if isinstance(model, partial) else model).parameters
     with blaming(section):
         try:

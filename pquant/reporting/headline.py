@@ -20,11 +20,11 @@ def headline(summary: Mapping[str, Any]) -> list[HeadlineMetric]:
     metrics = [HeadlineMetric(label(name), show(name, summary[f"test/{name}"]), _baseline(summary, name)) for name in metric_names(summary, "test")]
     notes = {
         "sparsity": "of the prunable weights",
-        "nonzero_params": f"of {show('params', summary.get('params'))}",
+        "nonzero_params": f"of {show('params', summary.get('params'))}{_quantized(summary)}",
         "weight_bits": "mean of the non-zero weights",
         "ebops": f"of {show('ebops', target)}" if (target := summary.get("target_ebops")) else "",
         "coverage/multiplications": _coverage(summary),
-        "size_bytes": "non-zero weights and biases, no index",
+        "size_bytes": "all non-zero parameters, no index",
         "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
     }
     return metrics + [HeadlineMetric(label(name), show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
@@ -59,6 +59,12 @@ def _baseline(summary: Mapping[str, Any], name: str) -> str:
 def _coverage(summary: Mapping[str, Any]) -> str:
     parameters, activations = (show("share", summary.get(f"coverage/{share}")) for share in ("parameters", "activations"))
     return f"of the multiplications; {parameters} of the parameters, {activations} of the activations"
+
+
+def _quantized(summary: Mapping[str, Any]) -> str:
+    """Return the share of the parameters that is quantized, if it is not all of them."""
+    share = summary.get("coverage/parameters")
+    return f", {show('share', share)} of them quantized" if share is not None and share < 1 else ""
 
 
 def _percent(value: float) -> str:

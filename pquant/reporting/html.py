@@ -19,13 +19,14 @@ EXPORTS = {"rtl": "RTL", "onnx": "ONNX", "hls4ml": "hls4ml"}
 
 @dataclass(frozen=True)
 class Details:
-    """What a report shows beside the metrics: weight histograms, the confusion matrix of the test set (None for a regression), and the epochs
-    whose models the Pareto archive keeps.
+    """What a report shows beside the metrics: weight histograms, the confusion matrix of the test set (None for a regression) with the names of its
+    classes, if they have any, and the epochs whose models the Pareto archive keeps.
     """
 
     weights: Sequence[Weights] = ()
     confusion: Sequence[Sequence[int]] | None = None
     archived: Sequence[int] = ()
+    classes: Sequence[str] = ()
 
 
 def write_report(
@@ -63,6 +64,7 @@ def write_report(
         histograms=histogram_plots(list(details.weights)),
         confusion=confusion_cells(confusion),
         confused=confused_pairs(confusion),
+        classes=list(details.classes) or [str(number) for number in range(len(confusion))],
         exports=_exports(summary),
         resources=resource_table(folder) if "rtl/luts_estimated" in summary else [],
         columns={name: label(name) for name in COLUMNS},

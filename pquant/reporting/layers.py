@@ -8,7 +8,7 @@ from pquant.layers.base import CompressedLayer
 from pquant.layers.coverage import coverage
 from pquant.layers.example import Example
 from pquant.layers.unconverted import unconverted
-from pquant.metrics import ebops, layer_table, sparsity
+from pquant.metrics import ebops, layer_table, sizes, sparsity
 from pquant.pruning.method import NoPruner
 from pquant.reporting.headline import label, show
 
@@ -32,7 +32,7 @@ def summarize(model: nn.Module, example_input: Example | None = None) -> None:
 
     table = Table(title="Layers as finalized", show_footer=True)
     rows = layer_table(model)
-    for name, footer in (("layer", "all"), ("type", ""), ("shape", f"{sum(row.get('params', 0) for row in rows):,}"), ("pruned by", "")):
+    for name, footer in (("layer", "all"), ("type", ""), ("shape", f"{sizes(model)['params']:,}"), ("pruned by", "")):
         table.add_column(name, footer, no_wrap=name != "pruned by")
     total = {"sparsity": sparsity(model)} | ({"ebops": ebops(model)} if all(row["ebops"] is not None for row in rows) else {})
     for name in COLUMNS:

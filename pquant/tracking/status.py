@@ -29,7 +29,7 @@ def recorded_status(folder: Path, config: dict[str, Any], tracker: Tracker) -> I
     except StoppedEarly:
         end = "finished"
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the second: a signal that a launcher handles
         end = "interrupted"
         log.warning("interrupted; %s resume=%s resumes after the last complete epoch", " ".join(PROGRAM), folder)
         raise

@@ -28,6 +28,11 @@ SAVED = 0.35
 """Share of an eager step's time that compiling saves, at least, in most rows of ``benchmarks/step_time.py``."""
 SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 4.0
 """What compiling one graph takes on two cores from a cold cache: a constant, and a share for each layer."""
+COMPUTED_ONCE: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": 4}
+"""Compiler option for a CPU: what takes more operations than these is computed once, not again for each value that it broadcasts to.
+
+Powers of two of trained bits are such, and take most of a step otherwise, in forward and backward.
+"""
 SMALL_MODEL = 5_000_000
 """Parameters up to which steps on a GPU are short enough for CUDA graphs to pay."""
 
@@ -36,7 +41,8 @@ class StepCompiler:
     """Computes the losses of steps, eagerly at first, and compiled from the step on in which that is decided.
 
     With ``mode`` "auto" the first eager steps are timed; then compiling is worth it where the steps left save more time than the graphs of the stages
-    left take to compile. Batches that are smaller than the first one, and steps in which pruners look at activations, stay eager.
+    left take to compile. On a CPU one graph takes batches of all sizes. Batches of one example, on a GPU all that are smaller than the first one, and
+    steps in which pruners look at activations, stay eager.
 
     Args:
         losses: computes the losses from inputs and targets.
@@ -69,12 +75,15 @@ class StepCompiler:
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Return the losses of a batch."""
         self._full = self._full or len(x)
-        if not self.compiled or len(x) != self._full or self._observing():
+        if not self.compiled or self._stays_eager(len(x)):
             return self.losses(x, y)
         if self._graph is None:
-            self._graph = torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
+            self._graph = self._compile()
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
+        else:
+            for tensor in (x, y):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
             return self._graph(x, y)
         except Exception as error:
@@ -124,8 +133,14 @@ class StepCompiler:
         if self.mode == "auto":
             self.compiled, self._timed = state["compiled"] and not missing, list(state["timed"])
 
-    def _observing(self) -> bool:
-        return any(pruner.needs for pruner in self.pruners)
+    def _stays_eager(self, examples: int) -> bool:
+        takes = examples > 1 if self.device.type == "cpu" else examples == self._full
+        return not takes or any(pruner.needs for pruner in self.pruners)
+
+    def _compile(self) -> Losses:
+        if self.device.type == "cpu":
+            return torch.compile(self.losses, dynamic=False, options=COMPUTED_ONCE)
+        return torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
 
     def _uses_cuda_graphs(self) -> bool:
         return self.device.type == "cuda" and sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_MODEL

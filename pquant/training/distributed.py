@@ -4,26 +4,60 @@ All hold the same weights, masks and bits at every step, up to the order of sums
 nothing here does anything.
 """
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pquant.errors import LostProcessError
+from pquant.signals import Interrupted
+
+log = logging.getLogger(__name__)
+
+LARGE_MODEL = 1_000_000
+"""Parameters from which on gradients are added up while backward still computes others."""
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun has started (NCCL on GPUs, else gloo) for the time of the block."""
+    """Join the processes that torchrun has started (NCCL on GPUs, else gloo) for the time of the block.
+
+    Raises:
+        LostProcessError: another process has ended or does not answer.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    me = f"process {dist.get_rank()} of {dist.get_world_size()}"
     try:
         yield
+    except Interrupted as interrupt:  # by torchrun, where another process has ended; process 0 says where to go on
+        if not leads():
+            log.warning("%s: interrupted by %s; the same command with resume=auto resumes the run", me, interrupt)
+        raise
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all processes when one has ended, and this one ends by itself
+        raise LostProcessError(f"{me}: another process has ended or does not answer; the same command with resume=auto resumes the run") from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Return whether an exchange between processes failed; gloo's errors have no class of their own."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text or "Connection reset by peer" in text
 
 
 def local_index() -> int | None:
@@ -83,3 +117,58 @@ def mean_buffers(model: nn.Module) -> None:
         for name in ("running_mean", "running_var"):
             if isinstance(getattr(module, name, None), Tensor):
                 total(getattr(module, name)).div_(count())
+
+
+class Overlapping(nn.Module):
+    """The losses of a model's steps in torch's DistributedDataParallel, which adds up the gradients of all processes while backward computes others.
+
+    Args:
+        losses: computes the losses from inputs and targets.
+        model: the model that they train.
+    """
+
+    def __init__(self, losses: Losses, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.losses = model, losses
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Return the losses."""
+        return self.losses(x, y)
+
+
+def overlapping(losses: Losses, model: nn.Module) -> Losses | None:
+    """Return ``losses`` such that backward leaves the mean of all processes' gradients; None for a single process, and for a small model, whose
+    gradients take less time than the book-keeping. It follows the parameters that train now: when others do, make another.
+    """
+    if count() == 1 or sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) < LARGE_MODEL:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give broadcast_buffers another name
+        return DistributedDataParallel(Overlapping(losses, model), broadcast_buffers=False, find_unused_parameters=True)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return total(x.clone())
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return total(gradient.clone())
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and biased variance of each channel over the batch of all processes, and how many values they are of.
+
+    Gradients go to the inputs of all processes.
+    """
+    dims = [0, *range(2, x.ndim)]
+    size = torch.full((1,), x.numel() // x.shape[1], dtype=x.dtype, device=x.device)
+    sums = _Sum.apply(torch.cat((x.sum(dims), size)))
+    number = sums[-1]
+    mean = sums[:-1] / number
+    centred = x - mean.view(-1, *(1,) * (x.ndim - 2))
+    variance = _Sum.apply(centred.square().sum(dims)) / number
+    return mean, variance, number.detach()

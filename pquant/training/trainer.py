@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, TensorDataset
 
-from pquant.data.batches import batches
+from pquant.data.batches import AugmentedBatches, batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
 from pquant.layers.base import budgeted_layers, pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
+from pquant.layers.norm import synchronize
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization
@@ -90,15 +91,21 @@ class Trainer:
             self.scheduler = scheduler(self.optimizer)
         self.order = torch.Generator().manual_seed(seed)
         self.loader = batches(self.splits.train, training.batch_size, self.order, self._leaves_one_out())
+        if splits.augment is not None:
+            self.loader = AugmentedBatches(self.loader, splits.augment, self.order)
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         self.losses = StepCompiler(self._losses, self.model, training.compile, device, self._graphs_and_steps)
+        self.overlapping: distributed.Losses | None = None
+        if training.sync_batch_norm:
+            synchronize(self.model)
         self.step_events = StepEvents(self.model)
         self.position = self.step_count = 0
         self.snapshot: dict[str, Tensor] = {}
         self.safe: dict[str, Any] | None = None
+        self.safe_position = 0
         self.rows: list[Row] = []
         self.lines: list[str] = []
 
@@ -116,7 +123,7 @@ class Trainer:
                 if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                     before_train()
                 if self._enter(epoch) or self.safe is None:
-                    self.safe = cloned(self._state())
+                    self._keep()
                 budget = self._budget()
                 losses = self._train_epoch(epoch, after_step)
                 self._leave(epoch, losses["train/loss"])
@@ -126,8 +133,12 @@ class Trainer:
                 follow_schedule(self.scheduler, row.get("val/loss"))
                 self.position += 1
                 self.rows.append(row | {"seconds": time.perf_counter() - start})
-                self.safe = cloned(self._state())
+                if epoch.evaluated:
+                    self._keep()
                 on_epoch(self.rows[-1])
+
+    def _keep(self) -> None:
+        self.safe, self.safe_position = cloned(self._state()), self.position
 
     def _measure(self, epoch: Epoch) -> Row:
         """Return loss and metric of the model on the validation data, its sparsity and its EBOPs.
@@ -213,12 +224,13 @@ class Trainer:
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
+        self.overlapping = distributed.overlapping(self.losses, self.model)
         self.distiller.set_stage(epoch.stage)
         names = ("train/loss", "train/penalty", *self.distiller.metrics)
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
         for x, y in self.loader:
             with self.losses.timed():
-                *losses, kept = self.step(self._augmented(x.to(self.device)), y.to(self.device))
+                *losses, kept = self.step(x.to(self.device), y.to(self.device))
                 for total, loss in zip(totals, losses, strict=False):
                     total.add_(loss, alpha=len(x))
                 count.add_(kept, alpha=len(x))
@@ -227,8 +239,7 @@ class Trainer:
             after_step()
         skipped, allowed = len(self.loader) - int(good), len(self.loader) - 1 if self.training.on_nan == "skip_step" else 0
         if skipped > allowed or not (math.isfinite(sum(totals)) and bool(all_finite(trained(self.model, self.optimizer)))):
-            assert self.safe is not None
-            self._load(self.safe)
+            self._replay()
             diagnosis = Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step)
             where = diagnosis.locate(self.loader, self.device) or "a value is not finite"
             raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
@@ -236,17 +247,27 @@ class Trainer:
             log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
         return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
 
-    def _augmented(self, x: Tensor) -> Tensor:
-        return x if self.splits.augment is None else self.splits.augment(x, self.order)
+    def _replay(self) -> None:
+        """Go back to the start of the epoch under way: to the state that was kept last, and through the epochs since."""
+        assert self.safe is not None
+        self._load(self.safe)
+        for epoch in self.plan[self.safe_position : self.position]:
+            for x, y in self.loader:
+                self.step(x.to(self.device), y.to(self.device))
+            self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
+            follow_schedule(self.scheduler, None)
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        finite = torch.isfinite(x).all()
+        finite = torch.isfinite(x.sum(dtype=torch.float64))
         (x, y), weight = distributed.part(x, y)
-        losses = self.losses(x, y)
         self.optimizer.zero_grad()
+        losses = (self.overlapping or self.losses)(x, y)
         together = self.distiller.total(losses)
-        (together if weight == 1 else together * weight).backward()
-        distributed.total_gradients(self.model.parameters())
+        if self.overlapping:
+            (together * (weight * distributed.count())).backward()
+        else:
+            (together if weight == 1 else together * weight).backward()
+            distributed.total_gradients(self.model.parameters())
         self.follow_step()
         loss, penalty, *taught = (value.detach() for value in losses)
         return distributed.total(loss * weight), penalty, *(distributed.total(value * weight) for value in taught), finite
@@ -290,10 +311,12 @@ class Trainer:
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last complete epoch, its tensors in a copy."""
+        """Return the state after the last complete epoch that was evaluated, its tensors in a copy."""
+        if self.safe is None:
+            self._keep()
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        rows = f"[{','.join(self.lines)}]"
-        return {"position": self.position, "epochs": len(self.plan), "rows": rows, "state": self.safe or cloned(self._state())}
+        rows = f"[{','.join(self.lines[: self.safe_position])}]"
+        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""

@@ -41,6 +41,8 @@ class Training(Settings):
         compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes each; "auto" times
             the first eager steps, and compiles where a compiler is present and the steps left are worth it.
         precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
+        sync_batch_norm: whether the batch norms of a model that several processes train take the statistics of the whole batch, as one process does,
+            instead of those of each process's part.
         on_nan: what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it began, or take back
             every such step (which costs each step a copy of the model and its momenta).
         extra: all other keys of the section, for the user's own code.
@@ -60,6 +62,7 @@ class Training(Settings):
     evaluate_every: int = setting(1, ge=1, le=MOST_EPOCHS)
     compile: bool | Literal["auto"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    sync_batch_norm: bool = False
     on_nan: Literal["stop", "skip_step"] = "stop"
     extra: dict[str, Any] = setting({})
 
@@ -80,6 +83,7 @@ class Training(Settings):
         names = [field.name for field in fields(self)]
         hints = {key: did_you_mean(key, names) for key in self.extra}
         found = [f"training.save_weights_epoch = {self.save_weights_epoch} has no effect with rewind=never"] if self._saves_for_nothing() else []
+        found += ["training.sync_batch_norm has no effect in a single process"] if self.sync_batch_norm and distributed.count() == 1 else []
         return found + [f"training.{key} is no setting of this package and has no effect{hint}" for key, hint in hints.items() if hint]
 
     def _saves_for_nothing(self) -> bool:

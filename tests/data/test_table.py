@@ -232,7 +232,7 @@ def test_other_objects_in_the_target_are_refused(tmp_path: Path) -> None:
     [
         ({"width": None}, r"column 'width' has 60 missing or infinite values"),
         ({"height": [np.inf, np.nan, *[1.0] * 58]}, r"column 'height' has 2 missing or infinite values"),
-        ({"name": "x"}, r"column 'name' holds \w+, not numbers: encode it or leave it out"),
+        ({"name": "x"}, r"column 'name' holds \w+, not numbers: encode it, or leave it out by data.drop"),
         ({"kind": ["a"] * 30 + ["b"] * 29 + [None]}, r"target 'kind' has 1 missing values"),
         ({"kind": "a"}, r"target 'kind' must have at least 2 classes, got 1"),
         ({"kind": ["a"] * 30 + ["b"] * 29 + ["c"]}, r"the smallest of 3 classes, 'c', has only 1"),
@@ -305,3 +305,58 @@ def test_without_pandas_the_error_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"a .csv file needs pandas and pyarrow: .*tables.*; an .npz file needs neither"):
         Table(path=path).load(0)
+
+
+def test_features_are_chosen_by_name_in_their_order(tmp_path: Path) -> None:
+    table = frame().assign(event=[f"e{row}" for row in range(60)])
+    path = written(tmp_path, table)
+    chosen = Table(path=path, target="kind", features=["height", "width"], standardize=False).load(0)
+    assert chosen.features == ("height", "width")
+    x = chosen.train.tensors[0]
+    assert x[:, 0].tolist() == [row % 7 for row in x[:, 1].tolist()]
+    left = Table(path=path, target="kind", drop=["event", "price"], standardize=False).load(0)
+    assert left.features == ("width", "height") and torch.equal(left.train.tensors[0], x.flip(1))
+    np.savez(tmp_path / "a.npz", x=table[["width", "height", "price"]].to_numpy(), y=table.kind.to_numpy(str), features=np.array(["w", "h", "p"]))
+    of_npz = Table(path=str(tmp_path / "a.npz"), features=["h", "w"], standardize=False).load(0)
+    assert of_npz.features == ("h", "w") and torch.equal(of_npz.train.tensors[0], x)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"features": ["width", "hight"]}, r"data.features: unknown feature of .* 'hight': did you mean 'height'"),
+        ({"features": ["kind"]}, "data.features: unknown feature of .* 'kind'"),
+        ({"drop": ["heigth"]}, r"data.drop: unknown feature of .* 'heigth': did you mean 'height'"),
+        ({"drop": ["width", "height", "price"]}, "data.features and data.drop leave no feature of width, height, price"),
+        ({"missing": "skip"}, "Table.missing must be one of 'error', 'drop', 'mean', got 'skip'"),
+    ],
+)
+def test_a_wrong_choice_of_columns_is_refused(fields: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Table(path=written(tmp_path, frame()), target="kind", **fields).load(0)
+
+
+def with_gaps(tmp_path: Path) -> str:
+    table = frame().drop(columns="price").astype({"height": float})
+    table.loc[::5, "height"] = np.nan
+    return written(tmp_path, table)
+
+
+def test_rows_with_missing_values_are_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = with_gaps(tmp_path)
+    with pytest.raises(ConfigError, match="column 'height' has 12 missing or infinite values; data.missing=drop leaves out their rows"):
+        Table(path=path, target="kind").load(0)
+    splits = Table(path=path, target="kind", missing="drop").load(0)
+    assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 48
+    assert "12 of 60 rows have missing values and are left out" in caplog.text
+
+
+def test_missing_values_become_the_mean_of_the_training_rows(tmp_path: Path) -> None:
+    splits = Table(path=with_gaps(tmp_path), target="kind", missing="mean", standardize=False).load(0)
+    x = splits.train.tensors[0]
+    gaps = x[:, 0] % 5 == 0
+    mean = x[~gaps, 1].mean()
+    assert gaps.any() and torch.allclose(x[gaps, 1], mean) and torch.allclose(splits.preprocessing.missing[1].float(), mean)
+    test = splits.test.tensors[0]
+    assert torch.allclose(test[test[:, 0] % 5 == 0, 1], mean)
+    assert Table(path=with_gaps(tmp_path), target="kind", missing="mean").load(0).described["input_missing"][1] == pytest.approx(float(mean))

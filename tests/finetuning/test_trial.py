@@ -65,6 +65,17 @@ def test_a_trial_that_runs_elsewhere_is_left_alone(folder: Path) -> None:
     assert owner.study.trials[0].state is TrialState.FAIL and owner.study.trials[0].user_attrs["failure"] == "a reason"
 
 
+def test_a_trial_whose_job_is_lost_runs_again_three_times_before_it_counts_as_failed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    owner = claims(folder)
+    with owner.alive():
+        for time in range(1, 5):
+            [trial] = owner.claim(9, 1, lambda number: RandomSampler(number), SPACE)
+            owner.settle(trial.number, f"lost {time}", lost=True)
+            assert owner.study.trials[0].state is (TrialState.WAITING if time < 4 else TrialState.FAIL)
+    assert owner.study.trials[0].user_attrs["failure"] == "lost 4"
+    assert caplog.messages[-1] == "trial 0 was lost and runs again, from its last checkpoint: lost 3" and len(caplog.messages) == 3
+
+
 def test_trials_of_the_living_are_not_claimed_those_of_the_dead_are(folder: Path) -> None:
     first, second = claims(folder), claims(folder)
     with first.alive():

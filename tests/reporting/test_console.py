@@ -84,7 +84,7 @@ def test_the_last_lines_say_what_came_out_and_where_it_is(capsys, summary, monke
         "Parameters left  431           of 4,389",
         "Weight bits      6.25          mean of the non-zero weights",
         "EBOPs            5,493",
-        "Size             35.2 kB       non-zero weights and biases, no index",
+        "Size             35.2 kB       all non-zero parameters, no index",
         "Time             3 min 07 s    150 epochs",
         f"Files            {Path('outputs/run')}",
     ]

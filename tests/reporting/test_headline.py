@@ -12,7 +12,7 @@ def test_headline_shows_each_metric_with_what_to_compare_it_with(summary):
         HeadlineMetric("Parameters left", "431", "of 4,389"),
         HeadlineMetric("Weight bits", "6.25", "mean of the non-zero weights"),
         HeadlineMetric("EBOPs", "5,493"),
-        HeadlineMetric("Size", "35.2 kB", "non-zero weights and biases, no index"),
+        HeadlineMetric("Size", "35.2 kB", "all non-zero parameters, no index"),
         HeadlineMetric("Time", "3 min 07 s", "150 epochs"),
     ]
 

@@ -129,3 +129,11 @@ def test_the_archive_is_shown_by_the_epochs_that_it_keeps(write):
     assert "Pareto archive" not in Page(write()).texts
     page = Page(write(details=Details(archived=(3, 9))))
     assert {"Pareto archive", "Accuracy against EBOPs", "3", "9"} <= set(page.texts)
+
+
+def test_the_confusion_matrix_has_the_names_of_the_classes(write):
+    texts = Page(write(details=Details(confusion=[[3, 1], [0, 2]], classes=("gluon", "<b>top"))))
+    assert texts.texts.count("gluon") == 2 and texts.texts.count("<b>top") == 2
+    many = [[0] * 50 for _ in range(50)]
+    many[41][17] = 12
+    assert "jet 41 taken for jet 17" in Page(write(details=Details(confusion=many, classes=[f"jet {number}" for number in range(50)]))).texts

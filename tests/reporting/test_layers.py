@@ -39,7 +39,7 @@ def test_each_layer_has_its_figures_and_the_last_row_those_of_the_model(capsys):
     assert rows["first"] == ["PQDense", "4 x 6", "Magnitude", sparsity, "8", "8", "8", f"{ebops[0]:,.0f}"]
     assert rows["act"][:4] == ["PQActivation", "", "", ""]
     assert rows["last"][2] == "-" and rows["last"][7] == f"{ebops[2]:,.0f}"
-    assert rows["all"] == ["", "36", "", sparsity, "", "", "", f"{pquant.ebops(model):,.0f}"]
+    assert rows["all"] == ["", "43", "", sparsity, "", "", "", f"{pquant.ebops(model):,.0f}"]
 
 
 def test_what_stays_float_is_said_with_an_example(capsys):

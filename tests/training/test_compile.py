@@ -41,8 +41,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         made.append(graph)
         return graph.forward
 
-    def compile(call: Callable[..., Any], dynamic: bool, mode: str | None) -> Callable[..., Any]:
-        assert dynamic is False and mode is None
+    def compile(call: Callable[..., Any], dynamic: bool, options: dict[str, Any]) -> Callable[..., Any]:
+        assert dynamic is False and options == compiling.COMPUTED_ONCE
         return partial(torch._dynamo.optimize(backend, dynamic=False)(call))
 
     torch._dynamo.reset()
@@ -84,13 +84,13 @@ def test_the_first_steps_are_timed_and_then_no_more(monkeypatch: pytest.MonkeyPa
     assert len(made) == WARM_UP + TIMED + 5 and len(decided) == 1 and 0 < decided[0] < 1
 
 
-def test_full_batches_are_compiled_into_one_graph_and_others_stay_eager(graphs: list[torch.fx.GraphModule]) -> None:
-    one = compiler(mode=True)
-    x, y = torch.randn(8, 3), torch.randn(8, 2)
-    eager = one.losses(x, y)[0]
-    assert torch.equal(one(x, y)[0], eager) and len(graphs) == 1
-    one(x + 1, y), one(x[:3], y[:3])
-    assert len(graphs) == 1
+def test_one_graph_takes_batches_of_all_sizes_but_one(graphs: list[torch.fx.GraphModule]) -> None:
+    one, eager = compiler(mode=True), list[int]()
+    losses, one.losses = one.losses, lambda x, y: losses(x, y) if torch.compiler.is_compiling() else eager.append(len(x)) or losses(x, y)
+    for examples in (8, 8, 3, 5, 1, 8):
+        x, y = torch.randn(examples, 3), torch.randn(examples, 2)
+        assert torch.equal(one(x, y)[0], losses(x, y)[0])
+    assert len(graphs) == 1 and eager == [1]
 
 
 def test_steps_in_which_pruners_look_at_activations_stay_eager(graphs: list[torch.fx.GraphModule]) -> None:

@@ -1,5 +1,6 @@
 """The plan of epochs, rewinding, and going on from a checkpoint."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pquant.data import Splits
 from pquant.pruning import DST, PDP, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Stage, Training
-from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.checkpoint import cloned, load_checkpoint, save_checkpoint
 from pquant.training.trainer import DivergedError, Trainer, plan
 
 FIXED = Quantization(
@@ -78,11 +79,13 @@ def test_stages_are_entered_in_order_and_rows_tell_them() -> None:
 METHODS = [NoPruning(), DST(alpha=1e-2), Wanda(sparsity=0.5, t_start_collecting_batch=3, t_delta=5)]
 
 
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("quantization", [FIXED, TRAINED], ids=["fixed", "hgq"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_a_run_resumed_at_any_epoch_ends_bit_identical(method: PruningMethod, quantization: Quantization, tmp_path: Path) -> None:
+def test_a_run_resumed_at_any_epoch_ends_bit_identical(method: PruningMethod, quantization: Quantization, every: int, tmp_path: Path) -> None:
     saved: list[Path] = []
-    whole = trainer(method, quantization)
+    training = replace(TRAINING, evaluate_every=every)
+    whole = trainer(method, quantization, training)
 
     def keep(row: dict) -> None:
         saved.append(tmp_path / f"{row['epoch']}.pt")
@@ -90,7 +93,7 @@ def test_a_run_resumed_at_any_epoch_ends_bit_identical(method: PruningMethod, qu
 
     whole.fit(keep)
     for path in saved[:-1]:
-        resumed = trainer(method, quantization)
+        resumed = trainer(method, quantization, training)
         resumed.load_state_dict(load_checkpoint(path))
         resumed.fit(lambda row: None)
         for name, value in whole.model.state_dict().items():
@@ -136,6 +139,31 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_epoch() -> None:
     run.splits.train.tensors[0][3] = torch.nan
     with pytest.raises(DivergedError, match="epoch 1"):
         run.fit(lambda row: None)
+
+
+def test_a_run_that_diverges_between_evaluations_says_where_it_began() -> None:
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1e38 if epoch == 6 else 1.0)
+
+    said = []
+    for every in (1, 10):
+        run = trainer(DST(alpha=1e-2), TRAINED, replace(TRAINING, rounds=1, epochs=9, evaluate_every=every))
+        run.scheduler = schedule(run.optimizer)
+        with pytest.raises(DivergedError) as caught:
+            run.fit(lambda row: None)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and "of epoch 7 (train)" in said[0] and "in step 2 of 4" in said[0]
+
+
+def test_the_state_is_copied_and_given_out_where_the_model_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    monkeypatch.setattr("pquant.training.trainer.cloned", lambda state: copies.append(run.position) or cloned(state))
+    run = trainer(NoPruning(), FIXED, replace(TRAINING, rounds=1, epochs=9, evaluate_every=4))
+    given: list[int] = []
+    run.fit(lambda row: given.append(run.state_dict()["position"]))
+    assert given == [1, 1, 1, 4, 4, 4, 4, 8, 8, 10, 10, 12]
+    assert copies == [0, 1, 1, 4, 8, 10, 10, 12], "and where a stage begins"
+    assert json.loads(run.state_dict()["rows"]) == run.rows
 
 
 def test_a_plain_model_trains_too() -> None:
