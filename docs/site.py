@@ -96,7 +96,7 @@ def section(files: list[Path]) -> Iterator[str]:
         comment = " ".join(line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
         values = {key: value for key, value in own.items() if key not in ("defaults", "_target_", "_partial_")}
         yield f"- `{file.parent.name}={file.stem}`: {comment}" + "".join(f" `{key}: {_cell(value)}`" for key, value in values.items())
-        targets |= {own["_target_"]: None} if "_target_" in own else {}
+        targets |= {own["_target_"]: None} if own.get("_target_", "???") != "???" else {}
     for target in targets:
         cls = class_of(target)
         described = table(cls)
