@@ -206,7 +206,7 @@ class PruningMethod(Settings):
 @schema("pruning", "none")
 @dataclass(frozen=True)
 class NoPruning(PruningMethod):
-    """Nothing is pruned."""
+    """No pruning."""
 
     def prunes(self, name: str) -> bool:
         """Return False."""
