@@ -94,6 +94,7 @@ class FineTuning(Settings):
         early_stopping: the pruner that stops trials which are unlikely to be the best.
         storage: a file in the study's folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database.
         max_failure_rate: share of ``num_trials`` that may fail before the study stops.
+        trial_timeout: seconds after which a trial is ended and counts as failed, from the begin of its job; null: never.
 
     Raises:
         ConfigError: a value out of range, or directions that do not fit the objectives.
@@ -110,6 +111,7 @@ class FineTuning(Settings):
     early_stopping: EarlyStopping = EarlyStopping()
     storage: str = "study.db"
     max_failure_rate: float = setting(0.25, ge=0, le=1)
+    trial_timeout: float | None = setting(None, gt=0)
 
     def __post_init__(self) -> None:
         """Check the fields, and that the names of the folder and the file stay inside the folder of all sweeps."""

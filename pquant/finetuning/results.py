@@ -1,6 +1,7 @@
 """The result files of a study: ``trials.csv``, ``optimization_results.yaml``, ``pareto.html``, and ``luts.html`` of its exports."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,42 @@ from pquant.tracking.files import UNFINISHED, MetricsCsv, plain, write_atomic
 
 log = logging.getLogger(__name__)
 
+SHARE = 0.05
 COMMAND, METRICS, SECONDS, SECONDS_SAVED = "command", "metrics", "seconds", "seconds_saved"
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
+
+
+class ResultFiles:
+    """The result files of a study, kept up to date while the context lasts.
+
+    Each update writes all rows again, so updates are as rare as keeps them to a twentieth of the study's time, whatever the number of trials.
+
+    Args:
+        study: the study.
+        folder: its folder.
+        objectives: the names of its objectives.
+    """
+
+    def __init__(self, study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
+        self.study, self.folder, self.objectives = study, folder, objectives
+        self.next = 0.0
+
+    def __enter__(self) -> "ResultFiles":
+        """Return the files, as they are."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Write the files, unless a signal ends the study at once."""
+        if kind is None or issubclass(kind, Exception):
+            write_results(self.study, self.folder, self.objectives)
+
+    def update(self) -> None:
+        """Write the files, if the last update is long enough ago."""
+        start = time.monotonic()
+        if start >= self.next:
+            write_results(self.study, self.folder, self.objectives)
+            now = time.monotonic()
+            self.next = now + (1 / SHARE - 1) * (now - start)
 
 
 def write_results(study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from pquant.errors import ConfigError
+from pquant.finetuning.server_storage import ServerStorage
 from pquant.targets import ALLOW, allowed_packages, build
 from pquant.tracking.environment import difference
 from pquant.tracking.files import plain, without_passwords
@@ -46,7 +47,7 @@ def storage(name: str, folder: Path) -> BaseStorage:
             url = URL.create("sqlite", database=str(folder / name)).render_as_string()  # of any characters, ? and % too
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SECONDS_TO_WAIT}})
         if "://" in name:
-            return RDBStorage(name)
+            return ServerStorage(name)
     except Exception as error:
         reason = without_passwords(f"'{name}' cannot be opened: {' '.join(str(error).split())}")
         raise ConfigError(f"FineTuning.storage {reason}") from error

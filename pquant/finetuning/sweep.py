@@ -1,16 +1,17 @@
-"""The loop of a study: claim trials, launch them and write the results, until ``num_trials`` trials have ended."""
+"""The loop of a study: claim a trial for each free place, start it, and write the results when one ends, until ``num_trials`` trials have ended."""
 
 import logging
 import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,7 +23,8 @@ from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
 from pquant.finetuning.launch_errors import is_lost, launch_error
-from pquant.finetuning.results import COMMAND, log_results, write_results
+from pquant.finetuning.launchers import JobFuture, starter, threads_per_job, trials_at_once
+from pquant.finetuning.results import COMMAND, ResultFiles, log_results
 from pquant.finetuning.slurm import check_slurm
 from pquant.finetuning.study import check_state, check_trial, drawn, is_grid, open_study, retried, retry_failed, sampler, storage
 from pquant.finetuning.trial_locks import FAILURE, Claims, error_line, study_lock
@@ -46,7 +48,8 @@ class StudySweep(OptunaSweeperImpl):
     """
 
     def __init__(self, objectives: Sequence[str], constraints: Mapping[str, float], pruner: DictConfig | None, **optuna_sweeper: Any) -> None:
-        FineTuning(num_trials=optuna_sweeper["n_trials"], max_failure_rate=optuna_sweeper["max_failure_rate"])
+        limits = {"max_failure_rate": optuna_sweeper["max_failure_rate"], "trial_timeout": optuna_sweeper.pop("trial_timeout")}
+        FineTuning(num_trials=optuna_sweeper["n_trials"], **limits)
         self.pruner = pruner
         super().__init__(**optuna_sweeper)
         self.objectives, self.constraints = list(objectives), dict(constraints)
@@ -56,12 +59,7 @@ class StudySweep(OptunaSweeperImpl):
         os.environ.update(RAY | os.environ)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.master, self.compose = config, partial(hydra_context.config_loader.load_sweep_config, config)
-        at_once = trials_at_once(config.hydra.launcher)
-        if self.n_jobs is not None and at_once == 1 < self.n_jobs:
-            log.warning(
-                "hydra.sweeper.n_jobs=%d, but this launcher runs one trial at a time; hydra/launcher=joblib runs them in parallel", self.n_jobs
-            )
-        self.n_jobs = self.n_jobs or at_once
+        self.n_jobs = trials_at_once(config.hydra.launcher, self.n_jobs)
         self.threads = 0 if config.training.threads else threads_per_job(config.hydra.launcher, self.n_jobs)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -83,15 +81,23 @@ class StudySweep(OptunaSweeperImpl):
                 total += len(retried(study))
         claims = Claims(study, store, folder)
         log.info("study %s in %s: %d of %d trials left", self.study_name, folder, max(0, total - len(_ended(study))), total)
-        with claims.alive():
+        files = ResultFiles(study, folder, self.objectives)
+        running: dict[JobFuture, int] = {}
+        assert self.launcher is not None
+        with claims.alive(), files, starter(self.launcher, self.n_jobs) as jobs:
             while True:
-                self._stop_when_failing(study, folder)
-                trials = claims.claim(self.n_jobs, total, partial(sampler, self.sampler, grid), space)
-                if not trials:
+                failing = self._failing(study, folder)
+                free = 0 if failing else self.n_jobs - len(running)
+                trials = claims.claim(free, total, partial(sampler, self.sampler, grid), space) if free else []
+                if trials:
+                    running |= jobs.start(self._jobs({trial: drawn(trial, space) for trial in trials}, fixed))
+                if not running:
                     break
-                self._launch({trial: drawn(trial, space) for trial in trials}, fixed, claims)
-                write_results(study, folder, self.objectives)
-        write_results(study, folder, self.objectives)
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    claims.settle(running.pop(ended), *_end(ended))
+                files.update()
+            if failing:
+                raise ConfigError(failing)
         log_results(study, folder, self.objectives)
 
     def _space(self, arguments: list[str]) -> tuple[Space, list[str]]:
@@ -128,58 +134,33 @@ class StudySweep(OptunaSweeperImpl):
         optimized = {"objectives": self.objectives, "directions": self._get_directions(), "constraints": self.constraints}
         return {str(name): section for name, section in job.items() if name not in MAY_DIFFER and name not in search} | {"search": search} | optimized
 
-    def _stop_when_failing(self, study: optuna.Study, folder: Path) -> None:
-        again = retried(study)
-        failed = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if trial.number not in again]
-        if len(failed) > self.max_failure_rate * self.n_trials:
-            raise ConfigError(
-                f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; "
-                f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
-            )
+    def _failing(self, study: optuna.Study, folder: Path) -> str | None:
+        """Return why the study stops, if too many trials have failed; those that run end first."""
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        again = retried(study) if failed else set()
+        failed = [trial for trial in failed if trial.number not in again]
+        if len(failed) <= self.max_failure_rate * self.n_trials:
+            return None
+        return (
+            f"{len(failed)} of {self.n_trials} trials failed, more than finetuning.max_failure_rate = {self.max_failure_rate:g} allows; "
+            f"the last, in {folder / str(failed[-1].number)}: {failed[-1].user_attrs.get(FAILURE)}"
+        )
 
-    def _launch(self, given: Mapping[Trial, Mapping[str, Any]], fixed: list[str], claims: Claims) -> None:
-        """Run trials, given with their parameters, to their end; a trial whose job could not start counts as failed."""
-        trials = list(given)
+    def _jobs(self, given: Mapping[Trial, Mapping[str, Any]], fixed: list[str]) -> dict[int, list[str]]:
+        """Return the overrides of each trial's job by its number, and record the command that repeats it."""
         shared = [*fixed, *self._tracking(), *([f"training.threads={self.threads}"] if self.threads else [])]
-        jobs = [
-            [*_overrides(params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"] for trial, params in given.items()
-        ]
+        jobs = {}
         for trial, params in given.items():
             trial.set_user_attr(COMMAND, _command(_overrides(params), fixed))
-        assert self.launcher is not None
-        lost = False
-        try:
-            reasons = [_reason(one) for one in self.launcher.launch(jobs, initial_job_idx=trials[0].number)]
-        except Exception as error:
-            reasons, lost = [launch_error(error)] * len(trials), is_lost(error)
-        for trial, reason in zip(trials, reasons, strict=True):
-            claims.settle(trial.number, reason, lost)
+            jobs[trial.number] = [*_overrides(params), *shared, *self._tracking(trial.number), f"hydra.sweep.subdir={trial.number}"]
+            log.info("trial %d: %s", trial.number, " ".join(_overrides(params)))
+        return jobs
 
     def _tracking(self, number: int | None = None) -> list[str]:
         """Return the override of the tracker's group (the study), or of its run name (the trial ``number``), if it has such a field."""
         field, value = ("group", self.study_name) if number is None else ("name", f"{self.study_name}-{number}")
         tracker = self.master.tracker
         return [f"tracker.{field}={literal(value)}"] if field in tracker and tracker[field] is None else []
-
-
-def trials_at_once(launcher: DictConfig) -> int:
-    """Return how many jobs a launcher runs in parallel: 1 for the basic one, else its ``n_jobs`` or ``array_parallelism``, else one per core."""
-    if str(launcher._target_).endswith(".BasicLauncher"):
-        return 1
-    asked = launcher.get("n_jobs") or launcher.get("array_parallelism") or -1
-    return asked if asked > 0 else max(1, _cores() + 1 + asked)
-
-
-def threads_per_job(launcher: DictConfig, jobs: int) -> int:
-    """Return the threads of each job: its share of this machine's cores, or the cores that the launcher reserves for it; 0 leaves it to torch."""
-    if launcher.get("cpus_per_task"):
-        return int(launcher.cpus_per_task)
-    here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
-    return max(1, _cores() // jobs) if here and jobs > 1 else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -204,5 +185,9 @@ def _command(params: list[str], fixed: list[str]) -> str:
     return shlex.join([*program(), *kept, *params])
 
 
-def _reason(job: JobReturn) -> str:
-    return error_line(job._return_value) if job.status is JobStatus.FAILED else "the job did not report its end"
+def _end(ended: JobFuture) -> tuple[str, bool]:
+    """Return why a job that has ended has not told the study so, and whether it was lost without an error of its own."""
+    if (error := ended.exception()) is not None:
+        return launch_error(error), is_lost(error)
+    failed = ended.result().status is JobStatus.FAILED
+    return error_line(ended.result()._return_value) if failed else "the job did not report its end", False

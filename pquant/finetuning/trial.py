@@ -11,12 +11,14 @@ import optuna
 from filelock import Timeout
 from omegaconf import DictConfig
 from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from pquant.errors import StoppedEarly
 from pquant.finetuning.gpu import own_gpu
 from pquant.finetuning.job import Row, Work
 from pquant.finetuning.study import pruner, storage
+from pquant.finetuning.timeout import limited
 from pquant.finetuning.trial_locks import FAILURE, error_line, trial_lock
 from pquant.resume import CHECKPOINT
 from pquant.tracking.files import plain
@@ -52,11 +54,12 @@ class StudyTrial:
             return None
 
     def _conduct(self, work: Work) -> list[float] | None:
-        if self.trial.study.get_trials(deepcopy=False)[self.number].state.is_finished():
+        if self.store.get_trial(self.trial._trial_id).state.is_finished():
             log.warning("trial %d has finished already", self.number)
             return None
         try:
-            metrics = work(self.report, has_checkpoint(self.folder / CHECKPOINT))
+            with limited(self.sweeper.get("trial_timeout"), self._fail):
+                metrics = work(self.report, has_checkpoint(self.folder / CHECKPOINT))
         except StoppedEarly as stop:
             log.info("trial %d: %s", self.number, stop)
             self._tell(TrialState.PRUNED)
@@ -107,11 +110,11 @@ class StudyTrial:
 
     @cached_property
     def trial(self) -> optuna.Trial:
-        """The trial in the storage. Its study has a random sampler, which draws nothing here."""
-        study = optuna.load_study(
-            study_name=self.sweeper.study_name,
-            storage=storage(self.sweeper.storage, self.folder.parent),
-            sampler=RandomSampler(),
-            pruner=pruner(self.sweeper.pruner),
-        )
-        return optuna.Trial(study, study.get_trials(deepcopy=False)[self.number]._trial_id)
+        """The trial in the storage, which is read without the others. Its study has a random sampler, which draws nothing here."""
+        study = optuna.load_study(study_name=self.sweeper.study_name, storage=self.store, sampler=RandomSampler(), pruner=pruner(self.sweeper.pruner))
+        return optuna.Trial(study, self.store.get_trial_id_from_study_id_trial_number(study._study_id, self.number))
+
+    @property
+    def store(self) -> BaseStorage:
+        """The study's storage."""
+        return storage(self.sweeper.storage, self.folder.parent)

@@ -7,9 +7,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pquant.finetuning import sweep
+from pquant.finetuning import launchers
 from pquant.finetuning.gpu import own_gpu
-from pquant.finetuning.sweep import threads_per_job, trials_at_once
+from pquant.finetuning.launchers import threads_per_job, trials_at_once
 
 from .conftest import ROOT
 
@@ -24,9 +24,9 @@ SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.Sl
     [(BASIC, 1, 0), (JOBLIB, 8, 1), (JOBLIB | {"n_jobs": 2}, 2, 4), (JOBLIB | {"n_jobs": -5}, 4, 2), (LOCAL, 8, 1), (SLURM, 16, 4)],
 )
 def test_jobs_and_threads_share_the_cores(launcher: dict[str, object], jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.setattr(launchers, "_cores", lambda: 8)
     node = OmegaConf.create(launcher)
-    assert trials_at_once(node) == jobs
+    assert trials_at_once(node, None) == jobs
     assert threads_per_job(node, jobs) == threads
 
 

@@ -1,0 +1,124 @@
+"""What a trial of a study costs beside its training, by the number of trials before it, with each storage and sampler.
+
+    python benchmarks/scaling_study.py [--counts 10 100 1000 10000] [--storages study.db study.journal <URL>] [--samplers random tpe] [--trials 5]
+
+A study is filled with trials, and at each count the next trials are claimed, told and written by the functions that a study uses: milliseconds a
+trial (medians) to claim it (ask), to record its command, metrics and end (tell), to write the study's files once, and for a job's process to read its
+trial for the first time (open). Writes ``benchmarks/results/scaling_study.{json,md}``, again after every count.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import OmegaConf
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+
+from pquant.finetuning.results import COMMAND, METRICS, SECONDS, write_results
+from pquant.finetuning.study import open_study, storage
+from pquant.finetuning.trial import StudyTrial
+from pquant.finetuning.trial_locks import Claims
+
+logging.getLogger("pquant.finetuning.trial").setLevel(logging.ERROR)
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+SPACE: dict[str, Any] = {
+    "optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+    "quantization.default_weight_fractional_bits": optuna.distributions.IntDistribution(3, 7),
+}
+SAMPLERS: dict[str, Callable[[int], Any]] = {"random": RandomSampler, "tpe": lambda seed: TPESampler(seed=seed, constant_liar=True)}
+COSTS = ("ask", "tell", "files", "open")
+OBJECTIVE = "val/accuracy"
+
+
+def attributes(number: int) -> dict[str, Any]:
+    """Return what a trial keeps in the storage: its command and thirty metrics."""
+    metrics = {OBJECTIVE: 1 / (number + 2), "ebops": 1e4 + number, "sparsity": 0.5, **{f"metric_{index}": index / 7 for index in range(27)}}
+    return {COMMAND: f"python run.py optimizer.lr=0.001 quantization.default_weight_fractional_bits=5 seed={number}", METRICS: metrics, SECONDS: 1.0}
+
+
+class Filled:
+    """A study in ``folder`` whose number of trials grows."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.store = storage(name, folder)
+        self.study = open_study(f"scaling-{time.time_ns()}", self.store, ["maximize"], {})
+        self.claims = Claims(self.study, self.store, folder)
+
+    def fill(self, count: int) -> None:
+        """Add trials up to ``count``."""
+        for number in range(len(self.study.get_trials(deepcopy=False)), count):
+            params = {"optimizer.lr": 1e-4 + 9e-3 * (number * 0.618 % 1), "quantization.default_weight_fractional_bits": 3 + number % 5}
+            trial = create_trial(value=1 / (number + 2), params=params, distributions=SPACE, user_attrs=attributes(number))
+            self.study.add_trial(trial)
+
+    def next(self, sampler: str) -> dict[str, float]:
+        """Return the milliseconds of each cost of the next trial, drawn by a sampler."""
+        count = len(self.study.get_trials(deepcopy=False))
+        moments = [time.perf_counter()]
+        [trial] = self.claims.claim(1, count + 1, SAMPLERS[sampler], SPACE)
+        moments.append(time.perf_counter())
+        for name, value in attributes(count).items():
+            trial.set_user_attr(name, value)
+        self.study.tell(trial, 0.5, TrialState.COMPLETE)
+        moments.append(time.perf_counter())
+        write_results(self.study, self.folder, [OBJECTIVE])
+        moments.append(time.perf_counter())
+        self.open(count)
+        moments.append(time.perf_counter())
+        return {name: 1e3 * (end - begin) for name, begin, end in zip(COSTS, moments[:-1], moments[1:], strict=True)}
+
+    def open(self, number: int) -> None:
+        """Read a trial as the process of its job does, which does not know the study yet."""
+        storage.cache_clear()
+        node = {"objectives": [OBJECTIVE], "constraints": {}, "storage": self.name, "study_name": self.study.study_name, "pruner": None}
+        StudyTrial(OmegaConf.create(node), self.folder / str(number), epochs=1).conduct(_never)
+
+
+def _never(*arguments: Any) -> dict[str, Any]:
+    raise AssertionError("the trial has ended")
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Return the table of all measured counts."""
+    lines = [f"Milliseconds a trial, {len(os.sched_getaffinity(0))} cores, medians:", "", f"| storage, sampler, trials | {' | '.join(COSTS)} |"]
+    lines += ["|---|" + "---:|" * len(COSTS)]
+    lines += [f"| {name} | {' | '.join(f'{costs[cost]:.1f}' for cost in COSTS)} |" for name, costs in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    parser.add_argument("--storages", nargs="+", default=["study.journal", "study.db"])
+    parser.add_argument("--samplers", nargs="+", default=["random", "tpe"], choices=SAMPLERS)
+    parser.add_argument("--trials", type=int, default=5)
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, float]] = {}
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.storages:
+        with tempfile.TemporaryDirectory() as folder:
+            study = Filled(name, Path(folder))
+            for count in arguments.counts:
+                study.fill(count)
+                for sampler in arguments.samplers:
+                    costs = [study.next(sampler) for _ in range(arguments.trials)]
+                    label = f"{name.partition(':')[0]}, {sampler}, {count}"
+                    found[label] = {cost: statistics.median(one[cost] for one in costs) for cost in COSTS}
+                    print(label, {cost: round(value, 1) for cost, value in found[label].items()}, flush=True)
+                    (RESULTS / "scaling_study.md").write_text(table(found))
+                    (RESULTS / "scaling_study.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
