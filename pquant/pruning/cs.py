@@ -19,7 +19,7 @@ from pquant.training.stage import Horizon
 class CSPruner(ScheduledPruner):
     """Trainable scores s of one weight, of its shape, and the inverse temperature beta of the round.
 
-    The mask of training is m = c sigmoid(beta s), with c = 1 / sigmoid(s0), so that a round starts with m = 1; what is deployed is c 1[s > 0].
+    The mask of training is m = c sigmoid(beta s), with c = 1 / sigmoid(s0), so that a round starts with m = 1; the finalized mask is c 1[s > 0].
     """
 
     beta: Tensor
