@@ -45,7 +45,7 @@ ELSEWHERE = {
     "python run.py data=mnist data.path=mnist.npz training.batch_size=256": "needs MNIST",
     "python run.py data=cifar10 model=resnet20 optimizer=sgd": "needs the network",
     f"python run.py from_run={AN_EARLIER_RUN} from_epoch=42": "needs a front; tests/test_run.py",
-    "python run.py experiment=jets/dst_8bit data.path=jets.csv": "your file; tests/test_experiments.py",
+    "python run.py experiment=jets_methods/dst_8bit data.path=jets.csv": "your file; tests/test_experiments.py",
     "python run.py export=rtl": "needs an extra; tests/export",
     "python run.py -m finetuning=tpe": "20 trials; tests/finetuning",
     f"python run.py predict run={AN_EARLIER_RUN} data.path=new.csv": "your file; tests/test_trained_model.py",

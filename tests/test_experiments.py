@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import pquant
 from pquant.config import build_experiment
+from pquant.data import Digits, Jets
 from pquant.experiment import Experiment
+from pquant.quantization import Quantization
 from pquant.tracking import NoTracker
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +57,8 @@ def test_all_runs_every_variant_with_three_seeds_or_more_and_goes_on_where_it_st
 
 
 def test_settings_of_an_experiment_give_way_to_the_command_line() -> None:
-    assert experiment("experiment=jets/wanda_hgq").quantization.use_hgq
-    assert experiment("experiment=jets/wanda_hgq", "training.epochs=7").training.epochs == 7
+    assert experiment("experiment=jets_methods/wanda_hgq").quantization.use_hgq
+    assert experiment("experiment=jets_methods/wanda_hgq", "training.epochs=7").training.epochs == 7
     full = experiment("experiment=resnet20_cifar/pdp", "+experiment@_global_=resnet20_cifar/gpu")
     assert full.data.limit is None and full.pruning.pruning_method == "pdp"  # type: ignore[attr-defined]
 
@@ -97,20 +101,46 @@ def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(np.char.equal(y[:, None], np.array(list("gqtwz") * 4)[:16]).astype(float), 0.5)
     np.savez(tmp_path / "jets.npz", x=x, y=y)
     short = ["training.pretraining_epochs=1", "training.epochs=2", "training.fine_tuning_epochs=1", "training.batch_size=64"]
-    part, everything = ["experiment/jets=dst_8bit,none_hgq", "seed=0,1"], ["experiment=jets/all", "data.path=jets.npz", *short]
+    part, everything = ["experiment/jets_methods=dst_8bit,none_hgq", "seed=0,1"], ["experiment=jets_methods/all", "data.path=jets.npz", *short]
     subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *part, *everything], cwd=tmp_path, check=True, capture_output=True)
     for name in ("experiments", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    command = [sys.executable, "experiments/jets/table.py", "outputs/jets"]
+    command = [sys.executable, "experiments/jets_methods/table.py", "outputs/jets_methods"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    results = tmp_path / "experiments" / "jets" / "results"
+    results = tmp_path / "experiments" / "jets_methods" / "results"
     rows = list(csv.DictReader((results / "runs.csv").open()))
     assert [(row["variant"], row["seed"]) for row in rows] == [("dst_8bit", "0"), ("dst_8bit", "1"), ("none_hgq", "0"), ("none_hgq", "1")]
     assert all(0.2 < float(row["test/accuracy"]) <= 1 for row in rows)
     origin = json.loads((results / "origin.json").read_text())
     assert origin["command"] == " ".join(["python run.py -m", *everything])
     assert len(origin["dates"]) == 1 and "cores" in origin["machines"][0]
-    page = (tmp_path / "experiments" / "jets" / "README.md").read_text()
-    line = next(line for line in page.splitlines() if line.startswith("| `dst_8bit`"))
+    page = (tmp_path / "experiments" / "jets_methods" / "README.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("| `dst_8bit` | ours"))
     mean = sum(float(row["test/accuracy"]) for row in rows[:2]) / 2
-    assert line.split("|")[2].startswith(f" {100 * mean:.1f} ± ") and line.split("|")[-2] == " 2 "
+    assert line.split("|")[3].startswith(f" {100 * mean:.1f} ± ") and line.split("|")[-2] == " 2 "
+
+
+def test_ebops_and_sparsity_of_numbers_alone_are_those_of_the_package() -> None:
+    ruler = runpy.run_path(str(ROOT / "experiments" / "ruler.py"))
+    splits = Digits().load(0)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    quantization = Quantization(
+        default_weight_keep_negatives=True, default_weight_fractional_bits=3, default_data_keep_negatives=True, default_data_integer_bits=2,
+        default_data_fractional_bits=2, quantize_output=False, use_hgq=True, granularity="per_weight", data_granularity="per_channel",
+    )  # fmt: skip
+    model = pquant.finalize(pquant.compress(network, None, quantization, splits.train[0][0][None]))
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    numbers = [(layer.weight.detach().T.numpy(), layer.bias.detach().numpy(), layer.operand().width().flatten().numpy()) for layer in layers]
+    assert ruler["dense_ebops"](numbers) == pquant.ebops(model) > 0
+    assert ruler["zeros"](weight for weight, _, _ in numbers) == pytest.approx(pquant.sparsity(model)) and pquant.sparsity(model) > 0
+
+
+def test_splits_of_a_file_are_those_of_a_run(tmp_path: Path) -> None:
+    labels = np.array(list("gqtwz"))[np.arange(100) % 5]
+    np.savez(tmp_path / "jets.npz", x=np.random.default_rng(0).normal(3, 2, (100, 16)), y=labels)
+    command = [sys.executable, str(ROOT / "experiments" / "splits.py"), "jets.npz", "splits", "4"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    splits, written = Jets(path=str(tmp_path / "jets.npz")).load(4), np.load(tmp_path / "splits" / "4.npz")
+    for part in ("train", "validation", "test"):
+        x, y = getattr(splits, part).tensors
+        assert np.array_equal(written[f"x_{part}"], x) and np.array_equal(written[f"y_{part}"], y)

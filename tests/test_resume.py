@@ -84,7 +84,7 @@ def test_other_settings_are_refused_and_change_nothing(overrides: list[str], par
     [
         (["resume={folder}", "pruning=wanda", "optimizer.lr=0.5"], "pruning cannot be given with resume"),
         (["resume={folder}", "optimizer.lr=0.5"], "optimizer.lr cannot be given with resume"),
-        (["resume={folder}", "experiment=jets/dst_8bit"], "experiment cannot be given with resume"),
+        (["resume={folder}", "experiment=jets_methods/dst_8bit"], "experiment cannot be given with resume"),
         (["resume={folder}", "seed=1"], "seed cannot be given with resume"),
         (["resume={folder}", "~tracker"], "tracker cannot be given with resume"),
         (["from_run={folder}", "training.epochs=2"], "training.epochs cannot be given with from_run"),

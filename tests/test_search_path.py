@@ -20,9 +20,9 @@ def test_experiments_are_a_group_without_a_link() -> None:
     source = ExperimentSource("experiments", f"experiments://{ROOT / 'experiments'}")
     assert not (CONF / "experiment").exists() and source.available()
     assert source.list("", None) == ["experiment"] and source.list("", ObjectType.CONFIG) == [] and source.list("data", ObjectType.CONFIG) == []
-    assert "jets" in source.list("experiment", ObjectType.GROUP) and "dst_8bit" in source.list("experiment/jets", ObjectType.CONFIG)
-    assert source.is_group("experiment/jets") and not source.is_group("jets") and not source.is_config("jets/dst_8bit")
-    assert source.is_config("experiment/jets/dst_8bit") and not source.is_config("experiment")
+    assert "jets_methods" in source.list("experiment", ObjectType.GROUP) and "dst_8bit" in source.list("experiment/jets_methods", ObjectType.CONFIG)
+    assert source.is_group("experiment/jets_methods") and not source.is_group("jets_methods") and not source.is_config("jets_methods/dst_8bit")
+    assert source.is_config("experiment/jets_methods/dst_8bit") and not source.is_config("experiment")
 
 
 def test_the_users_folder_lies_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import ACCURACY, EBOPS, SPARSITY, Column, insert, of, origin, results, table
 
 HERE = Path(__file__).parent
-VARIANTS = "deep_sets interaction_network jedi_linear jedi_linear_hgq particle_transformer conv1d".split()
-COLUMNS = (Column("float accuracy %", "float/accuracy", ".1f", 100), ACCURACY, SPARSITY, EBOPS, Column("parameters", "params", ",.0f"))
+VARIANTS = "deep_sets deep_sets_hgq interaction_network jedi_linear jedi_linear_hgq particle_transformer conv1d".split()
+LUTS = (Column("LUTs, Yosys", "rtl/luts_yosys", ",.0f"), Column("LUTs, estimated", "rtl/luts_estimated", ",.0f"))
+COLUMNS = (Column("float accuracy %", "float/accuracy", ".1f", 100), ACCURACY, SPARSITY, EBOPS, *LUTS, Column("parameters", "params", ",.0f"))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from pquant.data.constituents import Constituents
 from pquant.data.digits import Digits
 from pquant.data.images import Cifar10, Mnist
 from pquant.data.jets import Jets
+from pquant.data.jets_simulated import JetsSimulated
 from pquant.data.splits import DataSource, Preprocessing, Splits
 from pquant.data.table import Table
 
@@ -15,6 +16,7 @@ __all__ = [
     "DataSource",
     "Digits",
     "Jets",
+    "JetsSimulated",
     "Mnist",
     "Preprocessing",
     "Splits",

@@ -1,14 +1,17 @@
 """Jets at the LHC: the task is to find the particle that started a jet from its substructure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from pquant.data.columns import encode, read_columns
 from pquant.data.files import CACHE, expanded, file_kind, no_download, save_npz
 from pquant.data.splits import Splits
-from pquant.data.splitting import Fractions
+from pquant.data.splitting import Array, Fractions
 from pquant.errors import ConfigError
 from pquant.settings import schema
 
@@ -44,20 +47,37 @@ class Jets(Fractions):
         target = "y" if file_kind(path) == ".npz" else "class"
         columns = read_columns(path, target)
         y, classes = encode(columns.y, "classification", target)
-        if columns.x.shape[1] != FEATURES or not classes or len(classes) != CLASSES:
-            found = f"{columns.x.shape[1]} features and the classes {', '.join(classes or [])}"
-            raise ConfigError(f"{path}: expected {FEATURES} features and {CLASSES} classes, got {found}")
+        _require_jets(path, columns.x, classes or [])
         return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)
 
     def _downloaded(self) -> Path:
         """Return the file in ``root``; download it if it does not exist."""
         path = expanded(self.root, "data.root") / "hls4ml_lhc_jets_hlf.npz"
         if not path.exists():
-            from sklearn.datasets import fetch_openml
-
             try:
-                jets = fetch_openml(data_id=OPENML_ID, as_frame=False, cache=False, n_retries=1, parser="auto")
-                save_npz(path, x=jets.data.astype(np.float32), y=jets.target.astype(str), features=np.array(jets.feature_names, dtype=str))
+                x, y, names = _fetched()
+                _require_jets("what OpenML gave", x, sorted(set(y)))
+                save_npz(path, x=x, y=y, features=names)
             except Exception as error:
                 raise no_download(f"OpenML data set {OPENML_ID}", error, self.root, LOCAL_COPY) from error
         return path
+
+
+def _fetched() -> tuple[Array, Array, Array]:
+    """Return the features (N, 16), classes (N,) and names of the features, as OpenML has them.
+
+    scikit-learn reads the file twice, for its checksum and for its values, so that it gets a temporary cache: else it would be downloaded twice.
+    pandas reads it faster, but is no requirement of this package.
+    """
+    from sklearn.datasets import fetch_openml
+
+    parser = "liac-arff" if find_spec("pandas") is None else "pandas"
+    with TemporaryDirectory() as cache:
+        jets = fetch_openml(data_id=OPENML_ID, as_frame=False, data_home=cache, parser=parser)
+    return np.asarray(jets.data, np.float32), np.asarray(jets.target).astype(str), np.array(jets.feature_names, dtype=str)
+
+
+def _require_jets(what: str, x: Array, classes: Sequence[str]) -> None:
+    if x.shape[1] != FEATURES or len(classes) != CLASSES:
+        found = f"{x.shape[1]} features and the classes {', '.join(classes)}"
+        raise ConfigError(f"{what}: expected {FEATURES} features and {CLASSES} classes, got {found}")

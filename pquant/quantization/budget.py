@@ -20,7 +20,7 @@ MOST_AT_START = 1.0
 BITS_BACK = 0.5
 """Mean bits of a weight below those at the start from which on EBOPs may be bought back."""
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
-"""The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets)."""
+"""The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets_front)."""
 TOLERANCE = 0.05
 """Relative distance from the target within which it is held."""
 

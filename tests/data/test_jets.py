@@ -1,4 +1,9 @@
+import hashlib
+import io
+import json
 import socket
+import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -9,6 +14,7 @@ import pytest
 import sklearn.datasets
 import torch
 
+import pquant.data.jets as module
 from pquant.data import Jets
 from pquant.errors import ConfigError
 
@@ -93,3 +99,68 @@ def test_the_real_call_gets_as_far_as_the_network(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"could not be fetched \(URLError: <urlopen error .*no such host.*>\); give a local copy"):
         Jets(root=str(tmp_path)).load(0)
     assert asked
+
+
+class Response(io.BytesIO):
+    def info(self) -> dict[str, str]:
+        return {}
+
+
+def openml(x: np.ndarray, y: np.ndarray) -> dict[str, bytes]:
+    """Return what OpenML answers, by the end of the address."""
+    names = [f"f{at}_mmdt" for at in range(x.shape[1])]
+    head = ["@RELATION jets", *(f"@ATTRIBUTE {name} REAL" for name in names), f"@ATTRIBUTE class {{{','.join(sorted(set(y)))}}}", "@DATA"]
+    arff = "\n".join([*head, *(",".join([*map(repr, row), label]) for row, label in zip(x.tolist(), y, strict=True)), ""]).encode()
+    columns = [{"index": str(at), "name": name, "data_type": "numeric", "is_target": "false"} for at, name in enumerate(names)]
+    columns.append({"index": str(len(names)), "name": "class", "data_type": "nominal", "is_target": "true", "nominal_value": sorted(set(y))})
+    columns = [column | {"is_ignore": "false", "is_row_identifier": "false", "number_of_missing_values": "0"} for column in columns]
+    described = {
+        "id": "42468",
+        "name": "hls4ml_lhc_jets_hlf",
+        "description": "",
+        "version": "1",
+        "status": "active",
+        "format": "ARFF",
+        "file_id": "1",
+    }
+    described |= {"url": "https://openml.org/data/v1/download/1/jets.arff", "md5_checksum": hashlib.md5(arff).hexdigest()}
+    qualities = [{"name": "NumberOfInstances", "value": str(len(y))}]
+    answers = {"/data/42468": {"data_set_description": described}, "/features/42468": {"data_features": {"feature": columns}}}
+    answers |= {"/qualities/42468": {"data_qualities": {"quality": qualities}}}
+    return {"/jets.arff": arff} | {end: json.dumps(answer).encode() for end, answer in answers.items()}
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, y: np.ndarray) -> Counter[str]:
+    """Let scikit-learn get these jets instead of OpenML's, and count what it asks for."""
+    asked: Counter[str] = Counter()
+    answers = openml(x, y)
+
+    def urlopen(request: object, *others: object, **options: object) -> Response:
+        end = next(end for end in answers if request.full_url.endswith(end))  # type: ignore[attr-defined]
+        asked[end] += 1
+        return Response(answers[end])
+
+    monkeypatch.setattr("sklearn.datasets._openml.urlopen", urlopen)
+    return asked
+
+
+@pytest.mark.parametrize("with_pandas", [True, False])
+def test_openml_s_file_is_downloaded_once_and_read_with_or_without_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pandas: bool) -> None:
+    x, y = jets()
+    asked = serve(monkeypatch, x, y)
+    if not with_pandas:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "pandas", None)
+    splits = Jets(root=str(tmp_path), standardize=False).load(0)
+    assert asked == dict.fromkeys(["/data/42468", "/features/42468", "/qualities/42468", "/jets.arff"], 1)
+    np.savez(tmp_path / "local.npz", x=x.astype(np.float32), y=y)
+    local = Jets(path=str(tmp_path / "local.npz"), standardize=False).load(0)
+    assert torch.equal(splits.train.tensors[0], local.train.tensors[0]) and torch.equal(splits.test.tensors[1], local.test.tensors[1])
+    assert splits.features == tuple(f"f{at}_mmdt" for at in range(16)) and splits.classes == ("g", "q", "t", "w", "z")
+
+
+def test_another_set_from_openml_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, *jets(features=3))
+    with pytest.raises(ConfigError, match="what OpenML gave: expected 16 features and 5 classes, got 3 features"):
+        Jets(root=str(tmp_path)).load(0)
+    assert not list(tmp_path.iterdir())
