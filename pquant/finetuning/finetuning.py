@@ -94,7 +94,8 @@ class FineTuning(Settings):
         early_stopping: the pruner that stops trials which are unlikely to be the best.
         storage: a file in the study's folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database.
         max_failure_rate: share of ``num_trials`` that may fail before the study stops.
-        trial_timeout: seconds after which a trial is ended and counts as failed, from the begin of its job; null: never.
+        trial_timeout: maximum time of a trial in seconds, from the start of its job; a trial that takes longer is ended and counts as failed. null:
+            no limit.
 
     Raises:
         ConfigError: a value out of range, or directions that do not fit the objectives.
