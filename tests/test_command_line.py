@@ -11,6 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import pquant.config  # noqa: F401  (registers the schemas)
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "experiment"))
@@ -56,7 +58,9 @@ def test_examples_in_help_compose(told: str) -> None:
             compose("config", overrides=[part for part in example if part != "-m" and "," not in part])
 
 
-@pytest.mark.parametrize(("typed", "offered"), [("pruning=w", ["pruning=wanda", "pruning=wanda_spec"]), ("training.ba", ["training.batch_size=", "training.baseline="])])
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("pruning=w", ["pruning=wanda", "pruning=wanda_spec"]), ("training.ba", ["training.batch_size=", "training.baseline="])]
+)
 def test_completion_offers_choices_and_fields(typed: str, offered: list[str]) -> None:
     line = f"python run.py {typed}"
     assert sorted(run("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).split()) == sorted(offered)

@@ -105,9 +105,10 @@ def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *part, *everything], cwd=tmp_path, check=True, capture_output=True)
     for name in ("experiments", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    results = tmp_path / "experiments" / "jets_methods" / "results"
+    (results / "runs.csv").unlink()
     command = [sys.executable, "experiments/jets_methods/table.py", "outputs/jets_methods"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    results = tmp_path / "experiments" / "jets_methods" / "results"
     rows = list(csv.DictReader((results / "runs.csv").open()))
     assert [(row["variant"], row["seed"]) for row in rows] == [("dst_8bit", "0"), ("dst_8bit", "1"), ("none_hgq", "0"), ("none_hgq", "1")]
     assert all(0.2 < float(row["test/accuracy"]) <= 1 for row in rows)

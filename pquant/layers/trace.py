@@ -15,6 +15,7 @@ from pquant.layers.base import Cost, QuantizedLayer, Shape
 from pquant.layers.composite import Composite
 from pquant.layers.example import Example, arguments, same_random_numbers, tensors_in
 from pquant.layers.merge import is_shift
+from pquant.layers.replacements import REPLACEMENTS
 
 
 class Shapes(NamedTuple):
@@ -220,8 +221,11 @@ class Trace(TorchFunctionMode):
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Return whether a module counts as one layer, whatever it calls: a quantized one, or one without children whose forward is torch's or ours."""
-    known = str(type(module).forward.__module__).startswith(("torch.nn.", "pquant.layers."))
+    """Return whether a module counts as one layer, whatever it calls.
+
+    That is a quantized one, or one without children whose forward is torch's or ours, or whose class has a replacement.
+    """
+    known = type(module) in REPLACEMENTS or str(type(module).forward.__module__).startswith(("torch.nn.", "pquant.layers."))
     return isinstance(module, QuantizedLayer) or known and next(module.children(), None) is None
 
 

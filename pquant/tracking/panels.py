@@ -1,7 +1,9 @@
 """The panels of a Weights & Biases run beside its curves: the report, the layers, histograms of weights, bits and masks, and its files."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,24 @@ BARS = ("sparsity", "weight_bits", "ebops")
 
 def log_panels(run: "Run", folder: Path) -> None:
     """Log the files that a run left in its folder: each becomes a panel or part of an artifact of type "run"."""
+    with copies_in(folder / "wandb"):
+        _log_panels(run, folder)
+
+
+@contextmanager
+def copies_in(folder: Path) -> Iterator[None]:
+    """Let W&B copy the files of artifacts below ``folder``, until it has uploaded them; ``$WANDB_DATA_DIR`` overrides it."""
+    if os.environ.get("WANDB_DATA_DIR"):
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def _log_panels(run: "Run", folder: Path) -> None:
     import wandb
 
     panels: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from pquant.errors import ConfigError
 from pquant.export.weights import save_model
 from pquant.quantization import Quantization
 from pquant.tracking import WandbTracker
-from pquant.tracking.panels import histograms
+from pquant.tracking.panels import copies_in, histograms
 from pquant.tracking.wandb import logged_in
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -183,7 +184,8 @@ def test_an_offline_run_leaves_its_folder_says_nothing_and_keeps_the_key_out(mon
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_an_offline_run_keeps_report_layers_histograms_and_files(tmp_path, caplog):
+def test_an_offline_run_keeps_report_layers_histograms_and_files(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
     pruned = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     model = pquant.finalize(pquant.compress(pruned, None, EIGHTHS, torch.randn(5, 4)))
     save_model(model, tmp_path)
@@ -203,6 +205,18 @@ def test_an_offline_run_keeps_report_layers_histograms_and_files(tmp_path, caplo
     while any(name.encode() not in written.read_bytes() for name in names):
         assert time.monotonic() < deadline, [name for name in names if name.encode() not in written.read_bytes()]
         time.sleep(0.1)
+    copies = {path.read_bytes(): path for path in (tmp_path / "wandb" / "artifacts" / "staging").iterdir() if path.is_file()}
+    for name in ("model.safetensors", "model.json", "report.html"):
+        copy = copies[(tmp_path / name).read_bytes()]
+        assert str(copy).encode() in written.read_bytes(), "the run refers to another copy"
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_the_users_place_for_copies_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "mine"))
+    with copies_in(tmp_path / "run"):
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / "mine")
+    assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / "mine")
 
 
 def test_histograms_have_each_weight_its_bits_and_what_each_output_keeps(tmp_path):
