@@ -59,7 +59,7 @@ ELSEWHERE = {
 def lines_of(readme: str) -> list[str]:
     """Return the lines of the README's bash blocks, without their comments, then the block in Python if there is one."""
     blocks = re.findall(r"^```bash\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
+    lines = [re.sub(r"(^|\s+)# .*", "", line).strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line] + ["the block in Python"] * bool(python_of(readme))
 
 

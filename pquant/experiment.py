@@ -66,25 +66,25 @@ class Experiment:
     """The method objects of one job.
 
     Args:
-        data: the source of the examples.
-        model: a module, or a callable that makes one; its parameters ``input_shape`` and ``num_outputs``, if any, come from the data.
-        optimizer: makes the optimizer from groups of parameters.
-        scheduler: makes the learning-rate schedule, stepped once per epoch.
+        data: the data set.
+        model: a module, or a function that makes one; its parameters ``input_shape`` and ``num_outputs``, if any, come from the data.
+        optimizer: a function that makes the optimizer from groups of parameters.
+        scheduler: a function that makes the learning rate schedule, which advances once per epoch.
         training: the lengths of the stages, and the settings of a training step.
         pruning: the pruning method.
         quantization: the bits of each tensor of each layer.
         fitcompress: the search for bits and sparsity before training.
-        finetuning: the study that this job is a trial of, if any.
+        finetuning: the study that this run is a trial of, if any.
         tracker: logs the run to a service, in addition to the files in its folder.
         export: the exporter of the finalized model.
         distillation: the teacher, if any.
         seed: the seed of data splits, initial weights, the order of examples and dropout.
-        dry_run: print which layers would be pruned and with which bits; train nothing.
-        init_from: a run's folder, or a safetensors file of the float model: the weights that training starts from.
-        resume: a run's folder: resume after its last complete epoch; "auto": resume in hydra.run.dir if it has a checkpoint.
-        from_run: a run's folder: evaluate and export its final model; train nothing.
-        from_epoch: with ``from_run``: evaluate and export the model of this epoch of the run's Pareto archive instead, or of "all" epochs in it.
-        progress: a live bar on a terminal, else lines ("auto"), lines ("plain") or nothing ("quiet").
+        dry_run: print how each layer would be pruned and quantized, and train nothing.
+        init_from: a run's folder, or a safetensors file of the float model, with the weights from which training starts.
+        resume: a run's folder, to resume after its last complete epoch; "auto": resume in hydra.run.dir if it has a checkpoint.
+        from_run: a run's folder, to evaluate and export its final model without training.
+        from_epoch: with ``from_run``: the epoch of the run's Pareto archive whose model is evaluated and exported instead, or "all".
+        progress: "auto": a live line on a terminal, else as "plain"; "plain": lines of text; "quiet": no output.
     """
 
     data: DataSource

@@ -24,7 +24,7 @@ class Constituents(Fractions):
 
     Args:
         path: the npz file.
-        particles: how many particles of each jet to keep: the first ones, which are the hardest where a file has them in that order; null for all.
+        particles: number of particles of each jet to keep, from the first one (the hardest, if the file is sorted); null: all.
     """
 
     path: str = ""

@@ -41,11 +41,11 @@ class JetsSimulated(Fractions):
     ``data=jets``, whose generator and detector are others: compare accuracies on one and the same file only.
 
     Args:
-        path: an npz file to read instead, of the form that ``data=jets`` or ``data=constituents`` takes; null: simulated.
-        inputs: what a jet is: its 16 high-level features (16,), or its 16 hardest particles (16, 3), as share of the jet's transverse momentum, and
-            rapidity and azimuth relative to its axis.
-        jets: how many jets to simulate, the classes in equal parts; a thousand take about 15 seconds.
-        simulation_seed: of the simulation, whatever the seed of the run.
+        path: an npz file that is read instead, in the form of ``data=jets`` or ``data=constituents``; null: the jets are simulated.
+        inputs: the inputs of a jet: its 16 high-level features (16,), or its 16 particles of highest transverse momentum (16, 3), with the share of
+            the jet's transverse momentum, and rapidity and azimuth relative to the jet's axis.
+        jets: number of jets to simulate, with as many of each class; a thousand take about 15 seconds.
+        simulation_seed: seed of the simulation, which does not depend on the seed of the run.
         root: the folder of the cache.
     """
 

@@ -25,13 +25,15 @@ class Fractions(Settings):
     """The split settings of a data source that is a single table.
 
     Args:
-        validation_fraction: share of all rows held out for validation.
-        test_fraction: share of all rows held out for the test.
-        standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows; "power_of_two": by the power of two nearest
-            to the deviation, after a shift by the mean rounded to 1/8 of it, which a few bits of fixed-point arithmetic do exactly.
-        scale_target: whether the real numbers of a regression are, too. Losses are those of the scaled target, metrics are in the target's own units.
-        reconstruct: whether the targets are the features themselves, as standardised and as one axis, for an autoencoder; a target column then only
-            keeps its classes in proportion in each part.
+        validation_fraction: share of all rows in the validation data.
+        test_fraction: share of all rows in the test data.
+        standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows. "power_of_two": the scale is the power of
+            two nearest to the standard deviation, and the offset is the mean, rounded to 1/8 of the scale; a few bits of fixed-point arithmetic do
+            this exactly.
+        scale_target: whether the target of a regression is scaled in the same way. Losses are those of the scaled target; metrics are in the target's
+            own units.
+        reconstruct: whether the targets are the standardised features, flattened to one axis, for an autoencoder. A target column is then used only
+            to give each part of the data the same share of each class.
     """
 
     validation_fraction: float = setting(0.1, gt=0, lt=1)

@@ -23,11 +23,11 @@ class Table(Fractions):
         path: the file; csv and tsv also compressed, as in ``a.csv.gz``. An npz file has features ``x`` (N, F) and targets (N,) under the name
             ``target``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test`` (for the target ``y``) with the test set that is then used; and, if
             the features have names, ``features`` (F,).
-        target: the column to predict; null, with ``reconstruct``, where all columns are features.
+        target: the column to predict; null, with ``reconstruct``: all columns are features.
         features: the columns that are features, in this order; null for all but the target.
-        drop: columns that are left out, such as numbers of events.
-        missing: what becomes of missing values of features: "error"; "drop" leaves out their rows; "mean" replaces them by the mean of the
-            training rows.
+        drop: columns that are not used, such as event numbers.
+        missing: what to do with missing values of features: "error"; "drop": leave out their rows; "mean": replace them by the mean of the training
+            rows.
         task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
 

@@ -64,14 +64,14 @@ class Teacher(Settings):
     regression the mean squared error to the teacher's outputs.
 
     Args:
-        source: "float": the float baseline of the run, which is then trained first; or the folder of a run, for its finalized model; or a file of
-            weights, ``*.safetensors``, of ``model``.
+        source: "float": the float baseline, which the run trains first; the folder of a run: its finalized model; a file ``*.safetensors``: weights
+            of ``model``.
         model: the module whose weights ``source`` holds, as in the section ``model`` (``${model}`` is that one); null for the other sources.
-        temperature: of the softmax of both logits: the higher, the more the small probabilities count.
+        temperature: temperature of the softmax of both logits; a higher temperature gives small probabilities more weight.
         weight: share of the loss on the teacher's outputs; the task's loss has the rest.
-        features: layers whose outputs are compared too: a list of names, or a dictionary of teacher's by student's names.
-        feature_weight: factor of the loss on features, the mean squared error of each pair, summed over them.
-        stages: when it teaches.
+        features: layers whose outputs are compared too: a list of names, or a dictionary from the student's names to the teacher's.
+        feature_weight: factor of the loss on features: the mean squared error of each pair of layers, summed over the pairs.
+        stages: the training stages in which the teacher is used.
     """
 
     source: str = FLOAT

@@ -43,9 +43,9 @@ class ONNX(HardwareExport):
     """ONNX files whose outputs equal the finalized model's, float32 values in and out.
 
     Args:
-        vectors: how many inputs the model, its integers and onnxruntime are compared on.
-        qonnx_vectors: how many the executor of qonnx gets, which is slow.
-        dialect: who reads ``qonnx.onnx``: "exact" holds every quantizer that has a format; hls4ml's and FINN's own front ends read theirs.
+        vectors: number of inputs on which the model, the integer model and onnxruntime are compared.
+        qonnx_vectors: number of inputs for the executor of qonnx, which is slow.
+        dialect: the tool that ``qonnx.onnx`` is for: "hls4ml" or "finn"; "exact": every quantizer is represented, for other tools.
     """
 
     vectors: int = setting(1000, ge=64)

@@ -54,7 +54,7 @@ class RTL(HardwareExport):
         clock_period: the clock period in ns, for the constraints and the latency.
         pipelined: whether to pipeline the logic with registers; else it is combinational.
         latency_cutoff: the largest delay in ns between two registers, as alkaid estimates it; null for the clock period.
-        vectors: the number of inputs on which the model, its integers and alkaid's emulator are compared.
+        vectors: number of inputs on which the model, the integer model and alkaid's emulator are compared.
         simulator: the simulator; "auto": Icarus Verilog, else Verilator, for VHDL GHDL, if installed; "emulator": none.
         simulated_vectors: the number of inputs that are simulated.
         synthesize: whether Yosys counts look-up tables; "auto": if Yosys is installed and the estimate is at most ``synthesis_limit`` LUTs.

@@ -16,7 +16,7 @@ class Sampler(Settings):
 
     Args:
         type: class name in ``optuna.samplers``.
-        params: its arguments.
+        params: arguments of the sampler.
     """
 
     type: str = "TPESampler"
@@ -31,7 +31,7 @@ class EarlyStopping(Settings):
 
     Args:
         type: class name in ``optuna.pruners``; null: no trial is stopped.
-        params: its arguments.
+        params: arguments of the pruner.
     """
 
     type: str | None = None
@@ -91,10 +91,11 @@ class FineTuning(Settings):
         objectives: metrics of ``summary.json`` to optimize; several give a Pareto front.
         directions: "maximize" or "minimize", one per objective; only needed for metrics that this package does not know.
         constraints: upper bounds on metrics, as {ebops: 50000}; a trial above one is infeasible and never the best.
-        early_stopping: the pruner that stops hopeless trials.
+        early_stopping: the pruner that stops trials which are unlikely to be the best.
         storage: a file in the study's folder (``*.db``: SQLite, ``*.journal``: Optuna's journal) or the URL of a database.
         max_failure_rate: share of ``num_trials`` that may fail before the study stops.
-        trial_timeout: seconds after which a trial is ended and counts as failed, from the begin of its job; null: never.
+        trial_timeout: maximum time of a trial in seconds, from the start of its job; a trial that takes longer is ended and counts as failed. null:
+            no limit.
 
     Raises:
         ConfigError: a value out of range, or directions that do not fit the objectives.

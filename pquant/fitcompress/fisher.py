@@ -26,10 +26,11 @@ class StoppingRule(Settings):
     """How many examples the Fisher information is estimated from.
 
     Args:
-        tolerance: standard error of the whole trace, relative to it and by the spread between batches, below which the estimate stops.
-        min_iterations: batches at least.
-        max_iterations: batches at most.
-        batch_size: examples of a batch.
+        tolerance: the estimate ends when the standard error of the whole trace, divided by the trace, is below this value. The error is computed from
+            the spread between batches.
+        min_iterations: minimum number of batches.
+        max_iterations: maximum number of batches.
+        batch_size: number of examples in a batch.
     """
 
     tolerance: float = setting(0.1, ge=0)

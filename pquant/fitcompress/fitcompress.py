@@ -62,7 +62,7 @@ class PruningSchedule(Settings):
 @schema("fitcompress", "fitcompress")
 @dataclass(frozen=True)
 class FITCompress(Settings):
-    """Search settings; switched off by default.
+    """A search for bits and sparsity before training; switched off by default.
 
     Pretraining: values are float. As training begins: the search, on a copy of the model; its bits go to the weights' quantizers, its masks to the
     pruners, and the weights stay as pretraining left them. Training and fine-tuning: with these bits and masks.
@@ -72,18 +72,18 @@ class FITCompress(Settings):
     ``disable_pruning_for_layers`` holds; without it any pruning method works with the bits that were found.
 
     Args:
-        enable_fitcompress: search.
-        optimize_quantization: lower the bits of weights, layer by layer.
-        quantization_schedule: bits to try in order, integer and fractional together; the sign's comes on top.
-        pruning_schedule: shares of all weights to try in order.
-        compression_goal: size to reach: the bits of all weights that are left, over those of float32.
-        optimize_pruning: prune weights, over all layers together.
-        greedy_astar: drop all other open configurations after each choice; otherwise search until nothing shorter is left.
-        approximate: estimate the Fisher information once for each pruning share, not for each configuration.
-        f_lambda: weight of the distance ahead in the order of the search.
-        max_states: configurations to look into at most, where the search is not greedy.
-        fisher: how many examples the Fisher information is estimated from.
-        result: ``fitcompress.json`` of an earlier run to take instead of a search.
+        enable_fitcompress: whether the search runs.
+        optimize_quantization: whether the search lowers the bits of weights, layer by layer.
+        quantization_schedule: bits to try in this order: integer and fractional bits together, without the sign bit.
+        pruning_schedule: shares of pruned weights to try in order.
+        compression_goal: size to reach: the bits of all remaining weights, divided by those of float32 weights.
+        optimize_pruning: whether the search prunes weights, over all layers together.
+        greedy_astar: whether the search discards all other open configurations after each step; else it continues until no shorter path is left.
+        approximate: whether the Fisher information is estimated once for each pruned share; else for each configuration.
+        f_lambda: weight of the remaining distance to the goal in the order of the search.
+        max_states: maximum number of configurations to expand, if the search is not greedy.
+        fisher: number of examples for the estimate of the Fisher information.
+        result: ``fitcompress.json`` of an earlier run, which is used instead of a search.
 
     Raises:
         ConfigError: a value out of range, or nothing to search.

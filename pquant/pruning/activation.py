@@ -77,12 +77,12 @@ class ActivationPruning(WindowMethod):
 
     Args:
         pruning_method: the method's name in the specification.
-        threshold: the most activity with which a channel goes.
-        t_delta: steps of the train stage in which outputs are collected.
-        t_start_collecting_batch: steps of the train stage before that.
+        threshold: channels with at most this activity are pruned.
+        t_delta: number of steps in which outputs are recorded.
+        t_start_collecting_batch: number of steps of the train stage before the recording starts.
         statistic: "frequency": 1[y_o > 0], the share of time in which a ReLU after the layer is open; "mean_abs": |y_o|, for layers that no ReLU
             follows.
-        prune_output_layer: whether the layer that makes the model's output may lose channels too.
+        prune_output_layer: whether channels of the output layer of the model may be pruned too.
     """
 
     pruning_method: Literal["activation_pruning"] = "activation_pruning"

@@ -105,15 +105,15 @@ class AutoSparse(PruningMethod):
 
     Args:
         pruning_method: the method's name in the specification.
-        alpha: share of its gradient that a pruned weight gets as training begins.
-        alpha_reset_epoch: epoch of the train stage from which that share is 0.
+        alpha: factor of the gradient of pruned weights at the start of the train stage.
+        alpha_reset_epoch: epoch of the train stage from which this factor is 0.
         autotune_epochs: first training epochs after each of which alpha's start moves by 0.05 within [0, 1]: up where the training loss is worse than
             that of pretraining, extrapolated as a power of the epoch's number, else down; without pretraining, the first training epoch stands for
             it. A loop of your own must tell the loss: ``pquant.on_epoch_end(model, loss)``.
-        backward_sparsity: whether the half of a layer's weights with the lowest |W| - sigmoid(s) gets no gradient, survivors among them where less
-            than half is pruned.
-        threshold_init: where the logits s of the thresholds start.
-        threshold_type: what shares a threshold: a channel, a layer, or each weight has its own.
+        backward_sparsity: whether the half of a layer's weights with the lowest |W| - sigmoid(s) gets no gradient, even if fewer than half are
+            pruned.
+        threshold_init: initial value of s, whose sigmoid is the threshold.
+        threshold_type: which weights share a threshold: those of a channel, those of a layer, or each weight has its own.
         threshold_decay: weight decay of s, which pulls sigmoid(s) towards 1/2.
     """
 

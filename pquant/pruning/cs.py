@@ -19,7 +19,7 @@ from pquant.training.stage import Horizon
 class CSPruner(ScheduledPruner):
     """Trainable scores s of one weight, of its shape, and the inverse temperature beta of the round.
 
-    The mask of training is m = c sigmoid(beta s), with c = 1 / sigmoid(s0), so that a round starts with m = 1; what is deployed is c 1[s > 0].
+    The mask of training is m = c sigmoid(beta s), with c = 1 / sigmoid(s0), so that a round starts with m = 1; the finalized mask is c 1[s > 0].
     """
 
     beta: Tensor
@@ -69,7 +69,7 @@ class CSPruner(ScheduledPruner):
 @schema("pruning", "cs")
 @dataclass(frozen=True)
 class CS(PruningMethod):
-    """A sigmoid mask with a trained score a weight, hardened as the temperature falls.
+    """A sigmoid mask with one trained score per weight, which becomes a step function as the temperature falls.
 
     Pretraining: off. Training: W_eff = m W with m = c sigmoid(beta s) and c = 1 / sigmoid(s0); beta rises geometrically from 1 to ``final_temp`` over
     the epochs of each round, and the loss has ``threshold_decay`` * sum(m) over all layers. Between rounds s <- min(beta s, s0), beta <- 1, whatever
@@ -80,8 +80,9 @@ class CS(PruningMethod):
     Args:
         pruning_method: the method's name in the specification.
         final_temp: beta in the last epoch of a round.
-        threshold_init: s0, where scores start: the paper's integer 0, or about 0.1 for a denser and -0.1 for a sparser network.
-        threshold_decay: lambda, the weight of the mask in the loss, a sum over weights, so that it is small; more gives more zeros.
+        threshold_init: s0, the initial score: 0 in the paper; about 0.1 gives a denser, and -0.1 a sparser network.
+        threshold_decay: lambda, the regularization weight of the mask. The mask is summed over all weights, so lambda is small. A larger value gives
+            a higher sparsity.
     """
 
     decays_thresholds: ClassVar[bool] = True

@@ -71,18 +71,19 @@ class DSTPruner(Pruner):
 @schema("pruning", "dst")
 @dataclass(frozen=True)
 class DST(PruningMethod):
-    """Trainable magnitude thresholds; a pruned weight may come back.
+    """Trained magnitude thresholds; a pruned weight can grow above its threshold again.
 
     Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask, frozen.
 
     Args:
         pruning_method: the method's name in the specification.
-        alpha: weight of the loss that pushes thresholds up, a sum over thresholds, so that weightwise thresholds feel it fan-in times more often;
-            more gives more zeros.
-        max_pruning_pct: share of a layer that, when pruned, resets the thresholds.
-        threshold_init: where thresholds start, in units of weights.
-        threshold_type: what shares a threshold: a channel, a layer, or each weight has its own.
-        beyond_max: how thresholds are reset beyond ``max_pruning_pct``: to 0, as in the authors' code, or only as far as needed.
+        alpha: weight of the loss term that increases the thresholds: a larger value gives a higher sparsity. The term is a sum over thresholds, so
+            with weightwise thresholds it is larger by a factor of the fan-in.
+        max_pruning_pct: if more than this fraction of a layer is pruned, its thresholds are reset.
+        threshold_init: initial threshold, in units of weights.
+        threshold_type: which weights share a threshold: those of a channel, those of a layer, or each weight has its own.
+        beyond_max: how thresholds are reset: to 0, as in the authors' code ("reset"), or to the highest values that ``max_pruning_pct`` allows
+            ("clamp").
     """
 
     decays_thresholds: ClassVar[bool] = True

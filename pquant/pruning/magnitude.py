@@ -31,14 +31,14 @@ class MagnitudePruner(Pruner):
 @schema("pruning", "magnitude")
 @dataclass(frozen=True)
 class Magnitude(PruningMethod):
-    """The smallest weights go when training starts, and training goes on without them.
+    """Prunes the weights with the smallest magnitude when the train stage begins, and trains the others.
 
     Pretraining: off. Training: as it begins, the smallest |W| are masked. Fine-tuning: the same mask.
 
     Args:
         pruning_method: the method's name.
         sparsity: share of zeros.
-        budget: whether that share is taken over all layers together ("global") or in each ("uniform").
+        budget: whether this share is that of all layers together ("global"), or of each layer ("uniform").
     """
 
     pruning_method: Literal["magnitude"] = "magnitude"

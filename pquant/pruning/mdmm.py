@@ -144,7 +144,7 @@ class MDMMPruner(Pruner):
 @schema("pruning", "mdmm")
 @dataclass(frozen=True)
 class MDMM(PruningMethod):
-    """Gradient descent on the weights, ascent on a multiplier, until the share of zeros is what was asked.
+    """Gradient descent on the weights and gradient ascent on a Lagrange multiplier, until the sparsity equals its target.
 
     Pretraining: off. Training: dense weights; each layer adds the loss scale * (lambda h + damping h^2 / 2), h the violation of its constraint, and
     after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon``, frozen.
@@ -155,19 +155,21 @@ class MDMM(PruningMethod):
 
     Args:
         pruning_method: the method's name in the specification.
-        constraint_type: how the share of zeros is compared with the target.
-        target_value: the target; 0 takes ``target_sparsity``.
-        metric_type: zeros among weights, or among groups of ``rf`` consecutive weights of a row, whose L2 norm is compared with ``epsilon``.
-        target_sparsity: the target where ``target_value`` is 0.
-        rf: weights of a group (hls4ml's reuse factor), for StructuredSparsity.
-        epsilon: magnitude up to which a weight, or a group's norm, counts as zero.
-        scale: weight of the constraint in the loss, and the pace of lambda.
-        damping: weight of the quadratic term, which keeps lambda from swinging.
-        use_grad: whether lambda is a parameter which the user's optimizer maximizes over, at the rate ``constraint_lr``.
-        l0_mode: counts zeros hard ("coarse") or smoothly.
-        scale_mode: "sum" multiplies a layer's loss by its number of weights or groups, so that each is pulled alike whatever the size of the layer.
-        constraint_lr: pace of lambda a step.
-        project: whether a mask less than 5 points off its target takes exactly the target's number of weights; the log says so.
+        constraint_type: whether the sparsity is to be equal to the target, at most the target, or at least the target.
+        target_value: the target; 0: ``target_sparsity`` is the target.
+        metric_type: sparsity of single weights, or of groups of ``rf`` consecutive weights of a row, which count as zero if their L2 norm is at most
+            ``epsilon``.
+        target_sparsity: the target if ``target_value`` is 0.
+        rf: number of weights in a group (hls4ml's reuse factor), for StructuredSparsity.
+        epsilon: a weight, or the norm of a group, counts as zero up to this magnitude.
+        scale: weight of the constraint in the loss; lambda grows in proportion to it.
+        damping: weight of the quadratic term, which prevents oscillations of lambda.
+        use_grad: whether lambda is a parameter that the optimizer updates by gradient ascent, with learning rate ``constraint_lr``.
+        l0_mode: whether zeros are counted by a step function ("coarse") or by a smooth one ("smooth").
+        scale_mode: "sum" multiplies the loss of a layer by its number of weights or groups, so that the gradient of a weight does not depend on the
+            size of the layer.
+        constraint_lr: learning rate of lambda.
+        project: whether a mask that misses its target by less than 5 percentage points is set to exactly the target; the log says so.
     """
 
     pruning_method: Literal["mdmm"] = "mdmm"

@@ -160,8 +160,8 @@ class PruningMethod(Settings):
     Args:
         disable_pruning_for_layers: names or globs of layers that are not pruned, such as ``layers.0`` or ``features.*``.
         enable_pruning: whether anything is pruned; false switches the method off and keeps its settings.
-        threshold_decay: what the method's paper makes of it: the mask's L1 coefficient in CS, the weight decay of trained thresholds elsewhere; a
-            method without either takes only 0.
+        threshold_decay: a regularization weight of the method's paper: of the mask's L1 norm in CS, the weight decay of trained thresholds in other
+            methods. Methods without either accept only 0.
     """
 
     decays_thresholds: ClassVar[bool] = False
@@ -206,7 +206,7 @@ class PruningMethod(Settings):
 @schema("pruning", "none")
 @dataclass(frozen=True)
 class NoPruning(PruningMethod):
-    """Nothing is pruned."""
+    """No pruning."""
 
     def prunes(self, name: str) -> bool:
         """Return False."""

@@ -108,13 +108,13 @@ class PDP(PruningMethod):
 
     Args:
         pruning_method: the method's name in the specification.
-        epsilon: by which share of its part a layer is pruned more each epoch; "auto" ends the ramp at two thirds of the stage. One that cannot reach
-            its end is warned of.
-        sparsity: share of zeros, or of channels with ``structured_pruning``.
-        temperature: tau, in squared weight units.
-        structured_pruning: whether output channels go by their L2 norm, with their bias. Each layer keeps one at least, and the layer that makes the
-            model's output keeps all.
-        temperature_scale: with "relative" tau is ``temperature`` times the mean W^2 of the layer.
+        epsilon: growth of the pruned fraction of a layer per epoch, relative to its final fraction; "auto": reaches the end at two thirds of the
+            train stage. A warning says if the train stage is too short for the given value.
+        sparsity: share of zeros, or of pruned channels with ``structured_pruning``.
+        temperature: tau, in units of squared weights.
+        structured_pruning: whether whole output channels are pruned by their L2 norm, with their bias. Each layer keeps at least one channel, and the
+            output layer keeps all.
+        temperature_scale: "relative": tau is ``temperature`` times the mean W^2 of the layer.
     """
 
     pruning_method: Literal["pdp"] = "pdp"

@@ -66,20 +66,20 @@ class WandaPruner(WindowPruner):
 @schema("pruning", "wanda")
 @dataclass(frozen=True)
 class Wanda(WindowMethod):
-    """One mask from |weight| times input norm, then training goes on with it.
+    """One mask from |weight| times the norm of the input; then training continues with this mask.
 
     Pretraining: off. Training: inputs are collected over a window, then the mask is taken once, ranked within each output row. A window longer than
     training ends with it, and a warning says so. Fine-tuning: the same mask.
 
     Args:
         pruning_method: the method's name in the specification.
-        M: length of the groups of consecutive inputs of which N weights stay; null for no groups.
-        N: weights that stay of every M, counting non-zeros, as in "2:4"; ``sparsity`` does not apply then.
+        M: number of consecutive inputs in a group, of which N weights remain; null: no groups.
+        N: number of weights that remain of every M, as in "2:4"; ``sparsity`` then has no effect.
         sparsity: share of zeros.
-        t_delta: steps of the train stage in which inputs are collected.
-        t_start_collecting_batch: steps of the train stage before that.
-        calculate_pruning_budget: whether each layer's share comes from one magnitude threshold over all layers that take part; else all have the
-            same.
+        t_delta: number of steps in which inputs are recorded.
+        t_start_collecting_batch: number of steps of the train stage before the recording starts.
+        calculate_pruning_budget: whether one magnitude threshold over all layers sets the sparsity of each layer; else all layers have the same
+            sparsity.
 
     Raises:
         ConfigError: N without M, N > M, or (for a layer) inputs that M does not divide.

@@ -39,11 +39,11 @@ class LayerFormats:
 
 @dataclass(frozen=True)
 class Counting(Settings):
-    """How the EBOPs of one layer count.
+    """How the EBOPs of one layer are counted.
 
     Args:
-        ebops_factor: weighs them, in the loss and in every figure.
-        parallelization: of the positions that the layer is applied to, those built in hardware at once, which alone cost; null or -1: all.
+        ebops_factor: factor of the layer's EBOPs, in the loss and in all metrics.
+        parallelization: number of positions that the hardware computes at the same time; only these count. null or -1: all positions.
     """
 
     ebops_factor: float = setting(1.0, ge=0)
@@ -90,34 +90,38 @@ class Quantization(Settings):
     With ``target_ebops`` a controller moves the price of EBOPs instead, see :mod:`pquant.quantization.budget`.
 
     Args:
-        default_data_keep_negatives: k of layers' inputs and outputs: whether they have a sign.
-        default_data_integer_bits: i of layers' inputs and outputs, without the sign; "auto": chosen from the data when training starts.
-        default_data_fractional_bits: f of layers' inputs and outputs; may be negative.
+        default_data_keep_negatives: k of the inputs and outputs of layers: whether they have a sign.
+        default_data_integer_bits: i of the inputs and outputs of layers: integer bits without the sign; "auto": chosen from the data when training
+            starts.
+        default_data_fractional_bits: f of the inputs and outputs of layers: fractional bits; may be negative.
         default_weight_keep_negatives: k of weights and biases: whether they have a sign.
-        default_weight_integer_bits: i of weights and biases, without the sign; "auto": chosen from the weights when training starts.
-        default_weight_fractional_bits: f of weights and biases; may be negative.
-        quantize_input: whether inputs of layers are quantized.
-        quantize_output: whether outputs of layers are quantized.
-        enable_quantization: whether anything is quantized.
+        default_weight_integer_bits: i of weights and biases: integer bits without the sign; "auto": chosen from the weights when training starts.
+        default_weight_fractional_bits: f of weights and biases: fractional bits; may be negative.
+        quantize_input: whether the inputs of layers are quantized.
+        quantize_output: whether the outputs of layers are quantized.
+        enable_quantization: whether anything is quantized; false keeps the whole network float.
         hgq_gamma: regularization weight of the sum of all bit widths in the loss.
-        hgq_beta: regularization weight of EBOPs in the loss: higher makes smaller networks.
-        layer_specific: maps a layer's dotted name or a glob to what differs there, by tensor (weight, bias, input, output, and of a softmax or norm
-            exponential, reciprocal), or in how its EBOPs count (ebops_factor, parallelization: :class:`Counting`); the first rule that fits wins.
-        use_hgq: whether bits are trained.
-        use_real_tanh: whether tanh stays one; else it is a hard tanh, which needs no table in hardware.
-        overflow_mode_data: what inputs and outputs beyond the range become.
-        overflow_mode_parameters: what weights and biases beyond the range become.
-        round_mode: which neighbour a value between two steps becomes.
-        use_relu_multiplier: whether each ReLU has a trained shift, a multiplication by a power of 2.
-        hgq_beta_schedule: [epoch, value] pairs, epochs of the train stage from 0, that replace ``hgq_beta``; log-linear between them.
-        target_ebops: EBOPs that the model is to have: a controller moves their price in the loss, from ``hgq_beta`` on if that is not 0; null: none.
-        target_luts: look-up tables that the model is to take, instead of ``target_ebops``: the EBOPs with which the published HGQ models of the jet
-            data take as many (LUTs = 0.704 EBOPs - 69). Your network, strategy and synthesis may take others: export it, and compare.
-        target_share: share of the train stage after which the target is to be reached; it is held until the end of the run.
-        hgq_lr: learning rate of the bits, null that of the weights: a bit width has to move by whole bits, a weight by a fraction of one.
-        granularity: what shares a bit width in weights.
-        data_granularity: what shares a bit width in inputs and outputs.
-        pruning_first: whether the pruned weight is quantized; else the quantized weight is pruned, by a method that leaves the survivors as they are.
+        hgq_beta: regularization weight of EBOPs in the loss: a higher weight gives smaller networks.
+        layer_specific: maps the name of a layer, or a glob, to settings for it: formats of single tensors (weight, bias, input, output, and for a
+            softmax or norm exponential, reciprocal), or how its EBOPs are counted (ebops_factor, parallelization: :class:`Counting`). The first rule
+            that matches wins.
+        use_hgq: whether bit widths are trained.
+        use_real_tanh: whether a tanh stays a tanh; else it becomes a hard tanh, which needs no table in hardware.
+        overflow_mode_data: how inputs and outputs outside the range of their format are represented.
+        overflow_mode_parameters: how weights and biases outside the range of their format are represented.
+        round_mode: how a value between two steps of the format is rounded.
+        use_relu_multiplier: whether each ReLU has a trained factor, a power of 2 (a shift in hardware).
+        hgq_beta_schedule: [epoch, value] pairs that replace ``hgq_beta``. Epochs count from 0 in the train stage; values between are log-linear.
+        target_ebops: EBOPs of the final model. A controller sets the regularization weight of EBOPs, starting from ``hgq_beta``. null: no target.
+        target_luts: look-up tables of the final model, instead of ``target_ebops``. They are converted by a fit to the published HGQ models of the
+            jet data (LUTs = 0.704 EBOPs - 69). Your network and synthesis tool may need other numbers: export the model to compare.
+        target_share: fraction of the train stage after which the target is to be reached; the EBOPs then stay there until the end of the run.
+        hgq_lr: learning rate of the bit widths; null: that of the weights. Bit widths change by whole units, so they need a larger learning rate than
+            weights.
+        granularity: which weights share a bit width.
+        data_granularity: which inputs and outputs share a bit width.
+        pruning_first: true: weights are pruned, then quantized. false: weights are quantized, then pruned, which needs a method that does not change
+            the remaining weights.
 
     Raises:
         ConfigError: a value out of range, or an unknown key in ``layer_specific``.

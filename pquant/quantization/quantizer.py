@@ -23,13 +23,13 @@ class TensorFormat(Settings):
     dense layer, the second of a convolution, pool or batch norm.
 
     Args:
-        k: whether it has a sign.
+        k: whether the tensor has a sign.
         i: integer bits, without the sign; "auto": chosen from the values seen in calibration.
         f: fractional bits; may be negative.
-        round_mode: which neighbour a value between two steps becomes.
-        overflow_mode: what values beyond the range become.
-        granularity: what shares a bit width.
-        enable: whether it is quantized at all.
+        round_mode: how a value between two steps of the format is rounded.
+        overflow_mode: how values outside the range of the format are represented.
+        granularity: which values share a bit width.
+        enable: whether the tensor is quantized.
     """
 
     k: bool = False

@@ -23,29 +23,29 @@ class Training(Settings):
     The run is ``pretraining_epochs`` without pruning, ``rounds`` times ``epochs`` with it, then ``fine_tuning_epochs`` with frozen masks.
 
     Args:
-        epochs: of one round of the train stage, with pruning at work.
-        fine_tuning_epochs: with frozen masks, at the end.
-        pretraining_epochs: without pruning, at the beginning.
-        rewind: when the saved weights are put back: after every round and the last ("every-round"), or only after the last ("post-training-stage").
-        rounds: how often the train stage is gone through.
-        save_weights_epoch: epoch of the first round at whose start the weights are saved for ``rewind``; -1: none.
-        batch_size: examples of a step.
-        baseline: whether a float baseline is trained first, so that the results can say what compression cost.
-        device: "auto" (a GPU if there is one) or what torch calls one, such as ``cpu`` or ``cuda:0``.
-        threads: torch's CPU threads; 0 leaves them as they are.
-        pareto: whether the model is kept after every epoch that is Pareto-optimal in validation metric and EBOPs; "auto" does where ``hgq_beta`` has
-            a schedule.
-        evaluate_every: epochs from one evaluation to the next: validation loss and metric, sparsity and EBOPs, the Pareto archive and the checkpoint.
-            The last epoch of each stage has one too. Of the epochs between, there is only the training loss, a schedule that follows the validation
-            loss rests, and a run that is killed trains them again.
-        compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes each; "auto" times
-            the first eager steps, and compiles where a compiler is present and the steps left are worth it.
-        precision: with "bf16" layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
-        sync_batch_norm: whether the batch norms of a model that several processes train take the statistics of the whole batch, as one process does,
-            instead of those of each process's part.
-        on_nan: what to do when data, loss, gradients or weights are not finite: stop at the end of that epoch and say where it began, or take back
-            every such step (which costs each step a copy of the model and its momenta).
-        extra: all other keys of the section, for the user's own code.
+        epochs: number of epochs of one round of the train stage, in which pruning is active.
+        fine_tuning_epochs: number of epochs of the finetune stage, in which masks are frozen.
+        pretraining_epochs: number of epochs of the pretrain stage, in which nothing is pruned.
+        rewind: when the weights are reset to the saved ones: "every-round": after every round; "post-training-stage": once, before fine-tuning.
+        rounds: number of rounds of the train stage.
+        save_weights_epoch: the weights are saved for ``rewind`` at the start of this epoch of the first round; -1: they are not saved.
+        batch_size: number of examples in a training step.
+        baseline: whether a float baseline is trained first; the report then compares it with the compressed model.
+        device: a device of torch, such as ``cpu`` or ``cuda:0``; "auto": a GPU if there is one.
+        threads: number of CPU threads of torch; 0: torch's default.
+        pareto: whether the run keeps the model of every epoch that is Pareto-optimal in validation metric and EBOPs; "auto": if ``hgq_beta`` has a
+            schedule.
+        evaluate_every: number of epochs between evaluations. An evaluation computes validation loss and metric, sparsity and EBOPs, updates the
+            Pareto archive and writes the checkpoint. The last epoch of each stage is always evaluated. The other epochs have only the training loss:
+            schedules that depend on the validation loss do nothing, and a run that is killed trains these epochs again.
+        compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes per stage. "auto":
+            times the first eager steps, and compiles if a compiler is installed and compiling saves time in total.
+        precision: "bf16": layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
+        sync_batch_norm: whether batch norms use the statistics of the whole batch if several processes train; else each process uses those of its
+            part.
+        on_nan: what to do if data, loss, gradients or weights are not finite. "stop": end the run after that epoch, and name the layer and step.
+            "skip_step": undo every such step; each step then needs a copy of the model and the optimizer's state.
+        extra: all other keys of the section, for code of your own.
     """
 
     epochs: int = setting(200, ge=0, le=MOST_EPOCHS)

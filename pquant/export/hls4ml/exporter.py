@@ -55,14 +55,15 @@ class HLS4ML(HardwareExport):
 
     Args:
         backend: the HLS tool that the project is for; none is run. Its C++ is compiled with g++, that of oneAPI with icpx, that of Libero with shls.
-        part: the FPGA; by default hls4ml's for the backend.
-        clock_period: ns.
-        io_type: whether all values of a tensor come at once, or one position after another.
-        strategy: whether each weight has its own multiplier, or some share one, or additions stand for all of them, which needs da4ml.
-        reuse_factor: how many weights share a multiplier; with strategy "latency", clock cycles between two inputs.
-        strategy_by_layer: strategies of single layers, by name.
-        reuse_factor_by_layer: reuse factors of single layers, by name.
-        vectors: how many inputs the model, its integers and the compiled C++ are compared on.
+        part: the FPGA; null: hls4ml's default for the backend.
+        clock_period: the clock period in ns.
+        io_type: "parallel": all values of a tensor at once; "stream": one position after another.
+        strategy: "latency": one multiplier per weight; "resource": several weights share a multiplier; "distributed_arithmetic": additions instead of
+            multipliers, which needs da4ml.
+        reuse_factor: number of weights that share a multiplier; with strategy "latency", clock cycles between two inputs.
+        strategy_by_layer: strategies of single layers, by their names.
+        reuse_factor_by_layer: reuse factors of single layers, by their names.
+        vectors: number of inputs on which the model, the integer model and the compiled C++ are compared.
     """
 
     backend: Literal["Vitis", "Vivado", "Quartus", "Catapult", "oneAPI", "Libero"] = "Vitis"
