@@ -187,13 +187,13 @@ def test_a_wrong_value_ends_the_command_in_one_line(option: str, field: str, bad
     [
         ("+data.tset_fraction=0.1", "data: Digits.__init__() got an unexpected keyword argument 'tset_fraction'"),
         ("+pruning.foo=1", "pruning: DST.__init__() got an unexpected keyword argument 'foo'"),
-        ("+model.foo=1", "model: MLP.__init__() got an unexpected keyword argument 'foo'"),
-        ("+optimizer.lrr=1", "optimizer: Adam.__init__() got an unexpected keyword argument 'lrr'"),
-        ("+scheduler.foo=2", "scheduler: CosineAnnealingLR.__init__() got an unexpected keyword argument 'foo'"),
+        ("+model.foo=1", "model: unknown argument of MLP 'foo'; valid: sizes, "),
+        ("+optimizer.lrr=1", "optimizer: unknown argument of Adam 'lrr': did you mean 'lr'? valid: "),
+        ("+scheduler.foo=2", "scheduler: unknown argument of CosineAnnealingLR 'foo'; valid: "),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
     ],
 )
 def test_what_a_section_does_not_take_is_refused_before_training(override: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         step(build(override))
-    assert explain(caught.value) == line
+    assert explain(caught.value).startswith(line)
