@@ -68,11 +68,14 @@ def main() -> None:
         if sys.argv[1:2] == ["predict"]:
             predict.main(sys.argv[2:])
             return
-        if sys.argv[1:2] == ["layers"]:
-            layer_rules.main(sys.argv[2:])
+        prints_layers = sys.argv[1:2] == ["layers"]
+        words = sys.argv[1 + prints_layers :]
+        check_overrides(words)
+        words = with_new_fields(with_model_preset(words))
+        if prints_layers:
+            layer_rules.main(words)
             return
-        check_overrides(sys.argv[1:])
-        sys.argv[1:] = with_new_fields(with_model_preset(sys.argv[1:]))
+        sys.argv[1:] = words
         with explaining(sys.argv):
             job()
     except CLEAR_ERRORS as error:

@@ -14,22 +14,21 @@ from pquant.data.splits import examples
 from pquant.installation import CONF
 from pquant.layers.base import QuantizedLayer
 from pquant.layers.convert import compress
-from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
+from pquant.own_classes import without_foreign_fields
 from pquant.quantization.quantization import LayerFormats, Quantization
 
 HEAD = """# The bits of every layer: k keeps negatives, i integer and f fractional bits. As conf/quantization/<name>.yaml it is quantization=<name>.
 """
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print a choice of the section ``quantization`` with a rule for each layer of the model that ``arguments`` compose, overrides as of a job.
+def main(words: Sequence[str]) -> None:
+    """Print a choice of the section ``quantization`` with a rule for each layer of the model that ``words`` compose, checked overrides as of a job.
 
     Raises:
         ConfigError: a wrong override, or a model that does not fit the data.
     """
-    words = with_new_fields(with_model_preset(arguments))
     with initialize_config_dir(config_dir=str(CONF)):
-        config = compose("config", overrides=words, return_hydra_config=True)
+        config = compose("config", overrides=list(words), return_hydra_config=True)
     choice = config.hydra.runtime.choices.quantization
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     check_complete(config)

@@ -1,6 +1,6 @@
 """Metrics of a compressed model: auxiliary losses, sparsity, EBOPs, sizes, a table by layer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,11 +85,8 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
 def bit_use(model: nn.Module) -> Use:
     """Return what a model uses of EBOPs and bits, as it would be finalized now."""
     parameters = finalized_parameters(model)
-    weights = [(layer.weight_quantizer, parameters[layer][0]) for layer in weight_layers(model).values()]
-    widths = [quantizer.width().to(weight.device).expand_as(weight)[weight != 0] for quantizer, weight in weights]
-    left = sum(width.numel() for width in widths)
-    bits = sum(float(width.sum()) for width in widths) / left if left else 0.0
-    return Use(ebops(model, parameters), bits, float(Penalty(model).ebops()))
+    weights = [_count(True, parameters[layer][0], layer.weight_quantizer) for layer in weight_layers(model).values()]
+    return Use(ebops(model, parameters), _mean_bits(weights), float(Penalty(model).ebops()))
 
 
 def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:
@@ -151,12 +148,10 @@ def sizes(model: nn.Module, parameters: Parameters | None = None) -> dict[str, A
     """Return ``params``, ``nonzero_params``, ``weight_bits`` and ``size_bytes`` of :func:`model_metrics`, which need no example input."""
     parameters = finalized_parameters(model) if parameters is None else parameters
     counts = [_count(*one) for one in (*_of_layers(model, parameters), *_other_parameters(model, parameters))]
-    weights = [one for one in counts if one.is_weight]
-    left = sum(one.nonzero for one in weights)
     return {
         "params": sum(one.total for one in counts),
         "nonzero_params": sum(one.nonzero for one in counts),
-        "weight_bits": sum(one.bits for one in weights) / left if left else 0.0,
+        "weight_bits": _mean_bits([one for one in counts if one.is_weight]),
         "size_bytes": sum(one.bits for one in counts) / 8,
     }
 
@@ -178,6 +173,12 @@ def _count(is_weight: bool, values: Tensor, quantizer: Quantizer | None) -> _Cou
         width = torch.tensor(FLOAT_BITS) if quantizer is None else quantizer.width()
     bits = float(width.to(values.device).expand_as(values)[nonzero].sum())
     return _Count(is_weight, values.numel(), int(nonzero.sum()), bits)
+
+
+def _mean_bits(counts: Sequence[_Count]) -> float:
+    """Return the mean width of values that are not zero; 0 if all are."""
+    left = sum(one.nonzero for one in counts)
+    return sum(one.bits for one in counts) / left if left else 0.0
 
 
 def _of_layers(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer]]:

@@ -13,9 +13,18 @@ import torch
 from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .command_server import Commands
+
 torch.set_num_threads(1)
 settings.register_profile("pquant", deadline=None, derandomize=os.environ.get("NIGHTLY") != "1")
 settings.load_profile("pquant")
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    """Yield what runs commands as a user gives them, without the seconds that imports take."""
+    with Commands() as server:
+        yield server
 
 
 class _NoHostSync(TorchDispatchMode):

@@ -204,16 +204,10 @@ def commands() -> Iterator[tuple[list[str], str]]:
 CASES = list({" ".join(given): (given, name) for given, name in commands()}.values())
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
-
-
-def check(run: Commands, given: list[str], name: str, folder: Path) -> str | None:
+def check(commands: Commands, given: list[str], name: str, folder: Path) -> str | None:
     """Return what is wrong with the way in which a bad command ended; None if all is well."""
     places = [] if any(one.startswith("hydra.run.dir") for one in given) else [f"hydra.run.dir={folder}"]
-    done = run(*LENGTHS, *given, *places, f"hydra.sweep.dir={folder}")
+    done = commands(*LENGTHS, *given, *places, f"hydra.sweep.dir={folder}")
     lines = done.err.splitlines()
     faults = {
         "was taken": done.code == 0,
@@ -232,12 +226,12 @@ def test_there_are_five_hundred_bad_commands() -> None:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_sample_of_bad_commands(part: int, run: Commands, tmp_path: Path) -> None:
+def test_a_sample_of_bad_commands(part: int, commands: Commands, tmp_path: Path) -> None:
     sample = random.Random(0).sample(CASES, 40)[part::4]
-    assert not [fault for number, (given, name) in enumerate(sample) if (fault := check(run, given, name, tmp_path / str(number)))]
+    assert not [fault for number, (given, name) in enumerate(sample) if (fault := check(commands, given, name, tmp_path / str(number)))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
-def test_no_bad_command_is_taken(part: int, run: Commands, tmp_path: Path) -> None:
-    assert not [fault for number, (given, name) in enumerate(CASES[part::8]) if (fault := check(run, given, name, tmp_path / str(number)))]
+def test_no_bad_command_is_taken(part: int, commands: Commands, tmp_path: Path) -> None:
+    assert not [fault for number, (given, name) in enumerate(CASES[part::8]) if (fault := check(commands, given, name, tmp_path / str(number)))]

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,9 @@ JUNK = [b"", b"\0" * 64, b"{", b"[1, 2", b"null", b"a: [", b"\xff\xfe\x00", b"Na
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
-
-
-@pytest.fixture(scope="module")
-def whole(run: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run(*SHORT, "training.epochs=2", f"hydra.run.dir={folder}")
+    done = commands(*SHORT, "training.epochs=2", f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
     return folder
 
@@ -51,7 +44,7 @@ def damage(folder: Path, draw: random.Random) -> str:
     return ", ".join(done)
 
 
-def check(run: Commands, whole: Path, tmp_path: Path, seeds: range) -> list[str]:
+def check(commands: Commands, whole: Path, tmp_path: Path, seeds: range) -> list[str]:
     """Return what went wrong with commands on folders that are damaged by these seeds."""
     found = []
     for seed in seeds:
@@ -61,7 +54,7 @@ def check(run: Commands, whole: Path, tmp_path: Path, seeds: range) -> list[str]
         what = damage(folder, draw)
         before = contents(folder)
         command = draw.choice([["resume={}"], ["from_run={}", "tracker=none"], ["resume={}", "training.epochs=3"]])
-        done = run(*(one.format(folder) for one in command), f"hydra.run.dir={tmp_path / f'log {seed}'}")
+        done = commands(*(one.format(folder) for one in command), f"hydra.run.dir={tmp_path / f'log {seed}'}")
         if done.code not in (0, 1) or "Traceback" in done.err or (done.code == 1 and len(done.err.splitlines()) > 2):
             found.append(f"{seed}: {what}: {' '.join(command)}: {done.code} {done.err[-600:]}")
         elif done.code == 1 and "folder" not in what and contents(folder) != before:
@@ -69,11 +62,11 @@ def check(run: Commands, whole: Path, tmp_path: Path, seeds: range) -> list[str]
     return found
 
 
-def test_a_few_damaged_folders(run: Commands, whole: Path, tmp_path: Path) -> None:
-    assert not check(run, whole, tmp_path, range(6))
+def test_a_few_damaged_folders(commands: Commands, whole: Path, tmp_path: Path) -> None:
+    assert not check(commands, whole, tmp_path, range(6))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_a_hundred_damaged_folders(part: int, run: Commands, whole: Path, tmp_path: Path) -> None:
-    assert not check(run, whole, tmp_path, range(part, DAMAGES, 4))
+def test_a_hundred_damaged_folders(part: int, commands: Commands, whole: Path, tmp_path: Path) -> None:
+    assert not check(commands, whole, tmp_path, range(part, DAMAGES, 4))

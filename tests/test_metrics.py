@@ -9,13 +9,7 @@ from pquant.pruning import DST, NoPruning
 from pquant.quantization import Quantization
 from pquant.reporting.headline import headline
 
-EIGHT_BITS = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from .formats import EIGHT_BITS
 
 
 class Mixed(nn.Module):

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,12 +45,6 @@ HOW = {
     "Distil a larger model": Recipe(DRY, "16 x 64"),
     "Compare runs": Recipe([], "2 runs compared"),
 }
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,10 @@ SERVERS: list[Commands] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with Commands() as commands:
-        SERVERS.append(commands)
-        yield
-        SERVERS.clear()
+def server(commands: Commands) -> Iterator[None]:
+    SERVERS.append(commands)
+    yield
+    SERVERS.clear()
 
 
 def run(*overrides: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -96,22 +96,30 @@ class Processes:
         return future
 
 
-class Tasks:
-    """Ray: one task per job. Ray runs the task of a node that dies on another one, and ends all tasks with the study's process.
+class Submitted:
+    """A launcher that hands each job over to other processes, which end it.
 
     Args:
-        launcher: Hydra's Ray launcher, set up.
+        launcher: Hydra's launcher, set up.
     """
 
     def __init__(self, launcher: Any) -> None:
         self.launcher = launcher
 
     def start(self, jobs: Jobs) -> dict[JobFuture, int]:
-        """Give Ray a task for each job."""
+        """Hand over each job."""
         return {_waited_for(_called(partial(self._start, number, overrides))): number for number, overrides in jobs.items()}
 
     def stop(self) -> None:
-        """Ray does so."""
+        """Those processes do so: Ray with the study's own, while jobs of a cluster go on, whose results the study knows when it is started again."""
+
+    def _start(self, number: int, overrides: Sequence[str]) -> Callable[[], Any]:
+        """Hand over a job; return what waits for its result."""
+        raise NotImplementedError
+
+
+class Tasks(Submitted):
+    """Ray: one task per job. Ray runs the task of a node that dies on another one, and ends all tasks with the study's process."""
 
     def _start(self, number: int, overrides: Sequence[str]) -> Callable[[], Any]:
         import ray
@@ -126,22 +134,8 @@ class Tasks:
         return partial(ray.get, task)
 
 
-class ClusterJobs:
-    """Submitit: one job of the cluster, or of this machine, per trial. Those of a cluster survive the study's process.
-
-    Args:
-        launcher: Hydra's Submitit launcher, set up.
-    """
-
-    def __init__(self, launcher: Any) -> None:
-        self.launcher = launcher
-
-    def start(self, jobs: Jobs) -> dict[JobFuture, int]:
-        """Submit each job."""
-        return {_waited_for(_called(partial(self._start, number, overrides))): number for number, overrides in jobs.items()}
-
-    def stop(self) -> None:
-        """Jobs of a cluster go on, and the study knows their results when it is started again."""
+class ClusterJobs(Submitted):
+    """Submitit: one job of the cluster, or of this machine, per trial. Those of a cluster survive the study's process."""
 
     def _start(self, number: int, overrides: Sequence[str]) -> Callable[[], Any]:
         import submitit

@@ -30,11 +30,10 @@ SERVERS: list[Commands] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with Commands() as commands:
-        SERVERS.append(commands)
-        yield
-        SERVERS.clear()
+def server(commands: Commands) -> Iterator[None]:
+    SERVERS.append(commands)
+    yield
+    SERVERS.clear()
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -21,15 +21,9 @@ from pquant.quantization import Quantization
 from pquant.training import Training
 from pquant.training.trainer import Trainer
 
+from ..formats import EIGHT_BITS
 from ..training.test_devices import OnOneDevice
 
-EIGHT_BITS = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
 LENGTHS = Training(pretraining_epochs=2, epochs=2, fine_tuning_epochs=2, batch_size=16, compile=False)
 
 

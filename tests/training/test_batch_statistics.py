@@ -14,13 +14,7 @@ from pquant.pruning import NoPruning
 from pquant.quantization import Quantization
 from pquant.training import distributed
 
-EIGHT_BITS = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from ..formats import EIGHT_BITS
 
 
 @pytest.fixture(autouse=True)
