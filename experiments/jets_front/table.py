@@ -32,7 +32,7 @@ LABELS = ("ours", "HGQ2")
 
 
 def models(rows: Sequence[Row]) -> list[Row]:
-    """Return the models of a front: those with a target, and the archive of the rising price."""
+    """Return the models of a front: those with a target, and the archive of the rising beta."""
     archive = "rising_front" if of(rows, "rising_front") else "rising"
     return [row for row in rows if row["variant"] == archive or str(row["variant"]).startswith("target_")]
 
@@ -61,7 +61,7 @@ def targets(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     lines = {f"ours, {target:,} EBOPs": of(ours, f"target_{target}") for target in TARGETS}
     lines |= {f"ours, {target:,} EBOPs, data wrap around": of(ours, f"wrap_{target}") for target in WRAPPING}
     lines |= {f"HGQ2, {target:,} EBOPs": of(theirs, f"target_{target}") for target in TARGETS}
-    lines |= {"ours, rising price (last model)": of(ours, "rising"), "float network": of(ours, "float")}
+    lines |= {"ours, rising beta (last model)": of(ours, "rising"), "float network": of(ours, "float")}
     return table("run", lines, (ACCURACY, EBOPS, OWN, LUTS, ESTIMATED, SPARSITY, SECONDS))
 
 
