@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000
 """Parameters from which on gradients are added up while backward still computes others."""
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Losses = Callable[..., tuple[Tensor, ...]]
 
 
 @contextmanager
@@ -123,7 +123,7 @@ class Overlapping(nn.Module):
     """The losses of a model's steps in torch's DistributedDataParallel, which adds up the gradients of all processes while backward computes others.
 
     Args:
-        losses: computes the losses from inputs and targets.
+        losses: computes the losses of a batch: inputs, targets and weights, if any.
         model: the model that they train.
     """
 
@@ -131,9 +131,9 @@ class Overlapping(nn.Module):
         super().__init__()
         self.model, self.losses = model, losses
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """Return the losses."""
-        return self.losses(x, y)
+        return self.losses(*batch)
 
 
 def overlapping(losses: Losses, model: nn.Module) -> Losses | None:

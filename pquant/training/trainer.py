@@ -228,12 +228,13 @@ class Trainer:
         self.distiller.set_stage(epoch.stage)
         names = ("train/loss", "train/penalty", *self.distiller.metrics)
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
-        for x, y in self.loader:
+        for batch in self.loader:
+            examples = len(batch[0])
             with self.losses.timed():
-                *losses, kept = self.step(x.to(self.device), y.to(self.device))
+                *losses, kept = self.step(*(tensor.to(self.device) for tensor in batch))
                 for total, loss in zip(totals, losses, strict=False):
-                    total.add_(loss, alpha=len(x))
-                count.add_(kept, alpha=len(x))
+                    total.add_(loss, alpha=examples)
+                count.add_(kept, alpha=examples)
                 good.add_(kept)
             self.step_count += 1
             after_step()
@@ -252,16 +253,16 @@ class Trainer:
         assert self.safe is not None
         self._load(self.safe)
         for epoch in self.plan[self.safe_position : self.position]:
-            for x, y in self.loader:
-                self.step(x.to(self.device), y.to(self.device))
+            for batch in self.loader:
+                self.step(*(tensor.to(self.device) for tensor in batch))
             self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
             follow_schedule(self.scheduler, None)
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        finite = torch.isfinite(x.sum(dtype=torch.float64))
-        (x, y), weight = distributed.part(x, y)
+    def _step(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        finite = torch.isfinite(batch[0].sum(dtype=torch.float64))
+        mine, weight = distributed.part(*batch)
         self.optimizer.zero_grad()
-        losses = (self.overlapping or self.losses)(x, y)
+        losses = (self.overlapping or self.losses)(*mine)
         together = self.distiller.total(losses)
         if self.overlapping:
             (together * (weight * distributed.count())).backward()
@@ -277,37 +278,39 @@ class Trainer:
         self.optimizer.step()
         self.step_events()
 
-    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def _losses(self, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
         """Return the task's loss, the penalty, and where a teacher teaches its loss: all that a training step differentiates."""
         reduced = self.training.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
             output = self.model(x)
         output = output.float()
-        return self.task.loss(output, y), self.penalty().to(self.device), *self.distiller.losses(x, output)
+        return self.task.loss(output, y, *weight), self.penalty().to(self.device), *self.distiller.losses(x, output, *weight)
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, on_batch: OnBatch = _ignore) -> Row:
         """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``.
 
-        ``on_batch`` gets the (output, target) of every batch.
+        They are weighted means if the examples have weights. ``on_batch`` gets the (output, target) of every batch.
         """
         model = model or self.model
         model.eval()
-        loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for x, y in batches(getattr(self.splits, part), 4 * self.training.batch_size):
-            x, y = x.to(self.device), y.to(self.device)
+        loss, score = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        count: float | Tensor = 0
+        for batch in batches(getattr(self.splits, part), 4 * self.training.batch_size):
+            x, y, *weight = (tensor.to(self.device) for tensor in batch)
             output = model(x)
-            loss += self.task.loss(output, y) * len(x)
-            score += self.task.score(output, y)
+            loss += self.task.loss(output, y, *weight) * len(x)
+            score += self.task.score(output, y, *weight)
             on_batch(output, y)
-            count += len(x)
+            count += weight[0].sum() if weight else len(x)
+        count = float(count)
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 
     @torch.no_grad()
     def gives_one_output(self, model: nn.Module) -> bool:
         """Return whether a model gives the same output for all examples of the validation set, so that nothing is left of it."""
         model.eval()
-        outputs = [model(x.to(self.device)) for x, _ in batches(self.splits.validation, 4 * self.training.batch_size)]
+        outputs = [model(x.to(self.device)) for x, *_ in batches(self.splits.validation, 4 * self.training.batch_size)]
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
