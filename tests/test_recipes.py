@@ -38,6 +38,7 @@ HOW = {
     "Train bit widths to a budget of EBOPs": Recipe(SHORT, "summary.json"),
     "Find bits for a model size": Recipe(DRY, "64 x 64"),
     "Search hyperparameters": Recipe([*SHORT, "training.pretraining_epochs=0", "training.fine_tuning_epochs=0"], "trials.csv"),
+    "Keep the best epoch and stop early": Recipe(SHORT, "model is that of epoch"),
     "Resume an interrupted run": Recipe(["tracker=none", "progress=plain"], "resuming after epoch 4"),
     "Export Verilog": Recipe(["tracker=none", "progress=plain"], "export/rtl", "alkaid"),
     "Export an hls4ml project": Recipe(["tracker=none", "progress=plain"], "export/hls4ml", "hls4ml"),

@@ -98,6 +98,15 @@ def highest(x: Tensor) -> Tensor:
     return x
 
 
+def decided(choice: bool, device: torch.device) -> bool:
+    """Return the ``choice`` of the process that leads, in all processes."""
+    if count() == 1:
+        return choice
+    answer = torch.tensor(float(choice), device=device)
+    dist.broadcast(answer, 0)
+    return bool(answer)
+
+
 @torch.no_grad()
 def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace all gradients by their sums over all processes."""

@@ -35,6 +35,7 @@ from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, se
 from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
 from pquant.training.optimizer import follow_schedule, parameter_groups
 from pquant.training.plan import Epoch, plan
+from pquant.training.selection import Selection
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
@@ -96,6 +97,8 @@ class Trainer:
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
+        goal = next((layer.pruner.method.goal for layer in self.pruned), None)
+        self.selection = Selection(training, self.task, goal, bool(self._budget()))
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         self.losses = StepCompiler(self._losses, self.model, training.compile, device, self._graphs_and_steps)
         self.overlapping: distributed.Losses | None = None
@@ -118,8 +121,8 @@ class Trainer:
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
         with self.distiller.attached(self.model):
-            for epoch in self.plan[self.position :]:
-                start = time.perf_counter()
+            while self.position < len(self.plan):
+                epoch, start = self.plan[self.position], time.perf_counter()
                 if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                     before_train()
                 if self._enter(epoch) or self.safe is None:
@@ -134,8 +137,25 @@ class Trainer:
                 self.position += 1
                 self.rows.append(row | {"seconds": time.perf_counter() - start})
                 if epoch.evaluated:
+                    self.selection.update(self.rows[-1], self.model)
+                    if self.training.patience and distributed.decided(self.selection.ends_stage(self.rows), self.device):
+                        self._end_stage(epoch)
                     self._keep()
                 on_epoch(self.rows[-1])
+
+    def _end_stage(self, epoch: Epoch) -> None:
+        """Leave out the epochs of a stage after this one; the learning rate goes on as if they had been trained."""
+        first = self.position
+        while self.position < len(self.plan) and self.plan[self.position].stage is epoch.stage:
+            follow_schedule(self.scheduler, None)
+            self.position += 1
+        if self.position > first:
+            message = "%s ends after epoch %d instead of %d: no better %s in training.patience = %d evaluations"
+            log.info(message, epoch.stage.value, epoch.number, self.position, self.selection.monitored, self.training.patience)
+
+    def take_best(self) -> int | None:
+        """Give the model the weights that ``training.select`` asks for; return the number of their epoch, None if they are those of the last one."""
+        return self.selection.take(self.model)
 
     def _keep(self) -> None:
         self.safe, self.safe_position = cloned(self._state()), self.position
@@ -255,7 +275,7 @@ class Trainer:
         for epoch in self.plan[self.safe_position : self.position]:
             for batch in self.loader:
                 self.step(*(tensor.to(self.device) for tensor in batch))
-            self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
+            self._leave(epoch, next(row["train/loss"] for row in reversed(self.rows) if row["epoch"] == epoch.number))
             follow_schedule(self.scheduler, None)
 
     def _step(self, *batch: Tensor) -> tuple[Tensor, ...]:
@@ -318,8 +338,9 @@ class Trainer:
         if self.safe is None:
             self._keep()
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        rows = f"[{','.join(self.lines[: self.safe_position])}]"
-        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe}
+        count = sum(row["epoch"] <= self.safe_position for row in self.rows)
+        rows = f"[{','.join(self.lines[:count])}]"
+        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe, "best": self.selection.best}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
@@ -342,6 +363,7 @@ class Trainer:
         self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
         schedule = self._schedule_at(self.position) if len(self.plan) != state["epochs"] else None
         self._load(state["state"])
+        self.selection.load(state.get("best"))
         if schedule is None:
             return
         before = [group["lr"] for group in self.optimizer.param_groups]
@@ -364,8 +386,9 @@ class Trainer:
         """Return the scheduler's state and the learning rates of all groups after ``position`` epochs of this run; this trainer has made no step."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a schedule that steps without its optimizer
-            for row in self.rows[:position]:
-                follow_schedule(self.scheduler, row.get("val/loss"))
+            losses = {row["epoch"]: row.get("val/loss") for row in self.rows}
+            for epoch in self.plan[:position]:
+                follow_schedule(self.scheduler, losses.get(epoch.number))
         return self.scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
 
     def _load(self, state: dict[str, Any]) -> None:
