@@ -149,7 +149,7 @@ class Trainer:
         while self.position < len(self.plan) and self.plan[self.position].stage is epoch.stage:
             follow_schedule(self.scheduler, None)
             self.position += 1
-        if self.position > first:
+        if self.position > first and distributed.leads():
             message = "%s ends after epoch %d instead of %d: no better %s in training.patience = %d evaluations"
             log.info(message, epoch.stage.value, epoch.number, self.position, self.selection.monitored, self.training.patience)
 
