@@ -116,5 +116,5 @@ class _Bar:
 
 def _facts(row: Mapping[str, Any]) -> str:
     names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity", "EBOPs": "ebops"}
-    names |= {"target": "target_ebops", "price": "price"}
+    names |= {"target": "target_ebops", "beta": "beta"}
     return "  ".join(f"{name} {show(key, row[key]):>7}" for name, key in names.items() if key in row)

@@ -90,7 +90,7 @@ def _digits(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}".removesuffix(".")
 
 
-def _price(value: float) -> str:
+def _beta(value: float) -> str:
     return f"{value:.2e}"
 
 
@@ -110,7 +110,7 @@ _LABELS = {
     "params": "Parameters",
     "nonzero_params": "Parameters left",
     "ebops": "EBOPs",
-    "price": "Price of EBOPs",
+    "beta": "Beta of EBOPs",
     "size_bytes": "Size",
     "wall_seconds": "Time",
 }
@@ -123,5 +123,5 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "target_ebops", "epochs", "planned_epochs", "selected_epoch"), _count),
     **dict.fromkeys(("seconds", "wall_seconds"), duration),
     "size_bytes": _size,
-    "price": _price,
+    "beta": _beta,
 }

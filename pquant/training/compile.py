@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from shutil import which
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from pquant.training import distributed
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Losses = Callable[..., tuple[Tensor, ...]]
 TRITON_TAKES = (7, 0)
 """Compute capability of the GPUs from which on Triton compiles for them."""
@@ -79,7 +81,7 @@ class StepCompiler:
         if not self.compiled or self._stays_eager(examples):
             return self.losses(*batch)
         if self._graph is None:
-            self._graph = self._compile()
+            self._graph = in_one_graph(self.losses, self.model, self.device)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         else:
@@ -138,17 +140,17 @@ class StepCompiler:
         takes = examples > 1 if self.device.type == "cpu" else examples == self._full
         return not takes or any(pruner.needs for pruner in self.pruners)
 
-    def _compile(self) -> Losses:
-        if self.device.type == "cpu":
-            return torch.compile(self.losses, dynamic=False, options=COMPUTED_ONCE)
-        return torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
-
-    def _uses_cuda_graphs(self) -> bool:
-        return self.device.type == "cuda" and sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_MODEL
-
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def in_one_graph(losses: Callable[P, R], model: nn.Module, device: torch.device) -> Callable[P, R]:
+    """Return what computes the losses of a model's steps in one graph: on a CPU for batches of all sizes, on a GPU as CUDA graphs if it is small."""
+    if device.type == "cpu":
+        return torch.compile(losses, dynamic=False, options=COMPUTED_ONCE)
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL_MODEL
+    return torch.compile(losses, dynamic=False, mode="reduce-overhead" if device.type == "cuda" and small else None)
 
 
 def missing_to_compile(device: torch.device) -> str | None:

@@ -173,9 +173,9 @@ class Trainer:
         return row | {"sparsity": sparsity(self.model, parameters), "ebops": ebops(self.model, parameters)}
 
     def _budget(self) -> Row:
-        """Return the target of EBOPs and the price in force; nothing for a model without a target."""
+        """Return the target of EBOPs and the beta in force; nothing for a model without a target."""
         budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
-        return {"target_ebops": budgets[0].target, "price": float(budgets[0].price)} if budgets and budgets[0] else {}
+        return {"target_ebops": budgets[0].target, "beta": float(budgets[0].beta)} if budgets and budgets[0] else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
