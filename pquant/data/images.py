@@ -73,6 +73,12 @@ class Images(ImageSettings, Arrays):
 
     layout: Layout = "auto"
 
+    def __post_init__(self) -> None:
+        """Check that targets that are images do not stay where augmentation moves the inputs."""
+        super().__post_init__()
+        if self.reconstruct and self.augment != "none":
+            raise self.error("augment", "none with data.reconstruct=true, whose targets it does not move")
+
     def load(self, seed: int) -> Splits:
         """Return the splits.
 

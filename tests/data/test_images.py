@@ -243,6 +243,9 @@ def test_images_of_a_file_can_be_flat_augmented_weighted_and_of_a_regression(tmp
     assert moved.augment is not None and moved.augment(moved.train.tensors[0], torch.Generator()).shape == moved.train.tensors[0].shape
     with pytest.raises(ConfigError, match="Images.augment must be none with data.flatten=true"):
         Images(path=path, augment="crop", flatten=True)
+    with pytest.raises(ConfigError, match="Images.augment must be none with data.reconstruct=true"):
+        Images(path=path, augment="crop", reconstruct=True)
+    assert Images(path=path, target=None, reconstruct=True).load(0).num_outputs == 144
 
 
 def test_scales_of_bytes_can_be_powers_of_two(tmp_path: Path) -> None:
