@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Losses = Callable[..., tuple[Tensor, ...]]
 TRITON_TAKES = (7, 0)
 """Compute capability of the GPUs from which on Triton compiles for them."""
 WARM_UP, TIMED = 5, 20
@@ -47,7 +47,7 @@ class StepCompiler:
     steps in which pruners look at activations, stay eager.
 
     Args:
-        losses: computes the losses from inputs and targets.
+        losses: computes the losses of a batch: inputs, targets and weights, if any.
         model: the model that it trains.
         mode: the setting ``training.compile``.
         device: where it trains.
@@ -74,26 +74,27 @@ class StepCompiler:
         self._graph: Losses | None = None
         self._full, self._timed = 0, list[float]()
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """Return the losses of a batch."""
-        self._full = self._full or len(x)
-        if not self.compiled or self._stays_eager(len(x)):
-            return self.losses(x, y)
+        examples = len(batch[0])
+        self._full = self._full or examples
+        if not self.compiled or self._stays_eager(examples):
+            return self.losses(*batch)
         if self._graph is None:
             self._graph = in_one_graph(self.losses, self.model, self.device)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         else:
-            for tensor in (x, y):
+            for tensor in batch:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
-            return self._graph(x, y)
+            return self._graph(*batch)
         except Exception as error:
             if self.mode is True:
                 raise
             log.warning("steps stay eager: compiling failed with %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
             self.compiled = False
-            return self.losses(x, y)
+            return self.losses(*batch)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
