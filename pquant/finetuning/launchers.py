@@ -192,9 +192,9 @@ def trials_at_once(launcher: DictConfig, asked: int | None) -> int:
 
 
 def threads_per_job(launcher: DictConfig, jobs: int) -> int:
-    """Return the threads of each job: its share of this machine's cores, or the cores that the launcher reserves for it; 0 leaves it to torch."""
-    if launcher.get("cpus_per_task"):
-        return int(launcher.cpus_per_task)
+    """Return the threads of each job: its share of this machine's cores, or as many as the launcher gives it; 0 leaves it to torch."""
+    if given := launcher.get("cpus_per_task") or launcher.get("inner_max_num_threads"):
+        return int(given)
     here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
     return max(1, _cores() // jobs) if here and jobs > 1 else 0
 
