@@ -18,6 +18,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pquant.finetuning.orphans import end_with
 from pquant.finetuning.timeout import TrialTimeoutError
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Processes:
         if worker is None or (last is not None and _unusable(last)):
             if worker is not None:
                 worker.shutdown(kill_workers=True)
-            worker = ProcessPoolExecutor(max_workers=1)
+            worker = ProcessPoolExecutor(max_workers=1, initializer=end_with, initargs=(os.getpid(),))
         one = self.launcher
         future = worker.submit(execute_job, number, overrides, one.hydra_context, one.config, one.task_function, 0, Singleton.get_state(), False)
         self.places[place] = worker, future

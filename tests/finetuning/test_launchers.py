@@ -139,7 +139,7 @@ def test_a_worker_that_died_or_was_interrupted_is_replaced(last: JobFuture, same
     class Launcher:
         hydra_context = config = task_function = None
 
-    monkeypatch.setattr("joblib.externals.loky.process_executor.ProcessPoolExecutor", lambda max_workers: Worker())
+    monkeypatch.setattr("joblib.externals.loky.process_executor.ProcessPoolExecutor", lambda **_: Worker())
     places, first = Processes(Launcher(), 1), Worker()
     places.places = [(first, last)]
     assert list(places.start({3: []}).values()) == [3]
