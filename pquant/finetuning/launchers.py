@@ -18,6 +18,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pquant.finetuning.orphans import end_with
 from pquant.finetuning.timeout import TrialTimeoutError
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Processes:
         if worker is None or (last is not None and _unusable(last)):
             if worker is not None:
                 worker.shutdown(kill_workers=True)
-            worker = ProcessPoolExecutor(max_workers=1)
+            worker = ProcessPoolExecutor(max_workers=1, initializer=end_with, initargs=(os.getpid(),))
         one = self.launcher
         future = worker.submit(execute_job, number, overrides, one.hydra_context, one.config, one.task_function, 0, Singleton.get_state(), False)
         self.places[place] = worker, future
@@ -192,9 +193,9 @@ def trials_at_once(launcher: DictConfig, asked: int | None) -> int:
 
 
 def threads_per_job(launcher: DictConfig, jobs: int) -> int:
-    """Return the threads of each job: its share of this machine's cores, or the cores that the launcher reserves for it; 0 leaves it to torch."""
-    if launcher.get("cpus_per_task"):
-        return int(launcher.cpus_per_task)
+    """Return the threads of each job: its share of this machine's cores, or as many as the launcher gives it; 0 leaves it to torch."""
+    if given := launcher.get("cpus_per_task") or launcher.get("inner_max_num_threads"):
+        return int(given)
     here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
     return max(1, _cores() // jobs) if here and jobs > 1 else 0
 

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from pquant.config import build_experiment
 from pquant.errors import ConfigError
 from pquant.finetuning.expressions import literal
 from pquant.finetuning.finetuning import FineTuning
+from pquant.finetuning.joblib_fields import check_joblib
 from pquant.finetuning.launch_errors import is_lost, launch_error
 from pquant.finetuning.launchers import JobFuture, starter, threads_per_job, trials_at_once
 from pquant.finetuning.results import COMMAND, ResultFiles, log_results
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 Space = dict[str, BaseDistribution]
 RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 """Ray's workers use this environment, also under ``uv run``, instead of making one without Ray."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""How often the study looks whether the process of a lost job has ended."""
 MAY_DIFFER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
 """Sections that may differ between the processes of one study."""
 
@@ -68,6 +72,7 @@ class StudySweep(OptunaSweeperImpl):
         grid = self._grid(space) if is_grid(self.sampler) else None
         total = min(self.n_trials, math.prod(map(len, grid.values()))) if grid is not None else self.n_trials
         self._check(space, fixed)
+        check_joblib(self.master.hydra.launcher, self.master.training.threads)
         check_slurm(self.master.hydra.launcher)
         check_trial(self.sampler, grid, space, self.pruner)
         folder = Path(self.sweep_dir).absolute()
@@ -86,14 +91,15 @@ class StudySweep(OptunaSweeperImpl):
         assert self.launcher is not None
         with claims.alive(), files, starter(self.launcher, self.n_jobs) as jobs:
             while True:
+                dying = claims.settle_dying()
                 failing = self._failing(study, folder)
                 free = 0 if failing else self.n_jobs - len(running)
                 trials = claims.claim(free, total, partial(sampler, self.sampler, grid), space) if free else []
                 if trials:
                     running |= jobs.start(self._jobs({trial: drawn(trial, space) for trial in trials}, fixed))
-                if not running:
+                if not running and not dying:
                     break
-                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                for ended in _ended_jobs(running, SECONDS_BETWEEN_LOOKS if dying else None):
                     claims.settle(running.pop(ended), *_end(ended))
                 files.update()
             if failing:
@@ -161,6 +167,13 @@ class StudySweep(OptunaSweeperImpl):
         field, value = ("group", self.study_name) if number is None else ("name", f"{self.study_name}-{number}")
         tracker = self.master.tracker
         return [f"tracker.{field}={literal(value)}"] if field in tracker and tracker[field] is None else []
+
+
+def _ended_jobs(running: Collection[JobFuture], seconds: float | None) -> set[JobFuture]:
+    """Wait for the next end of a job, no longer than ``seconds``; return the jobs that have ended."""
+    if not running:
+        time.sleep(seconds or 0)
+    return wait(running, timeout=seconds, return_when=FIRST_COMPLETED).done
 
 
 def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ class Claims:
 
     def __init__(self, study: optuna.Study, store: BaseStorage, folder: Path) -> None:
         self.study, self.store, self.folder = study, store, folder
+        self.dying: dict[int, tuple[str, float]] = {}
         self.owner = FileLock(_locks(folder) / f"owner-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.lock", blocking=False)
 
     @contextmanager
@@ -79,11 +81,32 @@ class Claims:
     def settle(self, number: int, reason: str, lost: bool = False) -> None:
         """Record a trial that was launched as failed for ``reason``, unless its job has reported its end or still runs.
 
-        A trial whose job was ``lost`` is queued again, with its checkpoint, up to three times.
+        A trial whose job was ``lost`` is queued again, with its checkpoint, up to three times; while the process of the job still dies,
+        ``settle_dying`` does so later.
         """
+        if not self._runs(number):
+            self._record(number, reason, lost)
+        elif lost:
+            self.dying[number] = reason, time.monotonic() + SECONDS_TO_DIE
+
+    def settle_dying(self) -> bool:
+        """Settle the lost trials whose processes have ended since; return whether some processes still die."""
+        for number, (reason, end) in list(self.dying.items()):
+            if not self._runs(number):
+                del self.dying[number]
+                self._record(number, reason, lost=True)
+            elif time.monotonic() > end:
+                del self.dying[number]
+                log.warning("trial %d still runs, %d seconds after its job was lost: %s", number, SECONDS_TO_DIE, reason)
+        return bool(self.dying)
+
+    def _runs(self, number: int) -> bool:
+        return _held(Path(trial_lock(self.folder, number).lock_file))
+
+    def _record(self, number: int, reason: str, lost: bool) -> None:
         trial = self.study.get_trials(deepcopy=False)[number]
-        lock, losses = Path(trial_lock(self.folder, number).lock_file), trial.user_attrs.get(LOSSES, 0)
-        if trial.state is not TrialState.RUNNING or _held(lock, SECONDS_TO_DIE if lost else 0):
+        losses = trial.user_attrs.get(LOSSES, 0)
+        if trial.state is not TrialState.RUNNING:
             return
         if lost and losses < MOST_LOSSES:
             log.warning("trial %d was lost and runs again, from its last checkpoint: %s", number, reason)
@@ -111,7 +134,7 @@ class Claims:
         owner = trial.user_attrs.get(OWNER)
         known = isinstance(owner, str) and OWNER_LOCK.fullmatch(owner)  # a storage may hold any text
         sweeper_lives = bool(known) and _held(_locks(self.folder) / str(owner))
-        return sweeper_lives or _held(Path(trial_lock(self.folder, trial.number).lock_file))
+        return sweeper_lives or self._runs(trial.number)
 
 
 def _locks(folder: Path) -> Path:
@@ -120,10 +143,10 @@ def _locks(folder: Path) -> Path:
     return path
 
 
-def _held(path: Path, seconds: float = 0) -> bool:
-    """Return whether another process holds a lock; wait for its end up to ``seconds``."""
+def _held(path: Path) -> bool:
+    """Return whether another process holds a lock."""
     try:
-        with FileLock(path, timeout=seconds):
+        with FileLock(path, timeout=0):
             return False
     except Timeout:
         return True

@@ -89,10 +89,10 @@ class _Search:
 
     def run(self, bound: float, greedy: bool, limit: float) -> Path:
         """Search for a way shorter than ``bound``."""
-        expanded, best, smallest = 0, None, self.start
-        if self.space.compression(self.start) <= self.goal:
+        expanded, best, smallest, least = 0, None, self.start, self.space.compression(self.start)
+        if least <= self.goal:
             return self._path(self.start, True, True, 0)
-        self._push(self.start, 0.0)
+        self._push(self.start, 0.0, least)
         while self.open and not (greedy and best is not None) and expanded < limit:
             _, state, length = heappop(self.open)
             if length > self.lengths[state] or length >= bound:
@@ -105,18 +105,20 @@ class _Search:
                 if new >= min(self.lengths.get(neighbour, math.inf), bound):
                     continue
                 self.lengths[neighbour], self.before[neighbour] = new, state
-                smallest = min(smallest, neighbour, key=self.space.compression)
-                if self.space.compression(neighbour) <= self.goal:
+                size = self.space.compression(neighbour)
+                if size < least:
+                    smallest, least = neighbour, size
+                if size <= self.goal:
                     best, bound = neighbour, new
                 else:
-                    self._push(neighbour, new)
+                    self._push(neighbour, new, size)
             if expanded % LOG_EVERY == 0:
                 log.info("compression %.4f (goal %.4f), %d open after %d states", self.space.compression(state), self.goal, len(self.open), expanded)
         exhausted = not greedy and all(length >= bound for _, _, length in self.open)
         return self._path(smallest if best is None else best, best is not None, exhausted, expanded)
 
-    def _push(self, state: State, length: float) -> None:
-        ahead = abs(self.space.compression(state) - self.goal) * self.space.to_nothing(state)
+    def _push(self, state: State, length: float, size: float) -> None:
+        ahead = abs(size - self.goal) * self.space.to_nothing(state)
         heappush(self.open, (length + self.f_lambda * ahead, state, length))
 
     def _path(self, end: State, reached: bool, shortest: bool, expanded: int) -> Path:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import compress, repeat
+from operator import ne
 
 import torch
 from torch import Tensor
@@ -104,7 +106,7 @@ class CompressionSpace:
         self.fisher_of_state = lru_cache(maxsize=8)(self._fisher_of_state)
         self.masks_of_share = lru_cache(maxsize=4)(self._masks_of_share)
         self.quantized = lru_cache(maxsize=16 * len(self.names))(self._quantized)
-        self.kept = cache(self._kept)
+        self.kept, self._bits = cache(self._kept), cache(self._bits_left)
         self._step, self._norm = cache(self._squared_step), cache(self._squared_norm)
 
     @property
@@ -121,22 +123,21 @@ class CompressionSpace:
 
     def compression(self, state: State) -> float:
         """Return the bits of all weights that are left over those of the dense float32 network."""
-        share, *levels = state
-        bits = sum(self.kept(name, share, level) * self.layers[name].widths[level] for name, level in zip(self.names, levels, strict=True))
-        return bits / (FLOAT_BITS * self.total)
+        return sum(map(self._bits, self.names, repeat(state[0]), state[1:])) / (FLOAT_BITS * self.total)
 
     def distance(self, state: State, neighbour: State) -> float:
         """Return the square root of FIT between two states, with the Fisher information of the first."""
-        changed = [name for name, a, b in zip(self.names, state[1:], neighbour[1:], strict=True) if a != b or state[0] != neighbour[0]]
-        place = {name: index for index, name in enumerate(self.names, 1)}
+        places = range(len(self.names))
+        changed = places if state[0] != neighbour[0] else compress(places, map(ne, state[1:], neighbour[1:]))
         if self.approximate:
-            return math.sqrt(sum(self._step(name, state[0], state[place[name]], neighbour[0], neighbour[place[name]]) for name in changed))
+            steps = ((self.names[place], state[0], state[1 + place], neighbour[0], neighbour[1 + place]) for place in changed)
+            return math.sqrt(sum(self._step(*step) for step in steps))
         information, (before, after) = self.fisher_of_state(state), (self.weights(state), self.weights(neighbour))
-        return math.sqrt(sum(fit(information[name], before[name], after[name]) for name in changed))
+        return math.sqrt(sum(fit(information[name], before[name], after[name]) for name in map(self.names.__getitem__, changed)))
 
     def to_nothing(self, state: State) -> float:
         """Return the square root of FIT between a state and all weights 0."""
-        return math.sqrt(sum(self._norm(name, state[0], level) for name, level in zip(self.names, state[1:], strict=True)))
+        return math.sqrt(sum(map(self._norm, self.names, repeat(state[0]), state[1:])))
 
     def weights(self, state: State) -> Tensors:
         """Return the weights of a state, pruned and quantized."""
@@ -178,6 +179,9 @@ class CompressionSpace:
     def _kept(self, name: str, share: int, level: int) -> int:
         values = self.quantized(name, share, level)[1]
         return int(values.count_nonzero()) if self.layers[name].prunable else values.numel()
+
+    def _bits_left(self, name: str, share: int, level: int) -> float:
+        return self.kept(name, share, level) * self.layers[name].widths[level]
 
     def _squared_step(self, name: str, share: int, level: int, next_share: int, next_level: int) -> float:
         before, after = self.quantized(name, share, level)[1], self.quantized(name, next_share, next_level)[1]

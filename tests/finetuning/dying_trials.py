@@ -1,8 +1,9 @@
-"""A callback of Hydra that lets jobs end at once, and the process of trial $DYING die, on any launcher."""
+"""Callbacks of Hydra that replace what jobs do, on any launcher: jobs end at once and the process of trial $DYING dies, or jobs last long."""
 
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -21,4 +22,17 @@ def end(experiment: Experiment, run: Run, callback: Any) -> dict[str, float]:
     if run.folder.name == os.environ["DYING"]:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(5)
+    return {"val/accuracy": run.config["optimizer"]["lr"]}
+
+
+class Lasting(Callback):
+    """Lets jobs last $SECONDS, and note their processes in the folder $NOTES."""
+
+    def on_job_start(self, **kwargs: Any) -> None:
+        Experiment.run = last  # type: ignore[method-assign, assignment]
+
+
+def last(experiment: Experiment, run: Run, callback: Any) -> dict[str, float]:
+    Path(os.environ["NOTES"], f"{run.folder.name}-{os.getpid()}").touch()
+    time.sleep(float(os.environ["SECONDS"]))
     return {"val/accuracy": run.config["optimizer"]["lr"]}

@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import OmegaConf
 
 from pquant.finetuning import launchers, sweep
 from pquant.finetuning.launchers import Batches, JobFuture, Jobs, Processes, trials_at_once
 from pquant.finetuning.timeout import TrialTimeoutError
+from pquant.finetuning.trial_locks import trial_lock
 
 from .conftest import FakeJobs, Study
 from .test_workers import BASIC, JOBLIB, SLURM
@@ -77,6 +80,29 @@ def test_trials_that_run_end_before_too_many_failures_stop_the_study(study: Stud
     assert [row["state"] for row in study.rows()] == ["complete", "failed", "failed"]
 
 
+def test_other_trials_start_while_the_process_of_a_lost_one_dies(study: Study, jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying: list[FileLock] = []
+
+    class LosesZero(Batches):
+        def start(self, given: Jobs) -> dict[JobFuture, int]:
+            if 0 not in given or dying:
+                return super().start(given)
+            dying.append(trial_lock(study.folder, 0))
+            dying[0].acquire()
+            return {ended(error=TerminatedWorkerError("killed")): 0} | super().start({number: given[number] for number in given if number})
+
+    @contextmanager
+    def starter(launcher: Any, places: int) -> Iterator[LosesZero]:
+        yield LosesZero(launcher)
+
+    jobs.before = lambda number: dying[0].release() if number == 2 else None
+    monkeypatch.setattr(sweep, "starter", starter)
+    monkeypatch.setattr(sweep, "trials_at_once", lambda launcher, asked: 2)
+    study.start("finetuning=random", "finetuning.num_trials=5", "finetuning.early_stopping.type=null")
+    assert jobs.numbers == [1, 2, 3, 0, 4]
+    assert [row["state"] for row in study.rows()] == ["complete"] * 5
+
+
 @pytest.mark.parametrize(
     ("launcher", "asked", "given"),
     [(BASIC, 3, 1), (JOBLIB, 3, 3), (JOBLIB, 9, 4), (JOBLIB | {"n_jobs": 2}, 1, 1), (SLURM, 64, 16), ({"_target_": "other.Launcher"}, 64, 64)],
@@ -113,7 +139,7 @@ def test_a_worker_that_died_or_was_interrupted_is_replaced(last: JobFuture, same
     class Launcher:
         hydra_context = config = task_function = None
 
-    monkeypatch.setattr("joblib.externals.loky.process_executor.ProcessPoolExecutor", lambda max_workers: Worker())
+    monkeypatch.setattr("joblib.externals.loky.process_executor.ProcessPoolExecutor", lambda **_: Worker())
     places, first = Processes(Launcher(), 1), Worker()
     places.places = [(first, last)]
     assert list(places.start({3: []}).values()) == [3]

@@ -147,3 +147,25 @@ def test_a_worker_that_is_killed_takes_no_other_trial_with_it(study: Study, tmp_
     run(ROOT / "run.py", study.folder, *joblib, *callback, PYTHONPATH=path, PQUANT_ALLOW="dying_trials", DYING="1")
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert "Terminated" in study.trials()[1].user_attrs["failure"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+def test_the_workers_of_a_killed_study_end_and_their_trials_run_again(study: Study, tmp_path: Path) -> None:
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "finetuning.num_trials=3"]
+    callback = ["+hydra.callbacks.lasting._target_=dying_trials.Lasting"]
+    path, notes = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "finetuning")]), tmp_path / "notes"
+    environment = {"PYTHONPATH": path, "PQUANT_ALLOW": "dying_trials", "NOTES": str(notes)}
+    notes.mkdir()
+    with started(ROOT / "run.py", study.folder, *joblib, *callback, **environment, SECONDS="300") as process:
+        while len(numbers(notes)) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    workers = [Path("/proc", note.name.partition("-")[2]) for note in notes.iterdir()]
+    deadline = time.monotonic() + 60
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers go on without their study"
+        time.sleep(0.1)
+    run(ROOT / "run.py", study.folder, *joblib, *callback, **environment, SECONDS="0")
+    assert numbers(notes) == [0, 0, 1, 1, 2] and [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 3

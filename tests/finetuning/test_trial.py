@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from pquant.finetuning import trial_locks
 from pquant.finetuning.study import open_study, storage
 from pquant.finetuning.trial import StudyTrial
 from pquant.finetuning.trial_locks import Claims, trial_lock
@@ -74,6 +75,24 @@ def test_a_trial_whose_job_is_lost_runs_again_three_times_before_it_counts_as_fa
             assert owner.study.trials[0].state is (TrialState.WAITING if time < 4 else TrialState.FAIL)
     assert owner.study.trials[0].user_attrs["failure"] == "lost 4"
     assert caplog.messages[-1] == "trial 0 was lost and runs again, from its last checkpoint: lost 3" and len(caplog.messages) == 3
+
+
+def test_a_lost_trial_runs_again_when_its_process_has_died_and_nothing_waits_for_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = claims(folder)
+    with owner.alive():
+        owner.claim(1, 1, lambda number: RandomSampler(number), SPACE)
+        with trial_lock(folder, 0):
+            owner.settle(0, "killed", lost=True)
+            assert owner.settle_dying() and owner.study.trials[0].state is TrialState.RUNNING
+        assert not owner.settle_dying() and owner.study.trials[0].state is TrialState.WAITING
+        owner.claim(1, 1, lambda number: RandomSampler(number), SPACE)
+        monkeypatch.setattr(trial_locks, "SECONDS_TO_DIE", -1)
+        with trial_lock(folder, 0):
+            owner.settle(0, "said to be killed", lost=True)
+            assert not owner.settle_dying() and owner.study.trials[0].state is TrialState.RUNNING
+    assert "trial 0 still runs" in caplog.messages[-1] and "said to be killed" in caplog.messages[-1]
 
 
 def test_trials_of_the_living_are_not_claimed_those_of_the_dead_are(folder: Path) -> None:

@@ -21,7 +21,8 @@ SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.Sl
 
 @pytest.mark.parametrize(
     ("launcher", "jobs", "threads"),
-    [(BASIC, 1, 0), (JOBLIB, 8, 1), (JOBLIB | {"n_jobs": 2}, 2, 4), (JOBLIB | {"n_jobs": -5}, 4, 2), (LOCAL, 8, 1), (SLURM, 16, 4)],
+    [(BASIC, 1, 0), (JOBLIB, 8, 1), (JOBLIB | {"n_jobs": 2}, 2, 4), (JOBLIB | {"n_jobs": -5}, 4, 2)]
+    + [(JOBLIB | {"inner_max_num_threads": 3}, 8, 3), (LOCAL, 8, 1), (SLURM, 16, 4)],
 )
 def test_jobs_and_threads_share_the_cores(launcher: dict[str, object], jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "_cores", lambda: 8)

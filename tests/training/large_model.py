@@ -1,4 +1,8 @@
-"""Trains a compressed vision transformer of 1.8 million parameters, in one process or as one of those that torchrun starts, and saves its weights."""
+"""Trains a large compressed model, in one process or as one of those that torchrun starts, and saves its weights.
+
+python large_model.py FILE            a vision transformer of 1.8 million parameters
+python large_model.py FILE compiled   an MLP of 1.1 million parameters, whose steps are compiled
+"""
 
 import sys
 from functools import partial
@@ -48,14 +52,19 @@ class ViT(nn.Module):
         return self.head(tokens.mean(1))
 
 
-def main(file: Path) -> None:
+def mlp() -> nn.Module:
+    """Return an MLP for digits, which compiles faster than a transformer."""
+    return nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+
+
+def main(file: Path, compiled: bool) -> None:
     """Train for three stages of one epoch."""
     splits: Splits = Digits().load(seed=0)
     splits = Splits(**{**vars(splits), "train": Subset(splits.train, range(300))})
     with distributed.joined(torch.device("cpu")):
         seed_everything(0)
-        model = pquant.compress(ViT(), DST(alpha=1e-3), EIGHT_BITS, splits.validation[0][0][None])
-        training = Training(pretraining_epochs=1, epochs=1, fine_tuning_epochs=1, batch_size=100, compile=False, threads=1)
+        model = pquant.compress(mlp() if compiled else ViT(), DST(alpha=1e-3), EIGHT_BITS, splits.validation[0][0][None])
+        training = Training(pretraining_epochs=1, epochs=1, fine_tuning_epochs=1, batch_size=100, compile=compiled, threads=1)
         sgd, constant = partial(torch.optim.SGD, lr=0.05), partial(ConstantLR, factor=1.0)
         trainer = Trainer(model, splits, training, sgd, constant, torch.device("cpu"), seed=0)
         trainer.fit(lambda row: print(row) if distributed.leads() else None)
@@ -66,4 +75,4 @@ def main(file: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "compiled" in sys.argv[2:])

@@ -1,5 +1,6 @@
 """Batch norms over processes, in a group of one, where they must be what torch computes."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pquant.layers.norm import synchronize
 from pquant.pruning import NoPruning
 from pquant.quantization import Quantization
 from pquant.training import distributed
+from pquant.training.compile import COMPUTED_ONCE
 
 from ..formats import EIGHT_BITS
 
@@ -63,3 +65,21 @@ def test_a_single_process_is_not_synchronized() -> None:
     model = pquant.compress(nn.Sequential(nn.BatchNorm1d(3)), NoPruning(), EIGHT_BITS, torch.randn(4, 3))
     synchronize(model)
     assert not any(getattr(module, "synchronized", False) for module in model.modules())
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_gradients_of_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 8), torch.randint(4, (32,))
+    eager = pquant.compress(nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)), NoPruning(), EIGHT_BITS, x).train()
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    synchronize(eager)
+    other = copy.deepcopy(eager)
+    compiled = torch.compile(lambda x, y: nn.functional.cross_entropy(other(x), y), dynamic=False, options=COMPUTED_ONCE)
+    for _ in range(3):
+        nn.functional.cross_entropy(eager(x), y).backward()
+        compiled(x, y).backward()
+    for (name, one), two in zip(eager.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
+    for (name, one), two in zip(eager.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]

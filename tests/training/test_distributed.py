@@ -30,6 +30,7 @@ METHODS = {
     "dst-hgq": ["pruning=dst", "quantization=hgq"],
     "hgq": ["pruning=none", "quantization=hgq", "quantization.hgq_beta=1e-6"],
     "teacher": ["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"],
+    "compiled": ["pruning=dst", "quantization=hgq", "training.compile=true"],
     "selection": ["pruning=magnitude", "training.select=best", "training.patience=1", "training.monitor=loss", "optimizer.lr=0.05"],
     "wrap": ["pruning=none", "quantization=hgq", "quantization.overflow_mode_data=WRAP"],
 }
@@ -66,15 +67,19 @@ def test_batch_norms_agree_with_one_process_only_where_they_are_synchronized(tmp
     alone = train(tmp_path / "alone", [sys.executable], norms)
     apart = train(tmp_path / "apart", TWO, norms)
     synchronized = train(tmp_path / "synchronized", TWO, [*norms, "training.sync_batch_norm=true"])
+    compiled = train(tmp_path / "compiled", TWO, [*norms, "training.sync_batch_norm=true", "training.compile=true"])
     assert synchronized["val/loss"] == pytest.approx(alone["val/loss"], rel=0.01)
+    assert compiled["val/loss"] == pytest.approx(synchronized["val/loss"], rel=1e-4)
     assert abs(apart["val/loss"] - alone["val/loss"]) > 2 * abs(synchronized["val/loss"] - alone["val/loss"])
 
 
 @pytest.mark.slow
-def test_a_large_model_adds_up_gradients_during_backward_and_trains_what_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [[], ["compiled"]], ids=["transformer", "compiled"])
+def test_a_large_model_adds_up_gradients_during_backward_and_trains_what_one_process_does(kind: list[str], tmp_path: Path) -> None:
     script = str(ROOT / "tests" / "training" / "large_model.py")
     for name, launcher in (("one", [sys.executable]), ("two", TWO)):
-        done = subprocess.run([*launcher, script, str(tmp_path / name)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        command = [*launcher, script, str(tmp_path / name), *kind]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
     assert one.keys() == two.keys() and sum(value.numel() for value in one.values()) > 1_000_000
