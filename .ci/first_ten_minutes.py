@@ -42,6 +42,7 @@ MINUTES = {
 ELSEWHERE = {
     "python run.py data=table data.path=mine.csv data.target=y": "your data; tests/data/test_table.py",
     "python run.py data=constituents data.path=particles.npz model=jedi_linear": "your file; tests/models/test_particle_models.py",
+    "python run.py data=images data.path=images.npz model=cnn data.augment=flip_crop": "your file; tests/data/test_images.py",
     "python run.py data=mnist data.path=mnist.npz training.batch_size=256": "needs MNIST",
     "python run.py data=cifar10 model=resnet20 optimizer=sgd": "needs the network",
     f"python run.py from_run={AN_EARLIER_RUN} from_epoch=42": "needs a front; tests/test_run.py",

@@ -38,6 +38,7 @@ from pquant.metrics import Penalty
 from pquant.models import MLP, ResNet20
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
+from pquant.training.compile import in_one_graph
 from pquant.training.lifecycle import StepEvents
 from pquant.training.optimizer import parameter_groups
 
@@ -127,7 +128,7 @@ def compressed_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
         return nn.functional.cross_entropy(model(x), y) + penalty()
 
     loss.__code__ = loss.__code__.replace(co_name=loss.__name__)  # its own: the compiler keeps only a few graphs of one code
-    forward = torch.compile(loss) if compiled else loss
+    forward = in_one_graph(loss, model, x.device) if compiled else loss
 
     def step() -> None:
         optimizer.zero_grad()

@@ -151,7 +151,8 @@ class Experiment:
             trainer = self.trainer(model, splits, self._distiller(model, float_model, splits, run, state))
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
             teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
-            for warning in [*pruning, *self.quantization.warnings(), *self.training.warnings(), *teacher]:
+            training = [*self.training.warnings(), *trainer.selection.warnings(bool(trainer.pruned))]
+            for warning in [*pruning, *self.quantization.warnings(), *training, *teacher]:
                 log.warning(warning)
             if self.dry_run:
                 return self._preview(model, splits)
@@ -174,6 +175,7 @@ class Experiment:
 
     def _finish(self, trainer: Trainer, splits: Splits, run: Run, baseline: dict[str, Any], start: float) -> dict[str, Any]:
         """Finalize the trained model, evaluate, save, export and report it; return the metrics of ``summary.json``."""
+        selected = trainer.take_best() if self.from_epoch is None else None
         trainer.trace_ranges()
         measured = model_metrics(trainer.model) | {f"coverage/{share}": value for share, value in coverage(trainer.model).items()}
         final = finalize(trainer.model)
@@ -185,7 +187,9 @@ class Experiment:
         confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
         tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
         summary = {**tested, **trainer.evaluate("validation", "val", final), **baseline, **measured}
-        summary |= {"epochs": trainer.position, "wall_seconds": time.perf_counter() - start, "seed": self.seed}
+        summary |= {"epochs": len(trainer.rows), "wall_seconds": time.perf_counter() - start, "seed": self.seed}
+        summary |= {"selected_epoch": selected} if selected is not None else {}
+        summary |= {"planned_epochs": len(trainer.plan)} if self.training.patience is not None else {}
         summary |= {"constant_output": constant, **splits.units, **check_budget(trainer.model, measured["ebops"])}
         summary |= {"config_hash": config_hash(run.config), **environment()}
         final = final.cpu()
@@ -248,7 +252,7 @@ class Experiment:
         """Train a float baseline for the same number of epochs, and let it be the teacher if that is what the teacher is.
 
         Returns its test metrics as ``float/...``; {} where neither ``training.baseline`` nor the teacher asks for one. A baseline that the run
-        has kept as its teacher is not trained again.
+        has kept as its teacher is not trained again. It has no ``training.patience``, as its learning rate falls over all epochs.
         """
         teacher = main.distiller.teacher
         if teacher and teacher.baseline and teacher.digest:
@@ -257,10 +261,11 @@ class Experiment:
             return {}
         console.note("training the float baseline")
         lengths = {"pretraining_epochs": self.training.total_epochs, "epochs": 0, "fine_tuning_epochs": 0}
-        training = dataclasses.replace(self.training, **lengths, rewind="never", save_weights_epoch=-1)  # type: ignore[arg-type]
+        training = dataclasses.replace(self.training, **lengths, rewind="never", save_weights_epoch=-1, patience=None)  # type: ignore[arg-type]
         experiment = dataclasses.replace(self, training=training)
         trainer = experiment.trainer(copy.deepcopy(float_model), main.splits)
         trainer.fit(lambda row: None)
+        trainer.take_best()
         main.distiller.take_baseline(trainer.model)
         seed_everything(self.seed)
         return trainer.evaluate("test", "float")
@@ -319,7 +324,7 @@ class Experiment:
         self._load(trainer, load_checkpoint(folder / CHECKPOINT))
         if isinstance(self.from_epoch, int):
             trainer.model.load_state_dict(load_archived(folder, self.from_epoch))
-            trainer.position, trainer.rows = self.from_epoch, trainer.rows[: self.from_epoch]
+            trainer.rows = [row for row in trainer.rows if row["epoch"] <= self.from_epoch]
         summary = folder / "summary.json"
         try:
             metrics = read_json(summary) if summary.exists() else {}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pquant.data.files import expanded, file_kind, read_frame, read_npz
+from pquant.data.files import array_names, is_arrays, read_frame, read_npz
+from pquant.data.parts import checked_weights
 from pquant.errors import ConfigError, unknown
 from pquant.installation import PROGRAM
 from pquant.resume import saved_config
@@ -22,6 +23,8 @@ KEYS = ("run", "data.path", "output")
 def main(arguments: Sequence[str]) -> None:
     """Write a CSV file with one row per row of ``data.path``, and print the metric if that file has the column of the run's target.
 
+    The metric is weighted if the run has event weights and the file has their column.
+
     The columns are ``prediction`` and, for classes, ``p(<class>)`` each.
 
     Raises:
@@ -29,11 +32,12 @@ def main(arguments: Sequence[str]) -> None:
     """
     given = _given(arguments)
     model, output = load(given["run"]), Path(given.get("output", "predictions.csv"))
-    rows, truth = _read(given["data.path"], _target(Path(given["run"])))
+    target, weight = _columns(Path(given["run"]))
+    rows, truth, weights = _read(given["data.path"], target, weight)
     write_atomic(output, _table(model, rows))
     print(f"{len(rows)} predictions in {output}")
     if truth is not None:
-        print(_metric(model, rows, truth))
+        print(_metric(model, rows, truth, weights))
 
 
 def _given(arguments: Sequence[str]) -> dict[str, str]:
@@ -51,21 +55,27 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _target(run: Path) -> str | None:
-    """Return the column that the run predicts, None if its data has none."""
-    target = saved_config("run", run).data.get("target", "y")
-    return target if isinstance(target, str) else None
+def _columns(run: Path) -> tuple[str | None, str | None]:
+    """Return the columns of the target and of the event weights, None where the run's data has none."""
+    data = saved_config("run", run).data
+    found = (data.get("target", "y"), data.get("weight"))
+    target, weight = (name if isinstance(name, str) else None for name in found)
+    return target, weight
 
 
-def _read(path: str, target: str | None) -> tuple[Any, Array | None]:
-    """Return the rows of a file, and its targets if it has any: a table, or an npz file with an array ``x`` (and one named like the target)."""
-    if file_kind(path) != ".npz":
+def _read(path: str, target: str | None, weight: str | None) -> tuple[Any, Array | None, Array | None]:
+    """Return the rows of a table, or of an npz file or a folder of npy files with an array ``x``; and its targets and weights, if it has any."""
+    if not is_arrays(path):
         frame = read_frame(path, target)
-        return frame, frame[target].to_numpy() if target in frame.columns else None
-    with np.load(expanded(path, "data.path"), allow_pickle=False) as archive:
-        has_target = target in archive.files
-    arrays = read_npz(path, ("x", str(target)) if has_target else ("x",))
-    return arrays[0], arrays[1] if has_target else None
+        named = {name: frame[name].to_numpy() for name in (target, weight) if name in frame.columns}
+        rows: Any = frame
+    else:
+        there = array_names(path)
+        names = ["x", *(name for name in (target, weight) if name in there)]
+        rows, *others = read_npz(path, tuple(names))
+        named = dict(zip(names[1:], others, strict=True))
+    weights = checked_weights(path, str(weight), named[weight], len(rows)) if weight in named else None
+    return rows, named.get(target), weights
 
 
 def _table(model: TrainedModel, rows: Any) -> str:
@@ -83,9 +93,10 @@ def _table(model: TrainedModel, rows: Any) -> str:
     return text.getvalue()
 
 
-def _metric(model: TrainedModel, rows: Any, truth: Array) -> str:
-    """Return how well the model predicts the targets: the accuracy, or the root mean squared error."""
+def _metric(model: TrainedModel, rows: Any, truth: Array, weights: Array | None) -> str:
+    """Return how well the model predicts the targets: the accuracy, or the root mean squared error, weighted if there are weights."""
     predicted = model.predict(rows)
     if model.is_classifier:
-        return f"accuracy {(predicted.astype(str) == truth.astype(str)).mean():.4f}"
-    return f"rmse {np.sqrt(np.square(predicted - truth.astype(np.float64)).mean()):.6g}"
+        return f"accuracy {np.average(predicted.astype(str) == truth.astype(str), weights=weights):.4f}"
+    errors = np.square(predicted - truth.reshape(predicted.shape).astype(np.float64))
+    return f"rmse {np.sqrt(np.average(errors.reshape(len(errors), -1).mean(1), weights=weights)):.6g}"

@@ -91,6 +91,8 @@ def read_weights(path: Path, field: str) -> dict[str, Tensor]:
 def take_weights(model: nn.Module, source: str, field: str = "init_from") -> None:
     """Give a float model the trained weights of a run, before masks and rounding, or of a safetensors file, by name.
 
+    Those of a run are of its last epoch, or of the one that ``training.select`` chose.
+
     Other tensors of the source, such as those of quantizers, are left out.
 
     Raises:
@@ -100,7 +102,8 @@ def take_weights(model: nn.Module, source: str, field: str = "init_from") -> Non
     if path.suffix == SUFFIX:
         given = read_weights(path, field)
     elif has_checkpoint(path / CHECKPOINT):
-        given = load_checkpoint(path / CHECKPOINT)["state"]["model"]
+        state = load_checkpoint(path / CHECKPOINT)
+        given = (state.get("best") or state["state"])["model"]
     else:
         raise ConfigError(f"{field} must be the folder of an earlier run, with {CHECKPOINT} in it, or a {SUFFIX} file, got '{source}'")
     own = model.state_dict()

@@ -1,5 +1,6 @@
 """The finalized model of a run, with all that turns raw rows into predictions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class TrainedModel:
 
         Args:
             rows: numbers as they were in the file that the run was trained on, of shape (N, *input_shape), or a pandas table with the run's columns.
+                Images whose channels are last in the file may be so here; an input of one axis may have the axes that it had in the file.
 
         Returns:
             (N,), or for a regression of several outputs (N, outputs), float64.
@@ -99,7 +101,10 @@ class TrainedModel:
         x = self._columns(rows) if hasattr(rows, "columns") else np.asarray(rows)
         if x.dtype.kind not in "iufb":
             raise ConfigError(f"rows must hold numbers, got {x.dtype}")
-        if _without_ones(x.shape[1:]) == _without_ones(self.input_shape):
+        if self.described.get("input_channels_last") and x.ndim == 4 and x.shape[1:] != self.input_shape:
+            x = np.moveaxis(x, -1, 1)
+        flat = len(self.input_shape) == 1 and math.prod(x.shape[1:]) == self.input_shape[0]
+        if flat or _without_ones(x.shape[1:]) == _without_ones(self.input_shape):
             x = x.reshape(len(x), *self.input_shape)
         if x.shape[1:] != self.input_shape:
             names = f", the columns {', '.join(self.features)}" if self.features else ""

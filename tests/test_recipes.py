@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from pquant.report import main as report
@@ -37,10 +38,13 @@ HOW = {
     "Train bit widths to a budget of EBOPs": Recipe(SHORT, "summary.json"),
     "Find bits for a model size": Recipe(DRY, "64 x 64"),
     "Search hyperparameters": Recipe([*SHORT, "training.pretraining_epochs=0", "training.fine_tuning_epochs=0"], "trials.csv"),
+    "Keep the best epoch and stop early": Recipe(SHORT, "model is that of epoch"),
     "Resume an interrupted run": Recipe(["tracker=none", "progress=plain"], "resuming after epoch 4"),
     "Export Verilog": Recipe(["tracker=none", "progress=plain"], "export/rtl", "alkaid"),
     "Export an hls4ml project": Recipe(["tracker=none", "progress=plain"], "export/hls4ml", "hls4ml"),
-    "Train on your own data": Recipe(DRY, "64 x 2"),
+    "Train on your own data": Recipe(DRY, "64 x 3"),
+    "Train on your own images": Recipe(SHORT, "summary.json"),
+    "Train on weighted events": Recipe(SHORT, "summary.json"),
     "Train your own model": Recipe(DRY, "32 x 64"),
     "Distil a larger model": Recipe(DRY, "16 x 64"),
     "Compare runs": Recipe([], "2 runs compared"),
@@ -65,8 +69,12 @@ def test_each_recipe_has_one_command_and_a_test() -> None:
 def test_the_command_runs(goal: str, commands: Commands, earlier: Path, tmp_path: Path) -> None:
     how = HOW[goal]
     pytest.importorskip(how.module)
-    (tmp_path / "mine.csv").write_text("\n".join(["a,b,y", *(f"{index % 7},{index % 5},{'uv'[index % 2]}" for index in range(60))]))
-    words = shlex.split(RECIPES[goal].replace(EARLIER, str(earlier)).replace("mine.csv", str(tmp_path / "mine.csv")))
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,y,w", *(f"{index % 7},{index % 5},{'uv'[index % 2]},{index % 3}" for index in range(60))]))
+    np.savez(tmp_path / "images.npz", x=np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), y=np.arange(60) % 3)
+    line = RECIPES[goal].replace(EARLIER, str(earlier))
+    for name in ("mine.csv", "images.npz"):
+        line = line.replace(name, str(tmp_path / name))
+    words = shlex.split(line)
     place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
     done = commands(*words[2:], *how.more, *([] if "resume=" in RECIPES[goal] else [f"{place}={tmp_path / 'run'}"]))
     assert done.code == 0, done.out + done.err

@@ -122,7 +122,7 @@ def test_an_interrupted_run_says_so_and_goes_on_by_itself(name: str, code: int, 
     assert json.loads((path / "status.json").read_text()) == {"status": "finished"}
 
 
-def test_any_model_of_a_rising_price_is_finalized_later(tmp_path: Path) -> None:
+def test_any_model_of_a_rising_beta_is_finalized_later(tmp_path: Path) -> None:
     rising = ["quantization=hgq", "quantization.hgq_beta_schedule=[[0,1e-7],[4,1e-3]]", "quantization.hgq_lr=0.1", "training.epochs=4"]
     run(*SHORT, *rising, "tracker=none", f"hydra.run.dir={tmp_path / 'rising'}")
     with (tmp_path / "rising" / "pareto.csv").open() as file:

@@ -147,6 +147,32 @@ def test_padding_stays_padding(tmp_path: Path) -> None:
     assert not made[:, 3].any() and all((made == row).flatten(1).all(1).any() for row in inputs)
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_images_are_predicted_as_they_are_in_the_file(flatten: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 5, 6, 3), dtype=np.uint8), np.arange(60) % 2
+    for name, array in {"x": x, "y": y, "w": np.arange(60) % 4}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    folder = conduct(tmp_path / "run", "data=images", f"data.path={tmp_path}", "data.weight=w", f"data.flatten={str(flatten).lower()}", NET)
+    model, whole = pquant.load(folder), torch.cat([part.tensors[0] for part in vars(splits_of(folder)).values() if hasattr(part, "tensors")])
+    made = model.inputs(x)
+    assert made.shape[1:] == ((90,) if flatten else (3, 5, 6)) and len(whole) == 60
+    assert all(torch.isclose(made, row, atol=1e-5).flatten(1).all(1).any() for row in whole)
+    if not flatten:
+        assert torch.equal(model.inputs(np.moveaxis(x, -1, 1)), made)
+    predict.main([f"run={folder}", f"data.path={tmp_path}", f"output={tmp_path / 'p.csv'}"])
+    right = model.predict(x).astype(str) == y.astype(str)
+    assert f"accuracy {np.average(right, weights=np.arange(60) % 4):.4f}" in capsys.readouterr().out
+
+
+def test_the_metric_of_a_table_is_weighted_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table(tmp_path / "a.csv", "energy").assign(w=np.arange(300) % 5)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    folder = conduct(tmp_path / "run", "data=table", f"data.path={tmp_path / 'a.csv'}", "data.target=energy", "data.weight=w", NET)
+    predict.main([f"run={folder}", f"data.path={tmp_path / 'a.csv'}", f"output={tmp_path / 'p.csv'}"])
+    errors = np.square(pquant.load(folder).predict(frame) - frame["energy"].to_numpy())
+    assert f"rmse {np.sqrt(np.average(errors, weights=frame['w'])):.6g}" in capsys.readouterr().out
+
+
 def test_a_folder_runs_no_code_and_builds_only_what_is_allowed(classes: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
     evil = tmp_path / "evil"
     shutil.copytree(classes[0], evil, ignore=shutil.ignore_patterns("checkpoint*"))

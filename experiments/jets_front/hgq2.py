@@ -55,7 +55,7 @@ def learning_rate(epoch: int) -> float:
 
 
 def beta(variant: str) -> keras.callbacks.Callback:
-    """Return what sets the price of EBOPs."""
+    """Return what sets beta."""
     if variant == "rising":
         points = [(0, FIRST_BETA, "constant"), (int(CONSTANT * EPOCHS), FIRST_BETA, "log"), (EPOCHS, LAST_BETA, "constant")]
         return BetaScheduler(PieceWiseSchedule(points))

@@ -12,7 +12,6 @@ HERE = Path(__file__).parent
 SECONDS = Column("seconds", "wall_seconds", ",.0f")
 SHOWN = (*COLUMNS, SECONDS)
 METHODS = "none dst pdp wanda mdmm cs autosparse activation_pruning".split()
-SIDES = ("ours", "PQuantML")
 EQUAL = 2.0
 """Points of sparsity within which accuracies are compared."""
 
@@ -37,9 +36,11 @@ def main() -> None:
     rows = results(__file__, [column.metric for column in SHOWN]), read(HERE / "results" / "pquantml.csv")
     text = [f"| configuration | by | {' | '.join(column.title for column in SHOWN)} | ours - PQuantML | runs |", "|---|---|" + "---:|" * 6]
     for variant in (f"{method}_{bits}" for bits in ("8bit", "hgq") for method in METHODS):
-        sides = [of(each, variant) for each in rows]
-        for side, runs, last in zip(SIDES, sides, (difference(*sides), ""), strict=True):
-            text.append(f"| `{variant}` | {side} | {' | '.join(cells(runs))} | {last} | {len(runs) or '-'} |")
+        theirs = of(rows[1], variant)
+        ours = {name: runs for name in (variant, f"{variant}_matched") if (runs := of(rows[0], name)) or name == variant}
+        lines = [(name, "ours", runs, difference(runs, theirs)) for name, runs in ours.items()]
+        for name, side, runs, last in (*lines, (variant, "PQuantML", theirs, "")):
+            text.append(f"| `{name}` | {side} | {' | '.join(cells(runs))} | {last} | {len(runs) or '-'} |")
     insert(HERE / "README.md", "experiments/jets_methods/table.py", "\n".join(text) + "\n" + origin(HERE / "results"))
 
 

@@ -27,10 +27,12 @@ def check_data(splits: Splits, train_finite: bool = True) -> None:
             raise ConfigError(f"the {name} set is empty")
         if type(part) is not TensorDataset:
             continue
-        x, y = part.tensors
+        x, y, *weight = part.tensors
         if name != "training" or train_finite:
             _require_finite(name, "input", x)
         _require_finite(name, "target", y)
+        for values in weight:
+            _check_weights(name, values)
         if splits.num_classes is not None:
             _check_classes(name, y, splits.num_classes)
 
@@ -44,6 +46,12 @@ def _require_finite(name: str, what: str, values: Tensor) -> None:
         return
     place = (~torch.isfinite(values)).nonzero()[0].tolist()
     raise ConfigError(f"the {name} set has {what}s that are not finite: {values[tuple(place)].item()} in example {place[0]}, position {place[1:]}")
+
+
+def _check_weights(name: str, weight: Tensor) -> None:
+    _require_finite(name, "weight", weight)
+    if bool((weight < 0).any()) or not bool(weight.any()):
+        raise ConfigError(f"the {name} set must have weights of at least 0, and not all 0; got {float(weight.min())} to {float(weight.max())}")
 
 
 def _check_classes(name: str, y: Tensor, classes: int) -> None:

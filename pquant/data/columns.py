@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pquant.data.files import MISSING, file_kind, npz_names, read_frame, read_npz
+from pquant.data.files import MISSING, file_kind, npz_names, read_frame
+from pquant.data.parts import checked_weights, joined, read_parts
 from pquant.data.splitting import Array
 from pquant.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from pandas import Series
+    from pandas import DataFrame, Series
 
 Task = Literal["auto", "classification", "regression"]
 Missing = Literal["error", "drop", "mean"]
@@ -27,28 +28,31 @@ log = logging.getLogger(__name__)
 class Columns:
     """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set.
 
-    ``names`` are those of the features.
+    ``names`` are those of the features; ``weight`` float64 (N,) are event weights, if there are any.
     """
 
     x: Array
     y: Array
     names: tuple[str, ...]
     test_rows: int = 0
+    weight: Array | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which columns are features, and what becomes of rows with missing values.
+    """Which columns are features, which one has event weights, and what becomes of rows with missing values.
 
     Attributes:
         features: their names, in this order; None for all.
         drop: names of columns that are none.
         missing: "error"; "drop" leaves out such rows; "mean" lets the missing values be, as NaN.
+        weight: name of the column of event weights, which is no feature; None: there is none.
     """
 
     features: Sequence[str] | None = None
     drop: Sequence[str] = ()
     missing: Missing = "error"
+    weight: str | None = None
 
     def names(self, path: str | Path, there: Sequence[str]) -> list[str]:
         """Return the names of the features among those ``there``.
@@ -103,23 +107,17 @@ def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
 
 
 def _read_npz(path: str | Path, target: str | None, choice: Choice) -> Columns:
-    if target is None:
-        arrays = [array for x in read_npz(path, ("x",), ("x_train", "x_test")) for array in (x, np.zeros(x.shape[:1]))]
-    else:
-        arrays = read_npz(path, ("x", target), ("x_train", f"{target}_train", "x_test", f"{target}_test"))
-    parts = ("x_train", "x_test") if len(arrays) == 4 else ("x",)
-    for part, x, y in zip(parts, arrays[::2], arrays[1::2], strict=True):
-        if x.ndim != 2 or x.shape[1] != arrays[0].shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
+    parts = read_parts(path, target, choice.weight)
+    for part in parts:
+        x, y = part.x, part.y
+        if x.ndim != 2 or x.shape[1] != parts[0].x.shape[1] or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             raise ConfigError(f"{path}: expected numbers x (N, F) and y (N,), got x {x.dtype} {x.shape} and y {y.dtype} {y.shape}")
-        _require_some(path, x.shape, f" in {part}")
-    targets = [typed_targets(y, target or "") for y in arrays[1::2]]
-    if len({y.dtype.kind == "U" for y in targets}) > 1:
-        raise ConfigError(f"{path}: expected numbers or text in both targets, got {' and '.join(str(y.dtype) for y in targets)}")
-    x, y = np.concatenate(arrays[::2]).astype(np.float64), np.concatenate(targets)
-    names = npz_names(path, x.shape[1]) or [f"x[:, {index}]" for index in range(x.shape[1])]
+        _require_some(path, x.shape, f" in {part.name}")
+    found = joined(path, [replace(part, y=typed_targets(part.y, target or "")) for part in parts])
+    names = npz_names(path, found.x.shape[1]) or [f"x[:, {index}]" for index in range(found.x.shape[1])]
     chosen = choice.names(path, names)
-    x = x[:, [names.index(name) for name in chosen]]
-    return _complete(path, Columns(x, y, tuple(chosen), test_rows=len(arrays[3]) if len(arrays) == 4 else 0), choice.missing)
+    x = found.x.astype(np.float64)[:, [names.index(name) for name in chosen]]
+    return _complete(path, Columns(x, found.y, tuple(chosen), found.test_rows, found.weight), choice.missing)
 
 
 def _read_frame(path: str | Path, target: str | None, choice: Choice) -> Columns:
@@ -128,7 +126,9 @@ def _read_frame(path: str | Path, target: str | None, choice: Choice) -> Columns
 
     if target is not None and target not in frame.columns:
         raise ConfigError(f"data.target: {unknown(f'column of {path}', target, frame.columns)}")
-    features = frame if target is None else frame.drop(columns=target)
+    if choice.weight is not None and choice.weight not in frame.columns:
+        raise ConfigError(f"data.weight: {unknown(f'column of {path}', choice.weight, frame.columns)}")
+    features = frame.drop(columns=[name for name in (target, choice.weight) if name is not None])
     features = features[choice.names(path, list(features.columns))]
     _require_some(path, features.shape)
     y = np.zeros(len(frame)) if target is None else _targets(path, frame[target], target)
@@ -137,7 +137,17 @@ def _read_frame(path: str | Path, target: str | None, choice: Choice) -> Columns
             raise ConfigError(f"{path}: column '{name}' holds {column.dtype}, not numbers: encode it, or leave it out by data.drop")
     x = features.to_numpy(dtype=np.float64, na_value=np.nan)
     names = [str(name) for name in features.columns]
-    return _complete(path, Columns(x, y, tuple(names)), choice.missing)
+    return _complete(path, Columns(x, y, tuple(names), weight=_weights(path, frame, choice.weight)), choice.missing)
+
+
+def _weights(path: str | Path, frame: "DataFrame", name: str | None) -> Array | None:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    if name is None:
+        return None
+    if not is_numeric_dtype(frame[name]) or is_bool_dtype(frame[name]):
+        raise ConfigError(f"{path}: data.weight: expected numbers in '{name}', got {frame[name].dtype}")
+    return checked_weights(path, name, frame[name].to_numpy(dtype=np.float64, na_value=np.nan), len(frame))
 
 
 def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:
@@ -196,4 +206,5 @@ def _complete(path: str | Path, columns: Columns, missing: Missing) -> Columns:
     test_rows = int(left[len(x) - columns.test_rows :].sum())
     if not left.any() or columns.test_rows and not test_rows:
         raise ConfigError(f"{path}: every row{' of the test set' if left.any() else ''} has a missing value: data.missing=mean replaces them")
-    return Columns(x[left], columns.y[left], columns.names, test_rows)
+    weight = None if columns.weight is None else columns.weight[left]
+    return Columns(x[left], columns.y[left], columns.names, test_rows, weight)

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from pquant.data.columns import encode, typed_targets
 from pquant.data.files import file_kind, read_npz
+from pquant.data.parts import checked_weights, finite
 from pquant.data.splits import Preprocessing, Splits
-from pquant.data.splitting import POWER_OF_TWO, Array, Fractions, as_power_of_two, moments
+from pquant.data.splitting import POWER_OF_TWO, Array, Weighted, as_power_of_two, moments
 from pquant.errors import ConfigError
 from pquant.settings import schema, setting
 
 
 @schema("data", "constituents")
 @dataclass(frozen=True)
-class Constituents(Fractions):
+class Constituents(Weighted):
     """The particles of jets: an npz file with ``x`` (jets, particles, features) and labels ``y`` (jets,); inputs are (particles, features).
 
     Classes are numbered by their sorted names. A particle whose features are all 0 is padding. Each feature is standardised by its mean and deviation
@@ -37,9 +37,9 @@ class Constituents(Fractions):
             ConfigError: no such file or arrays, arrays of other shapes or kinds, values that are not finite, fewer particles in the file, or
                 too few examples.
         """
-        x, y = self._checked()
+        x, y, *weight = self._checked()
         codes, classes = encode(typed_targets(y, "y"), "classification", "y")
-        return self.split(x, codes, seed, classes)
+        return self.split(x, codes, seed, classes, weight=weight[0] if weight else None)
 
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
         """Shift and scale (jets, particles, features) in place by mean and deviation over the particles of the first part; padding stays 0.
@@ -60,25 +60,17 @@ class Constituents(Fractions):
             part.sub_(mean).div_(scale).masked_fill_(padding, 0)
         return Preprocessing(mean, scale, note="a particle whose raw features are all 0 is padding: all its inputs are 0", padding=True)
 
-    def _checked(self) -> tuple[Array, Array]:
-        """Return the particles as float32, only those to keep, and the labels as they are."""
+    def _checked(self) -> tuple[Array, ...]:
+        """Return the particles as float32, only those to keep, the labels as they are, and the event weights, if there are any."""
         if not self.path:
             raise self.error("path", "the path of an npz file with x (jets, particles, features) and labels y (jets,)")
         if file_kind(self.path) != ".npz":
             raise ConfigError(f"{self.path}: expected an .npz file with x (jets, particles, features) and labels y (jets,)")
-        x, y = read_npz(self.path, ("x", "y"))
+        x, y, *weight = read_npz(self.path, ("x", "y") if self.weight is None else ("x", "y", self.weight))
         if x.ndim != 3 or not x.size or x.dtype.kind not in "iufb" or y.shape != (len(x),):
             found = f"x {x.dtype} {x.shape} and y {y.dtype} {y.shape}"
             raise ConfigError(f"{self.path}: expected numbers x (jets, particles, features) and labels y (jets,), got {found}")
         if self.particles is not None and self.particles > x.shape[1]:
             raise self.error("particles", f"at most {x.shape[1]}, the particles of a jet in {self.path}")
-        with np.errstate(over="ignore"):
-            kept = x[:, : self.particles].astype(np.float32)
-        finite = np.isfinite(kept)
-        if not finite.all():
-            jet, particle, feature = np.argwhere(~finite)[0].tolist()
-            where = f"x[{jet}, {particle}, {feature}]"
-            raise ConfigError(
-                f"{self.path}: {(~finite).sum()} values are not finite numbers of 32 bits; the first is {where} = {x[jet, particle, feature]}"
-            )
-        return kept, y
+        kept = finite(self.path, "x", x[:, : self.particles])
+        return kept, y, *(checked_weights(self.path, str(self.weight), values, len(y)) for values in weight)

@@ -3,11 +3,14 @@
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -69,22 +72,32 @@ def _reading(path: str | Path, kind: str) -> Iterator[None]:
         raise ConfigError(f"{path}: cannot be read as {kind}: {reason(error)}") from error
 
 
+def is_arrays(path: str | Path) -> bool:
+    """Return whether the path is that of named arrays: an npz file, which may not exist, or a folder."""
+    return file_kind(path) == ".npz" or _is_folder(path)
+
+
 def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
-    """Return the arrays of the first of the ``choices`` of names of which the file has all.
+    """Return the arrays of the first of the ``choices`` of names of which the npz file, or the folder of npy files, has all.
 
     Raises:
         ConfigError: no such file, not an npz file, arrays of Python objects, or other names, also those of two choices together.
     """
-    source = existing(path)
-    with _reading(path, "an npz file of plain arrays"), ZipFile(source) as archive:
-        found = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    with _members(path) as members:
+        found = list(members)
         names = next((names for names in choices if set(names) <= set(found)), None)
         others = {name for choice in choices for name in choice} - set(names or ())
         if names is None:
             raise _no_arrays(path, choices, found)
         if others & set(found):
             raise ConfigError(f"{path}: has the arrays {', '.join(names)} and also {', '.join(sorted(others & set(found)))}: leave one kind out")
-        return [_array(archive, name) for name in names]
+        return [_array(name, members[name]) for name in names]
+
+
+def array_names(path: str | Path) -> list[str]:
+    """Return the names of the arrays of an npz file or a folder of npy files; ConfigError if it cannot be read."""
+    with _members(path) as members:
+        return list(members)
 
 
 def npz_names(path: str | Path, count: int) -> list[str] | None:
@@ -93,10 +106,10 @@ def npz_names(path: str | Path, count: int) -> list[str] | None:
     Raises:
         ConfigError: it has another shape, or no text.
     """
-    with _reading(path, "an npz file of plain arrays"), ZipFile(existing(path)) as archive:
-        if "features.npy" not in archive.namelist():
+    with _members(path) as members:
+        if "features" not in members:
             return None
-        names = _array(archive, "features")
+        names = _array("features", members["features"])
     if names.shape != (count,) or names.dtype.kind != "U":
         raise ConfigError(f"{path}: expected the names of {count} features as text, got features {names.dtype} {names.shape}")
     return [str(name) for name in names]
@@ -110,17 +123,45 @@ def _no_arrays(path: str | Path, choices: Sequence[tuple[str, ...]], found: Coll
     return ConfigError(f"{path}: there is no array '{missing}'{hint or ';'} expected the arrays {expected}; found {', '.join(found) or 'none'}")
 
 
-def _array(archive: ZipFile, name: str) -> Array:
-    """Return an array of an npz file; a size that is not that of its data is refused before any memory is taken for it."""
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as file:
+@dataclass(frozen=True)
+class _Member:
+    """A file in npy format: its size in bytes, and what opens it."""
+
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+@contextmanager
+def _members(path: str | Path) -> Iterator[dict[str, _Member]]:
+    """Yield the arrays of an npz file, or of a folder of npy files, by name."""
+    if _is_folder(path):
+        with _reading(path, "a folder of npy files of plain arrays"):
+            files = sorted(expanded(path, "data.path").glob("*.npy"))
+            yield {file.stem: _Member(file.stat().st_size, partial(FileIO, file)) for file in files}
+        return
+    source = existing(path)
+    with _reading(path, "an npz file of plain arrays"), ZipFile(source) as archive:
+        arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        yield {one.filename.removesuffix(".npy"): _Member(one.file_size, partial(archive.open, one)) for one in arrays}
+
+
+def _is_folder(path: str | Path) -> bool:
+    try:
+        return expanded(path, "data.path").is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _array(name: str, member: _Member) -> Array:
+    """Return an array; a size that is not that of its data is refused before any memory is taken for it."""
+    with member.open() as file:
         shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
-        size, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        size, there = math.prod(shape) * dtype.itemsize, member.size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"'{name}' holds Python objects")
     if size != there:
         raise ValueError(f"'{name}' should be {dtype} {shape} of {size} bytes, but has {there}")
-    with archive.open(member) as file:
+    with member.open() as file:
         array: Array = np.lib.format.read_array(file, allow_pickle=False)
     return array
 

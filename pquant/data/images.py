@@ -1,16 +1,19 @@
-"""MNIST and CIFAR-10, from a local file or fetched by torchvision."""
+"""Images: those of a file, and MNIST and CIFAR-10 from a local file or fetched by torchvision."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
+from pquant.data.arrays import Arrays
 from pquant.data.augmentation import AUGMENTATIONS, Augmentation
 from pquant.data.files import CACHE, GIVEN_SPLIT, expanded, no_download, read_npz
 from pquant.data.splits import Preprocessing, Splits
-from pquant.data.splitting import Array, hold_out, portion, standardize, to_splits
+from pquant.data.splitting import POWER_OF_TWO, Array, hold_out, portion, standardize, to_splits
 from pquant.errors import ConfigError
 from pquant.installation import extra
 from pquant.settings import Settings, schema, setting
@@ -19,8 +22,111 @@ CLASSES = [str(label) for label in range(10)]
 LOCAL_COPY = f"npz with keys {', '.join(GIVEN_SPLIT)}"
 
 
+Layout = Literal["auto", "nchw", "nhwc", "nhw"]
+BYTE = 255
+MOST_CHANNELS = 4
+"""Channels up to which "auto" takes an axis for that of channels, where the other one is longer."""
+
+
 @dataclass(frozen=True)
-class Images(Settings):
+class ImageSettings(Settings):
+    """What every source of images can do with them.
+
+    Args:
+        flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
+        augment: random changes of the training images, anew for each epoch: moves by up to 4 pixels (crop), and mirror images too (flip_crop).
+    """
+
+    flatten: bool = False
+    augment: Augmentation = "none"
+
+    def __post_init__(self) -> None:
+        """Check that flat inputs are not augmented."""
+        super().__post_init__()
+        if self.flatten and self.augment != "none":
+            raise self.error("augment", "none with data.flatten=true, which leaves no rows and columns to move")
+
+    def finished(self, splits: Splits) -> Splits:
+        """Return splits of images (channels, height, width) in memory, with their augmentation, or flat."""
+        splits = replace(splits, augment=AUGMENTATIONS[self.augment])
+        if not self.flatten:
+            return splits
+        shape, done = splits.input_shape, splits.preprocessing
+        assert done is not None
+        offset, scale = (one.flatten() if one.numel() == 1 else one.expand(shape).flatten() for one in (done.offset, done.scale))
+        train, validation, test = (_flat(part) for part in (splits.train, splits.validation, splits.test))
+        return replace(splits, train=train, validation=validation, test=test, preprocessing=replace(done, offset=offset, scale=scale))
+
+
+@schema("data", "images")
+@dataclass(frozen=True)
+class Images(ImageSettings, Arrays):
+    """Images from an npz file or a folder of npy files, with classes or regression targets; inputs are (channels, height, width).
+
+    Bytes (uint8) are pixels from 0 to 255; other numbers are taken as they are. Each channel is standardised by its mean and deviation over all
+    pixels of the training images; without ``standardize``, bytes are scaled to [0, 1].
+
+    Args:
+        layout: the axes of the images in the file: N images with C channels, height H and width W. "auto": three axes are "nhw"; of four, the axis of
+            channels has at most 4 values, and the axis at the other place has more.
+    """
+
+    layout: Layout = "auto"
+
+    def __post_init__(self) -> None:
+        """Check that targets that are images do not stay where augmentation moves the inputs."""
+        super().__post_init__()
+        if self.reconstruct and self.augment != "none":
+            raise self.error("augment", "none with data.reconstruct=true, whose targets it does not move")
+
+    def load(self, seed: int) -> Splits:
+        """Return the splits.
+
+        Raises:
+            ConfigError: no such file or arrays, arrays of other shapes or kinds, a layout that is ambiguous, values that are not finite, or too few
+                examples.
+        """
+        found = self.examples()
+        layout = self._layout(found.x.shape)
+        first = {"nhw": found.x[:, None], "nhwc": np.moveaxis(found.x, -1, 1)}.get(layout, found.x)
+        unit = BYTE if found.is_bytes and not self.standardize else 1
+        splits = self.loaded(replace(found, x=np.ascontiguousarray(first) / np.float32(unit)), seed)
+        done = splits.preprocessing
+        assert done is not None
+        last = layout == "nhwc" and first.shape[1] > 1
+        note = "raw images are (height, width, channels)" if last else ""
+        done = replace(done, offset=done.offset * unit, scale=done.scale * unit, channels_last=last, note=note)
+        return self.finished(replace(splits, preprocessing=done))
+
+    def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
+        """Shift and scale each channel of (N, channels, height, width) in place by mean and deviation of the first part; return what was done."""
+        return standardize(parts, (0, 2, 3), self.standardize == POWER_OF_TWO)
+
+    def _layout(self, shape: tuple[int, ...]) -> str:
+        """Return the layout of images of a shape.
+
+        Raises:
+            ConfigError: other axes than those of ``data.layout``, or a layout that does not follow from the shape.
+        """
+        if self.layout != "auto":
+            if len(shape) != len(self.layout):
+                raise self._refused(shape, f"{len(self.layout)} axes for data.layout={self.layout}")
+            return self.layout
+        if len(shape) == 3:
+            return "nhw"
+        if len(shape) != 4:
+            raise self._refused(shape, "images (N, C, H, W), (N, H, W, C) or (N, H, W)")
+        first, last = shape[1] <= MOST_CHANNELS, shape[3] <= MOST_CHANNELS
+        if first == last:
+            raise self._refused(shape, "a shape that tells which axis has the channels; give data.layout=nchw or nhwc")
+        return "nchw" if first else "nhwc"
+
+    def _refused(self, shape: tuple[int, ...], expected: str) -> ConfigError:
+        return ConfigError(f"{self.path}: expected {expected}; got x {shape}")
+
+
+@dataclass(frozen=True)
+class TorchvisionImages(ImageSettings):
     """Images with their own test set; the validation set is drawn from the training images, stratified by class.
 
     Channels are standardised.
@@ -31,8 +137,6 @@ class Images(Settings):
         root: the folder of torchvision's downloads.
         validation_fraction: share of the training images held out for validation.
         limit: the largest number of training images; null for all.
-        flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
-        augment: random changes of the training images, anew for each epoch: moves by up to 4 pixels (crop), and mirror images too (flip_crop).
     """
 
     torchvision_name: ClassVar[str]
@@ -42,14 +146,6 @@ class Images(Settings):
     root: str = CACHE
     validation_fraction: float = setting(0.1, gt=0, lt=1)
     limit: int | None = setting(None, ge=1)
-    flatten: bool = False
-    augment: Augmentation = "none"
-
-    def __post_init__(self) -> None:
-        """Check that flat inputs are not augmented."""
-        super().__post_init__()
-        if self.flatten and self.augment != "none":
-            raise self.error("augment", "none with data.flatten=true, which leaves no rows and columns to move")
 
     def load(self, seed: int) -> Splits:
         """Return the splits.
@@ -61,16 +157,10 @@ class Images(Settings):
         rows, held = hold_out(np.arange(len(y)), y, portion(len(y), self.validation_fraction), seed, CLASSES)
         rows = rows[: self.limit]
         inputs = [_channels_first(images) for images in (x[rows], x[held], x_test)]
-        done = self._preprocessing(standardize(inputs, (0, 2, 3)), inputs[0].shape[1:])
-        splits = to_splits([one.flatten(1) if self.flatten else one for one in inputs], [y[rows], y[held], y_test], len(CLASSES))
-        return replace(splits, preprocessing=done, augment=AUGMENTATIONS[self.augment])
-
-    def _preprocessing(self, done: Preprocessing, shape: torch.Size) -> Preprocessing:
-        """Return what was done to pixels from 0 to 255, given what was done to those from 0 to 1."""
-        offset, scale = 255 * done.offset, 255 * done.scale
-        if self.flatten:
-            offset, scale = (value.flatten() if value.numel() == 1 else value.expand(shape).flatten() for value in (offset, scale))
-        return Preprocessing(offset, scale, classes=tuple(CLASSES), note="raw inputs are pixels from 0 to 255")
+        done = standardize(inputs, (0, 2, 3))
+        note, last = "raw inputs are pixels from 0 to 255", len(self.shape) == 3
+        done = Preprocessing(BYTE * done.offset, BYTE * done.scale, classes=tuple(CLASSES), note=note, channels_last=last)
+        return self.finished(replace(to_splits(inputs, [y[rows], y[held], y_test], len(CLASSES)), preprocessing=done))
 
     def _fetched(self) -> list[Array]:
         name = self.torchvision_name
@@ -107,7 +197,7 @@ class Images(Settings):
 
 @schema("data", "mnist")
 @dataclass(frozen=True)
-class Mnist(Images):
+class Mnist(TorchvisionImages):
     """Handwritten digits: 60,000 + 10,000 grey images of 28x28; inputs (784,), or (1, 28, 28) with ``flatten`` false."""
 
     torchvision_name: ClassVar[str] = "MNIST"
@@ -118,7 +208,7 @@ class Mnist(Images):
 
 @schema("data", "cifar10")
 @dataclass(frozen=True)
-class Cifar10(Images):
+class Cifar10(TorchvisionImages):
     """Photographs of 10 classes: 50,000 + 10,000 colour images of 32x32; inputs (3, 32, 32)."""
 
     torchvision_name: ClassVar[str] = "CIFAR10"
@@ -128,4 +218,10 @@ class Cifar10(Images):
 def _channels_first(images: Array) -> Tensor:
     """Return uint8 (N, height, width, channels) as float32 (N, channels, height, width) from 0 to 1."""
     moved = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return moved.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return moved.to(torch.float32, memory_format=torch.contiguous_format).div_(BYTE)
+
+
+def _flat(part: Dataset[tuple[Tensor, ...]]) -> TensorDataset:
+    assert isinstance(part, TensorDataset)
+    x, *others = part.tensors
+    return TensorDataset(x.flatten(1), *others)

@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from pquant.data.columns import encode, read_columns
+from pquant.data.columns import Choice, encode, read_columns
 from pquant.data.files import CACHE, expanded, file_kind, no_download, save_npz
 from pquant.data.splits import Splits
-from pquant.data.splitting import Array, Fractions
+from pquant.data.splitting import Array, Weighted
 from pquant.errors import ConfigError
 from pquant.settings import schema
 
@@ -22,7 +22,7 @@ LOCAL_COPY = "csv or parquet with 16 features and a column 'class', or npz with 
 
 @schema("data", "jets")
 @dataclass(frozen=True)
-class Jets(Fractions):
+class Jets(Weighted):
     """830,000 simulated jets, 16 high-level features, 5 classes: g, q, t, w, z.
 
     J. Duarte et al., "Fast inference of deep neural networks in FPGAs for particle physics", 2018, arXiv 1804.06913. OpenML has them as
@@ -45,10 +45,10 @@ class Jets(Fractions):
         """
         path = self.path or str(self._downloaded())
         target = "y" if file_kind(path) == ".npz" else "class"
-        columns = read_columns(path, target)
+        columns = read_columns(path, target, Choice(weight=self.weight))
         y, classes = encode(columns.y, "classification", target)
         _require_jets(path, columns.x, classes or [])
-        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names, columns.weight)
 
     def _downloaded(self) -> Path:
         """Return the file in ``root``; download it if it does not exist."""

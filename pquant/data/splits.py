@@ -25,6 +25,7 @@ class Preprocessing:
         note: what offset and scale do not say.
         padding: whether an item (the last axis of an input) whose raw values are all 0 is padding, and stays 0.
         missing: raw values by feature that stand for missing ones; None if none may be missing.
+        channels_last: whether raw inputs are images (height, width, channels), whose channels come first in an input.
     """
 
     offset: Tensor
@@ -34,21 +35,24 @@ class Preprocessing:
     note: str = ""
     padding: bool = False
     missing: Tensor | None = None
+    channels_last: bool = False
 
     def described(self) -> dict[str, Any]:
         """Return the values of ``model.json``: numbers, or nested lists where they differ by feature."""
         numbers = {"input_offset": _numbers(self.offset), "input_scale": _numbers(self.scale)}
         numbers |= {"input_dtype": str(self.offset.dtype).removeprefix("torch.")} | ({"input_padding": True} if self.padding else {})
         numbers |= {"input_missing": _numbers(self.missing)} if self.missing is not None else {}
+        numbers |= {"input_channels_last": True} if self.channels_last else {}
         words = {"input_note": self.note, "features": list(self.features), "classes": list(self.classes)}
         return numbers | {name: value for name, value in words.items() if value}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test sets of ``(input, target)`` pairs.
+    """Training, validation and test sets of ``(input, target)`` pairs, or of ``(input, target, weight)`` if examples have weights.
 
     Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
+    Weights are float32 scalars, at least 0, with mean 1 in each set.
     In its own units such a target is ``target * target_scale + target_offset``. ``preprocessing`` is None where the source does not state it.
     ``augment`` changes batches of training inputs at random; None: they stay as they are.
     """
@@ -87,6 +91,11 @@ class Splits:
     def features(self) -> tuple[str, ...]:
         """The names along the last axis of an input, if they are known."""
         return self.preprocessing.features if self.preprocessing else ()
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether examples have weights."""
+        return len(self.train[0]) > 2
 
     @property
     def input_shape(self) -> torch.Size:

@@ -30,8 +30,8 @@ class Fractions(Settings):
         standardize: whether features are scaled to mean 0 and standard deviation 1 of the training rows. "power_of_two": the scale is the power of
             two nearest to the standard deviation, and the offset is the mean, rounded to 1/8 of the scale; a few bits of fixed-point arithmetic do
             this exactly.
-        scale_target: whether the target of a regression is scaled in the same way. Losses are those of the scaled target; metrics are in the target's
-            own units.
+        scale_target: whether the target of a regression is scaled in the same way, by one mean and deviation if it has several outputs. Losses are
+            those of the scaled target; metrics are in the target's own units.
         reconstruct: whether the targets are the standardised features, flattened to one axis, for an autoencoder. A target column is then used only
             to give each part of the data the same share of each class.
     """
@@ -53,14 +53,23 @@ class Fractions(Settings):
         """Whether missing values are replaced by the mean of the training rows."""
         return False
 
-    def split(self, x: Array, y: Array, seed: int, classes: Sequence[str] | None, test_rows: int = 0, features: Sequence[str] = ()) -> Splits:
-        """Return the splits of inputs (N, ...) and targets (N,), which are indices of ``classes``, or real numbers when that is None.
+    def split(
+        self,
+        x: Array,
+        y: Array,
+        seed: int,
+        classes: Sequence[str] | None,
+        test_rows: int = 0,
+        features: Sequence[str] = (),
+        weight: Array | None = None,
+    ) -> Splits:
+        """Return the splits of inputs (N, ...) and targets, indices (N,) of ``classes``, or real numbers (N,) or (N, outputs) when that is None.
 
         The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too. With ``reconstruct`` the inputs are the targets.
-        ``features`` are the names along the last axis of the inputs, if they have any.
+        ``features`` are the names along the last axis of the inputs, if they have any. ``weight`` (N,) are event weights, if there are any.
 
         Raises:
-            ConfigError: too few examples, in a class or in total, or values too large to scale.
+            ConfigError: too few examples, in a class or in total, values too large to scale, or a set whose weights are all 0.
         """
         total = len(y) - test_rows
         rows, test = np.arange(total), np.arange(total, len(y))
@@ -72,7 +81,8 @@ class Fractions(Settings):
         missing = fill_missing(inputs) if self.fills else None
         done = self.scale(inputs) if self.standardize else Preprocessing(torch.zeros(()), torch.ones(()))
         done = dataclasses.replace(done, features=tuple(features), classes=() if self.reconstruct else tuple(classes or ()), missing=missing)
-        return dataclasses.replace(self._targeted(inputs, [y[part] for part in parts], classes), preprocessing=done)
+        splits = dataclasses.replace(self._targeted(inputs, [y[part] for part in parts], classes), preprocessing=done)
+        return splits if weight is None else with_weights(splits, [weight[part] for part in parts])
 
     def _targeted(self, inputs: Sequence[Tensor], targets: Sequence[Array], classes: Sequence[str] | None) -> Splits:
         """Return the splits of inputs as the model gets them."""
@@ -81,13 +91,41 @@ class Fractions(Settings):
         if classes or not self.scale_target:
             return to_splits(inputs, targets, len(classes) if classes else None)
         targets = [part.astype(np.float64) for part in targets]
-        offset, scale = (value.item() for value in moments(torch.from_numpy(targets[0]), 0))
+        offset, scale = (value.item() for value in moments(torch.from_numpy(targets[0].ravel()), 0))
         splits = to_splits(inputs, [(part - offset) / scale for part in targets], None)
         return dataclasses.replace(splits, target_scale=scale, target_offset=offset)
 
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
         """Shift and scale the features of all ``parts`` in place by mean and deviation of the first; return what was done."""
         return standardize(parts, 0, self.standardize == POWER_OF_TWO)
+
+
+@dataclass(frozen=True)
+class Weighted(Fractions):
+    """The settings of a data source in a file whose examples may have weights.
+
+    Args:
+        weight: the name of the column, or array of an npz file, with the event weights; null: every example counts the same. Losses and metrics are
+            weighted means. Weights are scaled to mean 1 in each of the training, validation and test sets. The column is no feature; the split and
+            the scaling of features do not use it.
+    """
+
+    weight: str | None = None
+
+
+def with_weights(splits: Splits, weights: Sequence[Array]) -> Splits:
+    """Return splits in memory whose examples have weights, scaled to mean 1 in each of the three sets.
+
+    Raises:
+        ConfigError: all weights of a set are 0.
+    """
+    parts = (splits.train, splits.validation, splits.test)
+    for name, weight in zip(("training", "validation", "test"), weights, strict=True):
+        if not weight.any():
+            raise ConfigError(f"data.weight: all {len(weight)} examples of the {name} set have weight 0")
+    scaled = [torch.from_numpy(weight / weight.max() / (weight / weight.max()).mean()).float() for weight in weights]
+    train, validation, test = (TensorDataset(*part.tensors, weight) for part, weight in zip(parts, scaled, strict=True))  # type: ignore[attr-defined]
+    return dataclasses.replace(splits, train=train, validation=validation, test=test)
 
 
 def fill_missing(parts: Sequence[Tensor]) -> Tensor:
@@ -186,7 +224,7 @@ def moments(values: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]
 
 
 def to_splits(inputs: Sequence[Tensor], targets: Sequence[Array], num_classes: int | None) -> Splits:
-    """Return splits of training, validation and test ``inputs`` as float32, with int64 class indices or float32 targets (N, 1)."""
+    """Return splits of training, validation and test ``inputs`` as float32, with int64 class indices or float32 targets (N, outputs)."""
     train, validation, test = (TensorDataset(x.float(), _target(y, num_classes)) for x, y in zip(inputs, targets, strict=True))
     return Splits(train, validation, test, num_classes)
 
@@ -198,4 +236,4 @@ def reconstruction(inputs: Sequence[Tensor]) -> Splits:
 
 
 def _target(y: Array, num_classes: int | None) -> Tensor:
-    return torch.from_numpy(y.astype(np.int64)) if num_classes else torch.from_numpy(y.astype(np.float32)).unsqueeze(1)
+    return torch.from_numpy(y.astype(np.int64)) if num_classes else torch.from_numpy(y.astype(np.float32).reshape(len(y), -1))

@@ -1,22 +1,17 @@
 """Any table with a target column."""
 
-import logging
 from dataclasses import dataclass
 
-from pquant.data.columns import Choice, Missing, Task, encode, read_columns
+from pquant.data.columns import Choice, Missing, read_columns
 from pquant.data.files import FILES
+from pquant.data.labelled import LabelledFile
 from pquant.data.splits import Splits
-from pquant.data.splitting import Fractions
 from pquant.settings import schema, setting
-
-log = logging.getLogger(__name__)
-
-NAMED = 10
 
 
 @schema("data", "table")
 @dataclass(frozen=True)
-class Table(Fractions):
+class Table(LabelledFile):
     """A csv, tsv, parquet or npz file; every column but ``target`` is a feature. Classes are numbered by their sorted names.
 
     Args:
@@ -28,15 +23,17 @@ class Table(Fractions):
         drop: columns that are not used, such as event numbers.
         missing: what to do with missing values of features: "error"; "drop": leave out their rows; "mean": replace them by the mean of the training
             rows.
-        task: "auto": strings, booleans and integers of up to 100 values are classes; other targets are a regression.
     """
 
-    path: str = ""
-    target: str | None = "y"
-    task: Task = "auto"
     features: list[str] | None = None
     drop: list[str] = setting([])
     missing: Missing = "error"
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that the column of weights is no feature."""
+        super().__post_init__()
+        if self.weight is not None and self.weight in (*(self.features or ()), *self.drop):
+            raise self.error("weight", "a column that data.features and data.drop do not name")
 
     @property
     def fills(self) -> bool:
@@ -49,17 +46,7 @@ class Table(Fractions):
         Raises:
             ConfigError: no such file, target or feature, features that are not finite numbers, or too few examples.
         """
-        if not self.path:
-            raise self.error("path", f"the path of a {FILES}")
-        if self.target is None and not self.reconstruct:
-            raise self.error("target", "the name of a column, or data.reconstruct=true")
-        columns = read_columns(self.path, self.target, Choice(self.features, self.drop, self.missing))
-        y, classes = (columns.y, None) if self.target is None else encode(columns.y, self.task, self.target)
-        if self.reconstruct:
-            log.info("reconstruction of %d features", columns.x.shape[1])
-        elif classes:
-            more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
-            log.info("classification of '%s', %d classes: %s%s", self.target, len(classes), ", ".join(classes[:NAMED]), more)
-        else:
-            log.info("regression of '%s', mean %.4g, deviation %.4g", self.target, y.mean(), y.std())
-        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names)
+        self.require(f"a {FILES}")
+        columns = read_columns(self.path, self.target, Choice(self.features, self.drop, self.missing, self.weight))
+        y, classes = self.encoded(columns.y, columns.x.shape[1])
+        return self.split(columns.x, y, seed, classes, columns.test_rows, columns.names, columns.weight)

@@ -11,26 +11,34 @@ from torch.nn import functional as F
 
 from pquant.distillation.source import SEED, TeacherModel, keep
 from pquant.training.stage import Stage
+from pquant.training.weighting import squared_error, weighted_mean
 
-OutputLoss = Callable[[Tensor, Tensor], Tensor]
+OutputLoss = Callable[..., Tensor]
+"""Of the student's and the teacher's outputs, and ``weight``: those of the examples, or None."""
 
 
-def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over a batch of logits (batch, classes), a scalar.
+
+    With ``weight`` (batch,) it is a weighted mean.
 
     Its gradient is that of the cross-entropy with soft targets. T^2 keeps the size of that gradient about the same at every temperature: G. Hinton,
     O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2.
     """
     soft, target = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    if weight is not None:
+        return temperature**2 * weighted_mean(F.kl_div(soft, target, reduction="none", log_target=True).sum(1), weight)
     return temperature**2 * F.kl_div(soft, target, reduction="batchmean", log_target=True)
 
 
-def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
     """Return the mean squared error between outputs of layers, pairs of equal shape, summed over the pairs: a scalar.
+
+    With ``weight`` (batch,) it is a weighted mean over outputs (batch, ...).
 
     It is the hint of A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3, without a regressor between.
     """
-    return torch.stack([F.mse_loss(mine.float(), target.float()) for mine, target in zip(student, teacher, strict=True)]).sum()
+    return torch.stack([squared_error(mine.float(), target.float(), weight) for mine, target in zip(student, teacher, strict=True)]).sum()
 
 
 class Recorder:
@@ -103,7 +111,7 @@ class NoDistiller:
         """See the features of the model in training while the context lasts."""
         yield
 
-    def losses(self, x: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+    def losses(self, x: Tensor, output: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return what the teacher adds to the losses of a batch, after the forward of the student that gave ``output``."""
         return ()
 
@@ -169,22 +177,23 @@ class Distiller(NoDistiller):
         with recording(student, self.student_features):
             yield
 
-    def losses(self, x: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+    def losses(self, x: Tensor, output: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return (distillation,): the weighted sum of the losses on outputs and features, () where it does not teach.
 
         Args:
             x: inputs of the batch.
             output: what the student gave for them, float32.
+            weight: of the examples, (batch,), if they have any.
         """
         if not self.active:
             return ()
         with torch.no_grad():
             target = self.module(x).float()
-        distillation = self.weights.soft * self.loss(output, target)
+        distillation = self.weights.soft * self.loss(output, target, weight=weight)
         if self.teacher_features:
             mine = [recorder.taken() for recorder in self.student_features.values()]
             theirs = [recorder.taken() for recorder in self.teacher_features]
-            distillation = distillation + self.weights.features * feature_loss(mine, theirs)
+            distillation = distillation + self.weights.features * feature_loss(mine, theirs, weight)
         return (distillation,)
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pquant.data.splits import Splits, examples
 from pquant.distillation.losses import Distiller, NoDistiller, Recorder, Weights, recording, soft_target_loss
@@ -20,6 +19,7 @@ from pquant.distillation.source import FLOAT, SUFFIX, Kept, kept_teacher, load_t
 from pquant.errors import ConfigError, unknown
 from pquant.settings import Settings, schema, setting
 from pquant.training.training import Training
+from pquant.training.weighting import squared_error
 
 StageName = Literal["pretrain", "train", "finetune"]
 STAGES = ("pretrain", "train", "finetune")
@@ -135,7 +135,7 @@ class Teacher(Settings):
                     f"distillation.features: the outputs of the student's layer '{name}', {tuple(mine[name])}, and of the teacher's layer '{other}', "
                     f"{tuple(theirs[other])}, must have the same shape"
                 )
-        loss = F.mse_loss if splits.num_classes is None else partial(soft_target_loss, temperature=self.temperature)
+        loss = squared_error if splits.num_classes is None else partial(soft_target_loss, temperature=self.temperature)
         return Distiller(teacher, loss, Weights(self.weight, self.feature_weight), self.pairs, self.stages)
 
 
@@ -168,4 +168,7 @@ def _shapes(who: str, module: nn.Module, names: Sequence[str], splits: Splits) -
     for name, value in outputs.items():
         if not isinstance(value, Tensor):
             raise ConfigError(f"distillation.features: layer '{name}' of the {who} gives no tensor for the data")
+        if splits.is_weighted and value.shape[:1] != x.shape[:1]:
+            found = f"gives {tuple(value.shape)} for {len(x)} examples"
+            raise ConfigError(f"distillation.features: layer '{name}' of the {who} {found}, whose first axis must be the examples with data.weight")
     return {name: value.shape for name, value in outputs.items()}

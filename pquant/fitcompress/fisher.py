@@ -17,7 +17,7 @@ from torch.func import vjp, vmap
 from pquant.layers.base import CompressedLayer, weight_layers
 from pquant.settings import Settings, setting
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 Call = tuple[CompressedLayer, Tensor, Tensor]
 
 
@@ -81,8 +81,9 @@ def fisher(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], loss: Loss, 
 
     Args:
         model: what :func:`pquant.compress` gave, on the device of the batches.
-        batches: (input, target) tensors, the batch axis first.
-        loss: mean loss of a batch, a scalar, from (output, target).
+        batches: (input, target) tensors, the batch axis first, or (input, target, weight): then the information is a weighted mean, as the gradient
+            of each example is multiplied by the root of its weight.
+        loss: mean loss of a batch, a scalar, from (output, target), and weights (batch,) if there are any.
         rule: when to stop; None goes through all batches.
     """
     model.eval()
@@ -91,10 +92,10 @@ def fisher(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], loss: Loss, 
     traces: list[float] = []
     examples = 0
     with _recording(model) as calls:
-        for x, target in batches:
+        for x, target, *weight in batches:
             calls.clear()
             x = x.detach().requires_grad_(x.is_floating_point())
-            total_loss = loss(model(x), target) * len(x)
+            total_loss = loss(model(x), target, *(one.sqrt() for one in weight)) * len(x)
             gradients = _gradients(total_loss, [tensor for each in calls.values() for _, *pair in each for tensor in pair])
             batch_trace = 0.0
             for name, each in calls.items():

@@ -410,6 +410,6 @@ def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
 
 
 def budgeted_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Return the model's layers that hold the price of a budget of EBOPs."""
+    """Return the model's layers that hold a budget of EBOPs."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     return [layer for layer in layers if layer.regularization is not None and layer.regularization.budget is not None]

@@ -45,6 +45,11 @@ class Magnitude(PruningMethod):
     sparsity: float = setting(0.8, ge=0, le=1)
     budget: Literal["global", "uniform"] = "global"
 
+    @property
+    def goal(self) -> float:
+        """The sparsity."""
+        return self.sparsity
+
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MagnitudePruner:
         """Return the mask for ``weight``."""
         return MagnitudePruner(self, weight)

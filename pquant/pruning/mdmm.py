@@ -193,6 +193,12 @@ class MDMM(PruningMethod):
         return self.target_value or self.target_sparsity
 
     @property
+    def goal(self) -> float | None:
+        """The target, if it bounds the share of single weights that are zero from below."""
+        bounds = self.constraint_type != "LessThanOrEqual" and self.metric_type == "UnstructuredSparsity"
+        return self.target if bounds else None
+
+    @property
     def side(self) -> int:
         """The sign with which zeros beyond the target count."""
         return -1 if self.constraint_type == "GreaterThanOrEqual" else 1

@@ -178,6 +178,11 @@ class PruningMethod(Settings):
         if self.threshold_decay and not self.decays_thresholds:
             raise self.error("threshold_decay", "0, as the method trains no threshold")
 
+    @property
+    def goal(self) -> float | None:
+        """The share of zeros among the prunable weights that training ends with, at least; None if there is no such target."""
+        return None
+
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Pruner:
         """Return the state of one layer's weight, all parameters and buffers built at once.
 

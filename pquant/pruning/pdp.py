@@ -124,6 +124,11 @@ class PDP(PruningMethod):
     structured_pruning: bool = False
     temperature_scale: Literal["absolute", "relative"] = "absolute"
 
+    @property
+    def goal(self) -> float | None:
+        """The sparsity; None if whole channels are pruned, which differ in size."""
+        return None if self.structured_pruning else self.sparsity
+
     def ramp(self, epoch: int, horizon: Horizon) -> float:
         """Return the share of the budget that is pruned in ``epoch``, from 0, of the train stage."""
         epochs = max(train_epochs(horizon), 1)

@@ -101,6 +101,11 @@ class Wanda(WindowMethod):
         if self.N is not None and self.M is not None and self.N > self.M:
             raise self.error("N", f"at most M = {self.M}")
 
+    @property
+    def goal(self) -> float:
+        """The sparsity, or that of N:M groups."""
+        return self.sparsity if self.N is None or self.M is None else 1 - self.N / self.M
+
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> WandaPruner:
         """Return the collector for ``weight``."""
         if self.M and weight.shape[1] % self.M:

@@ -1,4 +1,4 @@
-"""A budget of EBOPs: a controller sets their price in the loss, so that training ends at the EBOPs that were asked for."""
+"""A budget of EBOPs: a controller sets their regularization weight, beta, in the loss, so that training ends at the EBOPs that were asked for."""
 
 import logging
 import math
@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 GAIN = 4.0
 """Proportional gain: what all EBOPs cost, as a loss, for an error of 1 in their logarithm."""
 INTEGRAL_TIME = 0.05
-"""In what share of the epochs to the target an error that lasts adds as much to the price as it asks for at once."""
+"""In what share of the epochs to the target an error that lasts adds as much to beta as it asks for at once."""
 LEAST, MOST = -0.5, 5.0
-"""Bounds of the integral, as a loss of all EBOPs; the first also of their price."""
+"""Bounds of the integral, as a loss of all EBOPs; the first also of beta times the EBOPs."""
 MOST_AT_START = 1.0
-"""The same for the start price that is given."""
+"""The same for the beta that is given to start from."""
 BITS_BACK = 0.5
-"""Mean bits of a weight below those at the start from which on EBOPs may be bought back."""
+"""Mean bits of a weight below those at the start from which on EBOPs may grow again."""
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
 """The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets_front)."""
 TOLERANCE = 0.05
@@ -39,13 +39,15 @@ def ebops_for(luts: float) -> float:
 
 
 class EbopsBudget(nn.Module):
-    """The price of EBOPs that brings them to a target and keeps them there: a proportional-integral controller of their logarithm.
+    """The regularization weight of EBOPs, beta, that brings them to a target and keeps them there.
 
-    With E the EBOPs at a step, and r the logarithm of those that are planned for its epoch, an EBOP costs
+    It is set by a proportional-integral controller of the logarithm of EBOPs.
 
-        p = (GAIN (log E - r) + m) / E
+    With E the EBOPs at a step, and r the logarithm of those that are planned for its epoch, the loss has the term beta * E with
 
-    in the loss. The plan falls from the E(0) at the start of the train stage to the target G after T epochs,
+        beta = (GAIN (log E - r) + m) / E
+
+    at this E. The plan falls from the E(0) at the start of the train stage to the target G after T epochs,
 
         r(t) = log G + (log E(0) - log G) max(1 - t / T, 0)^2 for the end of epoch t = 1, 2...,
 
@@ -53,37 +55,37 @@ class EbopsBudget(nn.Module):
     left. This is the method of multipliers for the constraint log E = r (D. Bertsekas, "Constrained Optimization and Lagrange Multiplier Methods",
     1982, chapter 2), with a step of the multiplier that fits the length of the run.
 
-    Where pruning takes EBOPs below the plan, the price becomes negative, so that they come back as bits: as long as weights have fewer bits than at
-    the start. A model that begins below the target pays nothing until it exceeds it.
+    Where pruning takes EBOPs below the plan, beta becomes negative, so that bit widths grow again: as long as weights have fewer bits than at
+    the start. For a model that begins below the target, beta is 0 until it exceeds it.
 
     Training counts EBOPs by bit widths, the target is of those that the finalized weights need: the ratio of the two, taken after each epoch,
     is part of the plan.
 
     Args:
         target: EBOPs to reach, G.
-        price: the price that m begins with, per EBOP.
+        beta: the first beta, which m begins with.
     """
 
     planned: Tensor
     integral: Tensor
     least: Tensor
-    price: Tensor
+    beta: Tensor
     epoch: Tensor
     epochs: Tensor
     first: Tensor
     bits: Tensor
 
-    def __init__(self, target: float, price: float = 0.0) -> None:
+    def __init__(self, target: float, beta: float = 0.0) -> None:
         super().__init__()
-        self.target, self.given = float(target), price
-        for name in ("planned", "integral", "least", "price", "epoch", "epochs", "first", "bits"):
+        self.target, self.given = float(target), beta
+        for name in ("planned", "integral", "least", "beta", "epoch", "epochs", "first", "bits"):
             self.register_buffer(name, torch.zeros(()))
 
     def cost(self, trained: Tensor) -> Tensor:
-        """Return what EBOPs cost in the loss, a scalar; ``trained`` are those by trained widths, differentiable. 0 before the train stage."""
+        """Return the term of EBOPs in the loss, a scalar; ``trained`` are those by trained widths, differentiable. 0 before the train stage."""
         now = trained.detach().clamp(min=1)
-        price = torch.maximum(GAIN * (now.log() - self.planned) + self.integral, self.least) / now
-        return torch.where(self.epochs > 0, price, 0) * trained
+        beta = torch.maximum(GAIN * (now.log() - self.planned) + self.integral, self.least) / now
+        return torch.where(self.epochs > 0, beta, 0) * trained
 
     def begin(self, use: Use, epochs: float) -> None:
         """Start on the way from what a model uses to the target, to be reached after a number of epochs."""
@@ -95,7 +97,7 @@ class EbopsBudget(nn.Module):
         self._plan(use)
 
     def follow(self, use: Use) -> None:
-        """Move the plan and the price after an epoch, with what the model uses then."""
+        """Move the plan and beta after an epoch, with what the model uses then."""
         error = math.log(max(use.ebops, 1.0)) - self._way()
         share = min(1 / (INTEGRAL_TIME * float(self.epochs)), 1.0)
         self.integral.add_(share * GAIN * error).clamp_(float(self.least), MOST)
@@ -112,15 +114,15 @@ class EbopsBudget(nn.Module):
         may_return = bool(use.bits < self.bits - BITS_BACK)
         self.least.fill_(LEAST if may_return else 0.0)
         self.planned.fill_(self._way() + math.log(trained / ebops))
-        self.price.copy_(self.cost(torch.tensor(trained, device=self.price.device)) / trained)
+        self.beta.copy_(self.cost(torch.tensor(trained, device=self.beta.device)) / trained)
 
     def announce(self, ebops: float) -> None:
         """Log where the controller does not start as it was told, after :meth:`begin` with a model of ``ebops``."""
         if self.given * ebops > MOST_AT_START:
-            message = "quantization.hgq_beta = %g would cost a loss of %.3g: the price starts at %.3g"
+            message = "quantization.hgq_beta = %g would cost a loss of %.3g: it starts at %.3g"
             log.warning(message, self.given, self.given * ebops, MOST_AT_START / ebops)
         if ebops <= self.target:
-            log.info("the target of %.0f EBOPs is not below the %.0f at the start: the budget is not needed, and the price is 0", self.target, ebops)
+            log.info("the target of %.0f EBOPs is not below the %.0f at the start: the budget is not needed, and beta is 0", self.target, ebops)
 
     def report(self, ebops: float) -> None:
         """Log how far a trained model of ``ebops`` is from the target, where it does not hold it, and what to do."""

@@ -31,8 +31,8 @@ def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
 class BitRegularization(nn.Module):
     """The regularization weights of one layer's trained bits, beta for EBOPs and gamma for bit widths: 0 until the train stage begins.
 
-    They follow the epochs of the train stage, whatever is rewound; where there is a ``budget``, it prices EBOPs instead of beta. All layers hold the
-    same.
+    They follow the epochs of the train stage, whatever is rewound; where there is a ``budget``, its beta takes the place of
+    this one. All layers hold the same.
     """
 
     beta: Tensor

@@ -88,7 +88,7 @@ class Quantization(Settings):
           "features.*": {enable_quantization: false}
           head: {ebops_factor: 0.5, parallelization: 1}
 
-    With ``target_ebops`` a controller moves the price of EBOPs instead, see :mod:`pquant.quantization.budget`.
+    With ``target_ebops`` a controller sets beta instead, see :mod:`pquant.quantization.budget`.
 
     Args:
         default_data_keep_negatives: k of the inputs and outputs of layers: whether they have a sign.
@@ -178,11 +178,11 @@ class Quantization(Settings):
         if self.budget is None:
             return
         if not self.use_hgq:
-            raise self.error(name, f"null for fixed bits, which no price moves: {NEEDS_HGQ}")
+            raise self.error(name, f"null for fixed bits, which are not trained: {NEEDS_HGQ}")
         if self.target_ebops is not None and self.target_luts is not None:
             raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, which is a target too")
         if self.hgq_beta_schedule:
-            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets the price: hgq_beta is what it starts from")
+            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets beta: hgq_beta is what it starts from")
 
     def _check_dynamic(self) -> None:
         if self.dynamic_data_quantization and self.use_hgq:

@@ -62,23 +62,31 @@ class _Epochs(Protocol):
 
 
 class _Lines:
-    """A line for the first and the last epoch, for each change of stage and for every k-th epoch, or the next one that was evaluated."""
+    """A line for the first epoch, the last one that is trained, each change of stage and every k-th epoch, or the next one that was evaluated."""
 
     def __init__(self, out: console.Console) -> None:
         self.out, self.total, self.stage, self.part = out, 0, "", 0
+        self.unseen: Mapping[str, Any] | None = None
 
     def start(self, total: int) -> None:
         self.total, self.stage, self.part = total, "", 0
 
     def show(self, row: Mapping[str, Any]) -> None:
         number, every, evaluated = row["epoch"], math.ceil(self.total / LINES) or 1, "ebops" in row
-        if row["stage"] != self.stage or number == self.total or evaluated and number // every > self.part:
-            self.out.print(f"epoch {number:>{len(str(self.total))}}/{self.total}  {row['stage']:<8}  {_facts(row)}")
+        shown = row["stage"] != self.stage or number == self.total or evaluated and number // every > self.part
+        self.unseen = None if shown else row
+        if shown:
+            self._print(row)
         self.part = number // every if evaluated else self.part
         self.stage = row["stage"]
 
     def finish(self) -> None:
-        pass
+        if self.unseen is not None:
+            self._print(self.unseen)
+        self.unseen = None
+
+    def _print(self, row: Mapping[str, Any]) -> None:
+        self.out.print(f"epoch {row['epoch']:>{len(str(self.total))}}/{self.total}  {row['stage']:<8}  {_facts(row)}")
 
 
 class _Bar:
@@ -108,5 +116,5 @@ class _Bar:
 
 def _facts(row: Mapping[str, Any]) -> str:
     names = {"loss": "train/loss"} | {name: f"val/{name}" for name in metric_names(row, "val")[:1]} | {"sparsity": "sparsity", "EBOPs": "ebops"}
-    names |= {"target": "target_ebops", "price": "price"}
+    names |= {"target": "target_ebops", "beta": "beta"}
     return "  ".join(f"{name} {show(key, row[key]):>7}" for name, key in names.items() if key in row)

@@ -25,7 +25,7 @@ def headline(summary: Mapping[str, Any]) -> list[HeadlineMetric]:
         "ebops": f"of {show('ebops', target)}" if (target := summary.get("target_ebops")) else "",
         "coverage/multiplications": _coverage(summary),
         "size_bytes": "all non-zero parameters, no index",
-        "wall_seconds": f"{show('epochs', summary.get('epochs'))} epochs",
+        "wall_seconds": _epochs(summary),
     }
     return metrics + [HeadlineMetric(label(name), show(name, summary[name]), note) for name, note in notes.items() if summary.get(name) is not None]
 
@@ -56,6 +56,13 @@ def _baseline(summary: Mapping[str, Any], name: str) -> str:
     return f"float baseline {show(name, baseline)}{difference}"
 
 
+def _epochs(summary: Mapping[str, Any]) -> str:
+    """Return how many epochs were trained, of how many that were planned, and which one the model is of, if it is not the last."""
+    planned, selected = (show("epochs", summary[name]) if name in summary else "" for name in ("planned_epochs", "selected_epoch"))
+    of = f" of {planned}" if planned and summary["planned_epochs"] != summary.get("epochs") else ""
+    return f"{show('epochs', summary.get('epochs'))}{of} epochs{f', the model is that of epoch {selected}' if selected else ''}"
+
+
 def _coverage(summary: Mapping[str, Any]) -> str:
     parameters, activations = (show("share", summary.get(f"coverage/{share}")) for share in ("parameters", "activations"))
     return f"of the multiplications; {parameters} of the parameters, {activations} of the activations"
@@ -83,7 +90,7 @@ def _digits(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}".removesuffix(".")
 
 
-def _price(value: float) -> str:
+def _beta(value: float) -> str:
     return f"{value:.2e}"
 
 
@@ -103,7 +110,7 @@ _LABELS = {
     "params": "Parameters",
     "nonzero_params": "Parameters left",
     "ebops": "EBOPs",
-    "price": "Price of EBOPs",
+    "beta": "Beta of EBOPs",
     "size_bytes": "Size",
     "wall_seconds": "Time",
 }
@@ -113,8 +120,8 @@ _LABELS |= {"carries_yosys": "Carry blocks (Yosys)", "delay_ns_estimated": "Dela
 _FORMATS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("accuracy", "sparsity", "mask_sparsity", "multiplications", "share"), _percent),
     **dict.fromkeys(("weight_bits", "input_bits", "output_bits"), _bits),
-    **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "target_ebops", "epochs"), _count),
+    **dict.fromkeys(("params", "nonzero", "nonzero_params", "ebops", "target_ebops", "epochs", "planned_epochs", "selected_epoch"), _count),
     **dict.fromkeys(("seconds", "wall_seconds"), duration),
     "size_bytes": _size,
-    "price": _price,
+    "beta": _beta,
 }

@@ -45,9 +45,9 @@ def stages(rows: Rows) -> list[str]:
 
 
 def curves(rows: Rows) -> list[Plot]:
-    """Return a plot by epoch for each metric, the losses, sparsity, EBOPs and their price, stages shaded; a metric that is always 0 is left out."""
+    """Return a plot by epoch for each metric, the losses, sparsity, EBOPs and their beta, stages shaded; a metric that is always 0 is left out."""
     metrics = dict.fromkeys(name for row in rows for name in metric_names(row, "val"))
-    names = dict.fromkeys((*metrics, "loss", "penalty", "distillation", "sparsity", "ebops", "price"))
+    names = dict.fromkeys((*metrics, "loss", "penalty", "distillation", "sparsity", "ebops", "beta"))
     series = {name: _series(rows, name) for name in names}
     return [Plot(label(name), _curve(rows, name, lines)) for name, lines in series.items() if lines]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from shutil import which
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from pquant.training import distributed
 
 log = logging.getLogger(__name__)
 
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+P = ParamSpec("P")
+R = TypeVar("R")
+Losses = Callable[..., tuple[Tensor, ...]]
 TRITON_TAKES = (7, 0)
 """Compute capability of the GPUs from which on Triton compiles for them."""
 WARM_UP, TIMED = 5, 20
@@ -45,7 +47,7 @@ class StepCompiler:
     steps in which pruners look at activations, stay eager.
 
     Args:
-        losses: computes the losses from inputs and targets.
+        losses: computes the losses of a batch: inputs, targets and weights, if any.
         model: the model that it trains.
         mode: the setting ``training.compile``.
         device: where it trains.
@@ -72,26 +74,27 @@ class StepCompiler:
         self._graph: Losses | None = None
         self._full, self._timed = 0, list[float]()
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """Return the losses of a batch."""
-        self._full = self._full or len(x)
-        if not self.compiled or self._stays_eager(len(x)):
-            return self.losses(x, y)
+        examples = len(batch[0])
+        self._full = self._full or examples
+        if not self.compiled or self._stays_eager(examples):
+            return self.losses(*batch)
         if self._graph is None:
-            self._graph = self._compile()
+            self._graph = in_one_graph(self.losses, self.model, self.device)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         else:
-            for tensor in (x, y):
+            for tensor in batch:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
-            return self._graph(x, y)
+            return self._graph(*batch)
         except Exception as error:
             if self.mode is True:
                 raise
             log.warning("steps stay eager: compiling failed with %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
             self.compiled = False
-            return self.losses(x, y)
+            return self.losses(*batch)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -137,17 +140,17 @@ class StepCompiler:
         takes = examples > 1 if self.device.type == "cpu" else examples == self._full
         return not takes or any(pruner.needs for pruner in self.pruners)
 
-    def _compile(self) -> Losses:
-        if self.device.type == "cpu":
-            return torch.compile(self.losses, dynamic=False, options=COMPUTED_ONCE)
-        return torch.compile(self.losses, dynamic=False, mode="reduce-overhead" if self._uses_cuda_graphs() else None)
-
-    def _uses_cuda_graphs(self) -> bool:
-        return self.device.type == "cuda" and sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_MODEL
-
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def in_one_graph(losses: Callable[P, R], model: nn.Module, device: torch.device) -> Callable[P, R]:
+    """Return what computes the losses of a model's steps in one graph: on a CPU for batches of all sizes, on a GPU as CUDA graphs if it is small."""
+    if device.type == "cpu":
+        return torch.compile(losses, dynamic=False, options=COMPUTED_ONCE)
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL_MODEL
+    return torch.compile(losses, dynamic=False, mode="reduce-overhead" if device.type == "cuda" and small else None)
 
 
 def missing_to_compile(device: torch.device) -> str | None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000
 """Parameters from which on gradients are added up while backward still computes others."""
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Losses = Callable[..., tuple[Tensor, ...]]
 
 
 @contextmanager
@@ -98,6 +98,15 @@ def highest(x: Tensor) -> Tensor:
     return x
 
 
+def decided(choice: bool, device: torch.device) -> bool:
+    """Return the ``choice`` of the process that leads, in all processes."""
+    if count() == 1:
+        return choice
+    answer = torch.tensor(float(choice), device=device)
+    dist.broadcast(answer, 0)
+    return bool(answer)
+
+
 @torch.no_grad()
 def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace all gradients by their sums over all processes."""
@@ -123,7 +132,7 @@ class Overlapping(nn.Module):
     """The losses of a model's steps in torch's DistributedDataParallel, which adds up the gradients of all processes while backward computes others.
 
     Args:
-        losses: computes the losses from inputs and targets.
+        losses: computes the losses of a batch: inputs, targets and weights, if any.
         model: the model that they train.
     """
 
@@ -131,9 +140,9 @@ class Overlapping(nn.Module):
         super().__init__()
         self.model, self.losses = model, losses
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """Return the losses."""
-        return self.losses(x, y)
+        return self.losses(*batch)
 
 
 def overlapping(losses: Losses, model: nn.Module) -> Losses | None:

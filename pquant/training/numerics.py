@@ -13,8 +13,11 @@ from torch.optim import Optimizer
 
 from pquant.data.batches import Batches
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Makes an optimizer step on inputs and targets; returns the losses (task, penalty, a teacher's if any) and whether the inputs were finite."""
+Step = Callable[..., tuple[Tensor, ...]]
+"""Makes an optimizer step on a batch: inputs, targets and weights, if any.
+
+It returns the losses (task, penalty, a teacher's if any) and whether the inputs were finite.
+"""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -39,10 +42,10 @@ class SkipStep:
     def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer) -> None:
         self.step, self.model, self.optimizer = step, model, optimizer
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """Make a step and return its losses, 0 if it was taken back, and whether it was kept."""
         before = {key: tensor.clone() for key, tensor in self._tensors().items()}
-        *losses, good = self.step(x, y)
+        *losses, good = self.step(*batch)
         good = good & torch.isfinite(sum(losses, torch.zeros_like(losses[0]))) & all_finite(trained(self.model, self.optimizer))
         for key, tensor in self._tensors().items():
             tensor.copy_(torch.where(good, tensor, before.get(key, 0)))
@@ -67,14 +70,14 @@ class Diagnosis:
     Args:
         model: the model, as it was at the start of the epoch.
         optimizer: its optimizer, likewise.
-        losses: computes the losses from inputs and targets: the task's, the penalty, a teacher's if any.
+        losses: computes the losses of a batch: the task's, the penalty, a teacher's if any.
         total: what a step differentiates, from these losses.
         update: makes the optimizer's update and lets pruners follow it.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    losses: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    losses: Callable[..., tuple[Tensor, ...]]
     total: Callable[[tuple[Tensor, ...]], Tensor]
     update: Callable[[], None]
 
@@ -82,17 +85,17 @@ class Diagnosis:
         """Return what is first not finite in an epoch over ``batches``, and in which step; None if all is well this time."""
         self.model.train()
         with _first_bad_output(self.model) as layers:
-            for number, (x, y) in enumerate(batches, 1):
-                what = self._step(x.to(device), y.to(device), layers)
+            for number, batch in enumerate(batches, 1):
+                what = self._step([tensor.to(device) for tensor in batch], layers)
                 if what:
                     return f"{what} in step {number} of {len(batches)}"
         return None
 
-    def _step(self, x: Tensor, y: Tensor, layers: list[str]) -> str | None:
+    def _step(self, batch: list[Tensor], layers: list[str]) -> str | None:
         """Make a step; return what is first not finite in it."""
-        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in batch):
             return "the data are not finite"
-        losses = self.losses(x, y)
+        losses = self.losses(*batch)
         if layers:
             return f"the output of layer '{layers[0]}' is not finite"
         self.optimizer.zero_grad()

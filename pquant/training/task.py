@@ -11,19 +11,23 @@ from torch.nn import functional as F
 from pquant.data.batches import batches
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError
+from pquant.training.weighting import squared_error, weighted_mean
 
 
 class Task(Protocol):
-    """A loss for training and a metric for people; ``score`` gives per-example terms whose mean :meth:`finish` turns into the metric."""
+    """A loss for training and a metric for people; ``score`` gives per-example terms whose mean :meth:`finish` turns into the metric.
+
+    ``weight`` (batch,) are the weights of the examples, of mean 1 over their data set; None: all count the same.
+    """
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
         ...
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
+    def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the sum over the batch of what the metric averages, a scalar."""
         ...
 
@@ -39,13 +43,14 @@ class Classification:
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of logits (batch, classes) and targets (batch,)."""
-        return F.cross_entropy(output, target)
+        return F.cross_entropy(output, target) if weight is None else weighted_mean(F.cross_entropy(output, target, reduction="none"), weight)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the number of right answers."""
-        return (output.argmax(1) == target).sum()
+    def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the number of right answers, or their total weight."""
+        right = output.argmax(1) == target
+        return right.sum() if weight is None else (right * weight).sum()
 
     def finish(self, mean: float) -> float:
         """Return the accuracy."""
@@ -65,13 +70,14 @@ class Regression:
 
     scale: float = 1.0
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the mean squared error of (batch, outputs)."""
-        return F.mse_loss(output, target)
+        return squared_error(output, target, weight)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the sum of the squared errors, averaged over the outputs."""
-        return torch.square(output - target).flatten(1).mean(1).sum()
+    def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the sum of the squared errors, averaged over the outputs, each times its weight if there are any."""
+        errors = torch.square(output - target).flatten(1).mean(1)
+        return errors.sum() if weight is None else (errors * weight).sum()
 
     def finish(self, mean: float) -> float:
         """Return the root mean squared error."""
@@ -84,7 +90,7 @@ def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
     Raises:
         ConfigError: it does not.
     """
-    x, y = next(iter(batches(splits.train, 2)))
+    x, *target = next(iter(batches(splits.train, 2)))
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     needed = (len(x), splits.num_outputs)
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +100,7 @@ def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
             output = twin(x.to(device))
             fits = isinstance(output, Tensor) and tuple(output.shape) == needed
             if fits:
-                task.loss(output.float(), y.to(device)).backward()
+                task.loss(output.float(), *(tensor.to(device) for tensor in target)).backward()
         except Exception as error:
             raise ConfigError(f"model: {type(model).__name__} does not take the data: {' '.join(str(error).split())[:300]}") from error
     if not fits:

@@ -35,6 +35,7 @@ from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, se
 from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
 from pquant.training.optimizer import follow_schedule, parameter_groups
 from pquant.training.plan import Epoch, plan
+from pquant.training.selection import Selection
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
 from pquant.training.training import Training
@@ -96,6 +97,8 @@ class Trainer:
         self.plan = plan(training)
         self.horizon = training.horizon(len(self.loader))
         self.pruned, self.penalty = list(pruned_layers(self.model).values()), Penalty(self.model)
+        goal = next((layer.pruner.method.goal for layer in self.pruned), None)
+        self.selection = Selection(training, self.task, goal, bool(self._budget()))
         self.step: Step = SkipStep(self._step, self.model, self.optimizer) if training.on_nan == "skip_step" else self._step
         self.losses = StepCompiler(self._losses, self.model, training.compile, device, self._graphs_and_steps)
         self.overlapping: distributed.Losses | None = None
@@ -118,8 +121,8 @@ class Trainer:
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
         with self.distiller.attached(self.model):
-            for epoch in self.plan[self.position :]:
-                start = time.perf_counter()
+            while self.position < len(self.plan):
+                epoch, start = self.plan[self.position], time.perf_counter()
                 if epoch.stage is Stage.TRAIN and epoch.index == 0 and epoch.round == 0:
                     before_train()
                 if self._enter(epoch) or self.safe is None:
@@ -134,8 +137,25 @@ class Trainer:
                 self.position += 1
                 self.rows.append(row | {"seconds": time.perf_counter() - start})
                 if epoch.evaluated:
+                    self.selection.update(self.rows[-1], self.model)
+                    if self.training.patience and distributed.decided(self.selection.ends_stage(self.rows), self.device):
+                        self._end_stage(epoch)
                     self._keep()
                 on_epoch(self.rows[-1])
+
+    def _end_stage(self, epoch: Epoch) -> None:
+        """Leave out the epochs of a stage after this one; the learning rate goes on as if they had been trained."""
+        first = self.position
+        while self.position < len(self.plan) and self.plan[self.position].stage is epoch.stage:
+            follow_schedule(self.scheduler, None)
+            self.position += 1
+        if self.position > first and distributed.leads():
+            message = "%s ends after epoch %d instead of %d: no better %s in training.patience = %d evaluations"
+            log.info(message, epoch.stage.value, epoch.number, self.position, self.selection.monitored, self.training.patience)
+
+    def take_best(self) -> int | None:
+        """Give the model the weights that ``training.select`` asks for; return the number of their epoch, None if they are those of the last one."""
+        return self.selection.take(self.model)
 
     def _keep(self) -> None:
         self.safe, self.safe_position = cloned(self._state()), self.position
@@ -153,9 +173,9 @@ class Trainer:
         return row | {"sparsity": sparsity(self.model, parameters), "ebops": ebops(self.model, parameters)}
 
     def _budget(self) -> Row:
-        """Return the target of EBOPs and the price in force; nothing for a model without a target."""
+        """Return the target of EBOPs and the beta in force; nothing for a model without a target."""
         budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
-        return {"target_ebops": budgets[0].target, "price": float(budgets[0].price)} if budgets and budgets[0] else {}
+        return {"target_ebops": budgets[0].target, "beta": float(budgets[0].beta)} if budgets and budgets[0] else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
@@ -228,12 +248,13 @@ class Trainer:
         self.distiller.set_stage(epoch.stage)
         names = ("train/loss", "train/penalty", *self.distiller.metrics)
         *totals, count, good = torch.zeros(len(names) + 2, device=self.device).unbind()
-        for x, y in self.loader:
+        for batch in self.loader:
+            examples = len(batch[0])
             with self.losses.timed():
-                *losses, kept = self.step(x.to(self.device), y.to(self.device))
+                *losses, kept = self.step(*(tensor.to(self.device) for tensor in batch))
                 for total, loss in zip(totals, losses, strict=False):
-                    total.add_(loss, alpha=len(x))
-                count.add_(kept, alpha=len(x))
+                    total.add_(loss, alpha=examples)
+                count.add_(kept, alpha=examples)
                 good.add_(kept)
             self.step_count += 1
             after_step()
@@ -252,16 +273,16 @@ class Trainer:
         assert self.safe is not None
         self._load(self.safe)
         for epoch in self.plan[self.safe_position : self.position]:
-            for x, y in self.loader:
-                self.step(x.to(self.device), y.to(self.device))
-            self._leave(epoch, self.rows[epoch.number - 1]["train/loss"])
+            for batch in self.loader:
+                self.step(*(tensor.to(self.device) for tensor in batch))
+            self._leave(epoch, next(row["train/loss"] for row in reversed(self.rows) if row["epoch"] == epoch.number))
             follow_schedule(self.scheduler, None)
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        finite = torch.isfinite(x.sum(dtype=torch.float64))
-        (x, y), weight = distributed.part(x, y)
+    def _step(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        finite = torch.isfinite(batch[0].sum(dtype=torch.float64))
+        mine, weight = distributed.part(*batch)
         self.optimizer.zero_grad()
-        losses = (self.overlapping or self.losses)(x, y)
+        losses = (self.overlapping or self.losses)(*mine)
         together = self.distiller.total(losses)
         if self.overlapping:
             (together * (weight * distributed.count())).backward()
@@ -277,37 +298,39 @@ class Trainer:
         self.optimizer.step()
         self.step_events()
 
-    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def _losses(self, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
         """Return the task's loss, the penalty, and where a teacher teaches its loss: all that a training step differentiates."""
         reduced = self.training.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
             output = self.model(x)
         output = output.float()
-        return self.task.loss(output, y), self.penalty().to(self.device), *self.distiller.losses(x, output)
+        return self.task.loss(output, y, *weight), self.penalty().to(self.device), *self.distiller.losses(x, output, *weight)
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, on_batch: OnBatch = _ignore) -> Row:
         """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``.
 
-        ``on_batch`` gets the (output, target) of every batch.
+        They are weighted means if the examples have weights. ``on_batch`` gets the (output, target) of every batch.
         """
         model = model or self.model
         model.eval()
-        loss, score, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for x, y in batches(getattr(self.splits, part), 4 * self.training.batch_size):
-            x, y = x.to(self.device), y.to(self.device)
+        loss, score = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        count: float | Tensor = 0
+        for batch in batches(getattr(self.splits, part), 4 * self.training.batch_size):
+            x, y, *weight = (tensor.to(self.device) for tensor in batch)
             output = model(x)
-            loss += self.task.loss(output, y) * len(x)
-            score += self.task.score(output, y)
+            loss += self.task.loss(output, y, *weight) * len(x)
+            score += self.task.score(output, y, *weight)
             on_batch(output, y)
-            count += len(x)
+            count += weight[0].sum() if weight else len(x)
+        count = float(count)
         return {f"{prefix}/loss": float(loss) / count, f"{prefix}/{self.task.metric}": self.task.finish(float(score) / count)}
 
     @torch.no_grad()
     def gives_one_output(self, model: nn.Module) -> bool:
         """Return whether a model gives the same output for all examples of the validation set, so that nothing is left of it."""
         model.eval()
-        outputs = [model(x.to(self.device)) for x, _ in batches(self.splits.validation, 4 * self.training.batch_size)]
+        outputs = [model(x.to(self.device)) for x, *_ in batches(self.splits.validation, 4 * self.training.batch_size)]
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,8 +338,9 @@ class Trainer:
         if self.safe is None:
             self._keep()
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
-        rows = f"[{','.join(self.lines[: self.safe_position])}]"
-        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe}
+        count = sum(row["epoch"] <= self.safe_position for row in self.rows)
+        rows = f"[{','.join(self.lines[:count])}]"
+        return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe, "best": self.selection.best}
 
     def _state(self) -> dict[str, Any]:
         """Return what an epoch under way changes."""
@@ -339,6 +363,7 @@ class Trainer:
         self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
         schedule = self._schedule_at(self.position) if len(self.plan) != state["epochs"] else None
         self._load(state["state"])
+        self.selection.load(state.get("best"))
         if schedule is None:
             return
         before = [group["lr"] for group in self.optimizer.param_groups]
@@ -361,8 +386,9 @@ class Trainer:
         """Return the scheduler's state and the learning rates of all groups after ``position`` epochs of this run; this trainer has made no step."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a schedule that steps without its optimizer
-            for row in self.rows[:position]:
-                follow_schedule(self.scheduler, row.get("val/loss"))
+            losses = {row["epoch"]: row.get("val/loss") for row in self.rows}
+            for epoch in self.plan[:position]:
+                follow_schedule(self.scheduler, losses.get(epoch.number))
         return self.scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
 
     def _load(self, state: dict[str, Any]) -> None:

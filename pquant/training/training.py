@@ -40,6 +40,13 @@ class Training(Settings):
             schedules that depend on the validation loss do nothing, and a run that is killed trains these epochs again.
         compile: whether forward and losses are compiled into one graph for each stage, which takes 10 seconds to some minutes per stage. "auto":
             times the first eager steps, and compiles if a compiler is installed and compiling saves time in total.
+        select: which epoch's weights become the final model. "best": the best by ``monitor`` of the evaluated epochs that reach the targets of
+            sparsity and EBOPs; without a target, of the last stage's. A run of which no epoch reaches them ends with the last, and a warning.
+        monitor: what ``select`` and ``patience`` compare, on the validation data: the task's metric (accuracy or rmse), or the loss.
+        patience: number of evaluations in a row without improvement after which pretraining, or fine-tuning, ends; null: never. The train stage
+            always has all its epochs, as pruning methods and targets of EBOPs follow schedules over them. The learning rate goes on as if the epochs
+            that are left out had been trained.
+        min_delta: how much better than the best value so far an evaluation must be to count as an improvement for ``patience``.
         precision: "bf16": layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
         sync_batch_norm: whether batch norms use the statistics of the whole batch if several processes train; else each process uses those of its
             part.
@@ -61,6 +68,10 @@ class Training(Settings):
     pareto: bool | Literal["auto"] = "auto"
     evaluate_every: int = setting(1, ge=1, le=MOST_EPOCHS)
     compile: bool | Literal["auto"] = "auto"
+    select: Literal["last", "best"] = "last"
+    monitor: Literal["metric", "loss"] = "metric"
+    patience: int | None = setting(None, ge=1, le=MOST_EPOCHS)
+    min_delta: float = setting(0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_batch_norm: bool = False
     on_nan: Literal["stop", "skip_step"] = "stop"

@@ -8,7 +8,7 @@ import pquant.data
 
 CONF = Path(__file__).parents[2] / "conf"
 SOURCES = {"digits": "Digits", "mnist": "Mnist", "cifar10": "Cifar10", "jets": "Jets", "jets_simulated": "JetsSimulated"}
-SOURCES |= {"constituents": "Constituents", "table": "Table"}
+SOURCES |= {"constituents": "Constituents", "table": "Table", "images": "Images", "arrays": "Arrays"}
 
 
 def test_every_data_file_is_here() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pquant.data import Cifar10, Mnist
+from pquant.data import Cifar10, Images, Mnist
 from pquant.errors import ConfigError
 
 Arrays = dict[str, np.ndarray]
@@ -170,3 +170,84 @@ def test_what_torchvision_fetches_equals_a_local_copy(monkeypatch: pytest.Monkey
     assert seen == [(tmp_path, True)] * 2
     assert torch.equal(fetched.train.tensors[0], local.train.tensors[0])
     assert torch.equal(fetched.test.tensors[1], local.test.tensors[1])
+
+
+def of_file(tmp_path: Path, x: np.ndarray, **fields: object) -> Images:
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(len(x)) % 2)
+    return Images(path=str(tmp_path / "mine.npz"), **fields)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "inputs"),
+    [
+        ((8, 6), "auto", (1, 8, 6)),
+        ((3, 8, 6), "auto", (3, 8, 6)),
+        ((8, 6, 3), "auto", (3, 8, 6)),
+        ((8, 6, 1), "auto", (1, 8, 6)),
+        ((16, 8, 6), "nchw", (16, 8, 6)),
+        ((8, 6, 16), "nhwc", (16, 8, 6)),
+        ((3, 8, 3), "nhwc", (3, 3, 8)),
+    ],
+)
+def test_the_layout_follows_from_the_shape_or_is_given(tmp_path: Path, shape: tuple[int, ...], layout: str, inputs: tuple[int, ...]) -> None:
+    x = pixels(*shape)
+    splits = of_file(tmp_path, x, layout=layout).load(0)
+    assert splits.input_shape == inputs and splits.num_classes == 2
+    done = splits.preprocessing
+    raw = torch.cat([part.tensors[0] for part in (splits.train, splits.validation, splits.test)]) * done.scale + done.offset
+    last = inputs[0] == shape[-1] and len(shape) == 3
+    first = torch.from_numpy(np.moveaxis(x, -1, 1) if last else x).reshape(-1, *inputs).float()
+    assert {tuple(one.round().flatten().tolist()) for one in raw} == {tuple(one.flatten().tolist()) for one in first}
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "message"),
+    [
+        ((16, 8, 6), {}, r"mine.npz: expected a shape that tells which axis has the channels; give data.layout=nchw or nhwc; got x \(40, 16, 8, 6\)"),
+        ((3, 8, 3), {}, r"give data.layout=nchw or nhwc; got x \(40, 3, 8, 3\)"),
+        ((8,), {}, r"expected images \(N, C, H, W\), \(N, H, W, C\) or \(N, H, W\); got x \(40, 8\)"),
+        ((8, 6), {"layout": "nchw"}, r"expected 4 axes for data.layout=nchw; got x \(40, 8, 6\)"),
+        ((3, 8, 6), {"layout": "nhw"}, "expected 3 axes for data.layout=nhw"),
+    ],
+)
+def test_a_layout_that_is_ambiguous_or_wrong_is_refused(tmp_path: Path, shape: tuple[int, ...], fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        of_file(tmp_path, pixels(*shape), **fields).load(0)
+
+
+def test_each_channel_is_standardised_and_bytes_are_scaled_to_1_without(tmp_path: Path) -> None:
+    x = pixels(8, 6, 3)
+    train = of_file(tmp_path, x).load(0).train.tensors[0]
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(3))
+    plain = of_file(tmp_path, x, standardize=False).load(0)
+    assert float(plain.train.tensors[0].min()) == 0 and float(plain.train.tensors[0].max()) == 1
+    assert plain.described["input_scale"] == 255 and plain.described["input_offset"] == 0
+    floats = of_file(tmp_path, x.astype(np.float32), standardize=False).load(0)
+    assert float(floats.train.tensors[0].max()) == 255 and floats.described["input_scale"] == 1
+
+
+def test_images_of_a_file_can_be_flat_augmented_weighted_and_of_a_regression(tmp_path: Path) -> None:
+    x, y = pixels(3, 8, 6), np.arange(40) / 3
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, w_train=np.arange(40) + 1, x_test=x[:9], y_test=y[:9], w_test=np.ones(9))
+    path = str(tmp_path / "a.npz")
+    whole, flat = (Images(path=path, weight="w", flatten=flatten).load(0) for flatten in (False, True))
+    assert flat.input_shape == (144,) and torch.equal(whole.train.tensors[0].flatten(1), flat.train.tensors[0])
+    assert torch.equal(whole.train.tensors[2], flat.train.tensors[2]) and whole.num_classes is None and len(whole.test) == 9
+    assert flat.preprocessing.offset.shape == (144,) and whole.augment is None
+    moved = Images(path=path, augment="flip_crop").load(0)
+    assert moved.augment is not None and moved.augment(moved.train.tensors[0], torch.Generator()).shape == moved.train.tensors[0].shape
+    with pytest.raises(ConfigError, match="Images.augment must be none with data.flatten=true"):
+        Images(path=path, augment="crop", flatten=True)
+    with pytest.raises(ConfigError, match="Images.augment must be none with data.reconstruct=true"):
+        Images(path=path, augment="crop", reconstruct=True)
+    assert Images(path=path, target=None, reconstruct=True).load(0).num_outputs == 144
+
+
+def test_scales_of_bytes_can_be_powers_of_two(tmp_path: Path) -> None:
+    splits = of_file(tmp_path, pixels(8, 6), standardize="power_of_two").load(0)
+    assert np.frexp(splits.described["input_scale"])[0] == 0.5

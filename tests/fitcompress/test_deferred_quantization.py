@@ -29,15 +29,15 @@ def test_deferred_is_float_and_release_brings_everything_back(quantization: Quan
     model = pquant.compress(net, None, quantization, x).eval()
     quantized, before = model(x), copy.deepcopy(model.state_dict())
     sources = [getattr(module, "source", ()) for module in model.modules()]
-    price = pquant.ebops(model)
+    ebops = pquant.ebops(model)
     defer(model)
     torch.testing.assert_close(model(x), net(x), rtol=1e-6, atol=1e-6)
-    assert not torch.equal(quantized, net(x)) and pquant.ebops(model) > price
+    assert not torch.equal(quantized, net(x)) and pquant.ebops(model) > ebops
     defer(model)
     release(model)
     assert model.state_dict().keys() == before.keys()
     assert [getattr(module, "source", ()) for module in model.modules()] == sources
-    assert torch.equal(model(x), quantized) and pquant.ebops(model) == price
+    assert torch.equal(model(x), quantized) and pquant.ebops(model) == ebops
     release(model)
     assert torch.equal(model(x), quantized)
 

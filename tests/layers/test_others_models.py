@@ -291,7 +291,7 @@ def test_ebops_are_those_of_one_example_however_it_is_laid_out() -> None:
     assert counts == counts[:1] * 6 and counts[0] > 0 and counts[0] % 8 == 0
 
 
-def test_the_price_of_trained_bits_is_that_of_one_example_however_it_is_laid_out() -> None:
+def test_the_regularization_of_trained_bits_is_that_of_one_example_however_it_is_laid_out() -> None:
     section = bits(3, 5, use_hgq=True, hgq_beta=1.0, quantize_output=False)
     for on_rows in (False, True):
         for batch in (1, 2, 6):

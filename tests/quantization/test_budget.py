@@ -42,7 +42,7 @@ class Response:
         self.lr, self.noise, self.least, self.bits = lr, noise, least, 8.0
 
     def step(self, budget: EbopsBudget) -> None:
-        """Follow the price of one step."""
+        """Follow the beta of one step."""
         bits = torch.tensor(self.bits, requires_grad=True)
         (4**-bits + budget.cost(self._trained(bits))).backward()
         assert bits.grad is not None
@@ -57,9 +57,9 @@ class Response:
         return Use(trained / 1.5, self.bits, trained)
 
 
-def held(target: float, response: Response, price: float = 0.0) -> tuple[EbopsBudget, list[float]]:
+def held(target: float, response: Response, beta: float = 0.0) -> tuple[EbopsBudget, list[float]]:
     """Return the controller after a run on a response, and the EBOPs of each epoch."""
-    budget, found = EbopsBudget(target, price), []
+    budget, found = EbopsBudget(target, beta), []
     budget.begin(Use(START, 8.0, 1.5 * START), 0.7 * EPOCHS)
     budget.announce(START)
     for _ in range(EPOCHS):
@@ -85,18 +85,18 @@ def test_bits_that_follow_the_plan_too_late_come_to_the_target_in_the_end() -> N
     assert found[EPOCHS // 3] > 2 * found[EPOCHS // 2] and found[-1] == pytest.approx(5000, rel=0.05)
 
 
-def test_the_start_price_is_the_one_that_is_given_as_long_as_it_cannot_ruin_the_model(caplog: pytest.LogCaptureFixture) -> None:
-    def start(price: float) -> float:
-        budget = EbopsBudget(5000, price)
+def test_the_start_beta_is_the_one_that_is_given_as_long_as_it_cannot_ruin_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    def start(beta: float) -> float:
+        budget = EbopsBudget(5000, beta)
         budget.begin(Use(START, 8.0, START), 1e6)
         budget.announce(START)
-        return float(budget.price)
+        return float(budget.beta)
 
     assert start(3e-7) == pytest.approx(3e-7, rel=0.01)
     assert start(0.0) == pytest.approx(0, abs=1e-9)
     assert not caplog.text
     assert start(1.0) == pytest.approx(1 / START, rel=0.01)
-    assert "hgq_beta = 1 would cost a loss of 1e+05: the price starts at 1e-05" in caplog.text
+    assert "hgq_beta = 1 would cost a loss of 1e+05: it starts at 1e-05" in caplog.text
 
 
 def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,20 +104,20 @@ def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO):
         budget.begin(Use(START, 8.0, START), 10)
         budget.announce(START)
-        prices = [float(budget.price)]
+        betas = [float(budget.beta)]
         for _ in range(20):
             budget.follow(Use(START, 6.0, START))
-            prices.append(float(budget.price))
+            betas.append(float(budget.beta))
         budget.report(START)
-    assert prices == [0.0] * 21
+    assert betas == [0.0] * 21
     assert "the budget is not needed" in caplog.text and "50.0 % fewer: the budget was not needed" in caplog.text
     budget.follow(Use(3 * START, 8.0, 3 * START))
-    assert budget.price > 0, "what grows beyond it is held"
+    assert budget.beta > 0, "what grows beyond it is held"
 
 
 def test_a_target_out_of_reach_is_told_with_what_was_reached(caplog: pytest.LogCaptureFixture) -> None:
     budget, found = held(100, Response(0.05, 0.1, least=8 * math.sqrt(0.007)))
-    assert found[-1] == pytest.approx(700) and math.isfinite(budget.price)
+    assert found[-1] == pytest.approx(700) and math.isfinite(budget.beta)
     budget.report(found[-1])
     assert "the target of 100 EBOPs is not held: the model has 700 in the end, 600.0 % more: it was not reached" in caplog.text
 
@@ -131,13 +131,13 @@ def test_a_target_that_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> 
 
 def test_what_pruning_took_is_bought_back_until_it_is_there() -> None:
     budget, _ = held(5000, Response(0.05, 0.1))
-    prices = []
+    betas = []
     for ebops in (3000, 3000, 5500):
         budget.follow(Use(ebops, 4.0, ebops))
-        prices.append(float(budget.price))
-    assert prices[0] < 0 and prices[1] < 0 < prices[2]
+        betas.append(float(budget.beta))
+    assert betas[0] < 0 and betas[1] < 0 < betas[2]
     budget.follow(Use(3000, 7.9, 3000))
-    assert budget.price == 0, "a weight gets no more bits than it had"
+    assert budget.beta == 0, "a weight gets no more bits than it had"
 
 
 def test_it_goes_on_from_its_state() -> None:
@@ -151,7 +151,7 @@ def test_it_goes_on_from_its_state() -> None:
     for ebops in (9000.0, 7000.0, 4000.0):
         for one in (budget, other):
             one.follow(Use(ebops, 4.0, 1.2 * ebops))
-        assert budget.price == other.price != 0
+        assert budget.beta == other.beta != 0
         assert budget.cost(torch.tensor(8000.0)) == other.cost(torch.tensor(8000.0)) != 0
 
 
@@ -161,18 +161,18 @@ def model(**changes: Any) -> nn.Module:
     return pquant.compress(net, DST(alpha=0.0), Quantization(**(HGQ | {"target_ebops": 500} | changes)), torch.randn(4, 8))
 
 
-def test_the_stages_and_epochs_of_a_model_move_the_price_of_all_its_layers() -> None:
+def test_the_stages_and_epochs_of_a_model_move_the_beta_of_all_its_layers() -> None:
     net = model()
-    prices = []
+    betas = []
     for stage, epochs in ((pquant.Stage.PRETRAIN, 1), (pquant.Stage.TRAIN, 3), (pquant.Stage.FINETUNE, 2)):
         pquant.set_stage(net, stage, pquant.Horizon(epochs=3, steps_per_epoch=1))
         for _ in range(epochs):
-            found = {float(layer.regularization.budget.price) for layer in budgeted_layers(net)}
+            found = {float(layer.regularization.budget.beta) for layer in budgeted_layers(net)}
             assert len(found) == 1
-            prices += found
+            betas += found
             pquant.on_epoch_end(net)
-    assert prices[0] == 0, "nothing is asked for before the train stage"
-    assert prices == sorted(prices) and prices[1] > 0, "EBOPs stay where they are, so the price rises"
+    assert betas[0] == 0, "nothing is asked for before the train stage"
+    assert betas == sorted(betas) and betas[1] > 0, "EBOPs stay where they are, so the beta rises"
     assert float(pquant.penalty(net).detach()) > 0
     assert not budgeted_layers(pquant.finalize(net))
 
@@ -224,4 +224,4 @@ def test_a_run_on_digits_ends_at_its_target(pruning: str, target: int, tmp_path:
     experiment = build(*SHORT, f"pruning={pruning}", f"quantization.target_ebops={target}")
     summary = experiment.run(Run(tmp_path, {}, ""))
     assert summary["target_ebops"] == target and abs(summary["ebops"] / target - 1) <= 0.05
-    assert "Price of EBOPs" in (tmp_path / "report.html").read_text()
+    assert "Beta of EBOPs" in (tmp_path / "report.html").read_text()

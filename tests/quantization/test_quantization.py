@@ -266,14 +266,14 @@ def test_a_schedule_is_pairs_in_order(schedule: Any) -> None:
         Quantization(hgq_beta_schedule=schedule)
 
 
-def test_bits_have_a_price_from_the_train_stage_on() -> None:
+def test_bits_are_regularized_from_the_train_stage_on() -> None:
     model = pquant.compress(nn.Linear(3, 2), None, Quantization(**SIX_BITS, use_hgq=True, hgq_gamma=1e-3, hgq_beta=1e-4), X[:, :3])
-    prices = {}
+    penalties = {}
     for stage in pquant.Stage:
         pquant.set_stage(model, stage)
-        prices[stage.value] = float(pquant.penalty(model).detach())
+        penalties[stage.value] = float(pquant.penalty(model).detach())
     ebops = 3 * 2 * 6 * 6 + 2 * 6
-    assert prices == pytest.approx({"pretrain": 0, "train": 1e-3 * 4 * 6 + 1e-4 * ebops, "finetune": 1e-3 * 4 * 6 + 1e-4 * ebops})
+    assert penalties == pytest.approx({"pretrain": 0, "train": 1e-3 * 4 * 6 + 1e-4 * ebops, "finetune": 1e-3 * 4 * 6 + 1e-4 * ebops})
 
 
 SEQUENCE = torch.randn(2, 6, 8)

@@ -59,9 +59,9 @@ def test_lines_show_evaluated_epochs(capsys, rows):
     assert all("EBOPs" in line for line in lines[1:])
 
 
-def test_a_target_and_its_price_are_shown(capsys, rows, summary, tmp_path):
-    train(Console("plain"), [rows[0] | {"target_ebops": 1000, "price": 1.25e-6}])
-    assert capsys.readouterr().out.rstrip().endswith("EBOPs     999  target   1,000  price 1.25e-06")
+def test_a_target_and_its_beta_are_shown(capsys, rows, summary, tmp_path):
+    train(Console("plain"), [rows[0] | {"target_ebops": 1000, "beta": 1.25e-6}])
+    assert capsys.readouterr().out.rstrip().endswith("EBOPs     999  target   1,000  beta 1.25e-06")
     Console("plain").summary(summary | {"target_ebops": 5500}, tmp_path)
     assert "EBOPs            5,493         of 5,500" in capsys.readouterr().out
 

@@ -17,9 +17,9 @@ def test_curves_plot_metric_losses_sparsity_and_ebops(rows):
     assert {"training", "validation"} <= set(texts(plots[1].svg))
 
 
-def test_a_budget_has_its_target_and_its_price(rows):
-    plots = curves([row | {"target_ebops": 500.0, "price": 1e-6 * row["epoch"]} for row in rows])
-    assert [plot.title for plot in plots][-2:] == ["EBOPs", "Price of EBOPs"]
+def test_a_budget_has_its_target_and_its_beta(rows):
+    plots = curves([row | {"target_ebops": 500.0, "beta": 1e-6 * row["epoch"]} for row in rows])
+    assert [plot.title for plot in plots][-2:] == ["EBOPs", "Beta of EBOPs"]
     assert {"reached", "target"} <= set(texts(plots[-2].svg))
 
 

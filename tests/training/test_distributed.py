@@ -30,6 +30,7 @@ METHODS = {
     "dst-hgq": ["pruning=dst", "quantization=hgq"],
     "hgq": ["pruning=none", "quantization=hgq", "quantization.hgq_beta=1e-6"],
     "teacher": ["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"],
+    "selection": ["pruning=magnitude", "training.select=best", "training.patience=1", "training.monitor=loss", "optimizer.lr=0.05"],
     "wrap": ["pruning=none", "quantization=hgq", "quantization.overflow_mode_data=WRAP"],
 }
 MAY_DIFFER = {"cs": 0.001}

@@ -102,6 +102,14 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(method: str, 
 
 
 @pytest.mark.slow
+def test_so_does_a_run_that_ends_stages_early_and_selects_the_best_epoch(server: Server, tmp_path: Path) -> None:
+    lengths = [f"training.{setting}" for setting in ("pretraining_epochs=6", "fine_tuning_epochs=6", "patience=1", "select=best")]
+    kill(["pruning=magnitude", "pruning.sparsity=0.3", "optimizer.lr=0.5", *lengths], "selection", server, tmp_path)
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["epochs"] < summary["planned_epochs"] and summary["selected_epoch"] > 0
+
+
+@pytest.mark.slow
 def test_so_does_a_run_with_a_teacher(server: Server, tmp_path: Path) -> None:
     kill(["pruning=dst", "distillation=teacher", "distillation.features=[layers.1]"], "teacher", server, tmp_path)
     assert (tmp_path / "killed" / "teacher.safetensors").is_file()

@@ -263,14 +263,14 @@ def test_a_schedule_on_a_plateau_rests_between_evaluations() -> None:
     assert [row["lr"] for row in found.rows] == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.025]
 
 
-def test_the_rows_of_a_budget_have_target_and_price_in_force() -> None:
+def test_the_rows_of_a_budget_have_target_and_beta_in_force() -> None:
     section = replace(TRAINED, hgq_beta_schedule=[], target_ebops=1000)
     run = trainer(DST(alpha=1e-2), section)
     run.fit(lambda row: None)
     assert {row["target_ebops"] for row in run.rows} == {1000}
-    prices = [row["price"] for row in run.rows]
-    assert prices[0] == 0 < prices[1] and len(set(prices)) > 5
-    assert [row["train/penalty"] > 0 for row in run.rows] == [price > 0 for price in prices]
+    betas = [row["beta"] for row in run.rows]
+    assert betas[0] == 0 < betas[1] and len(set(betas)) > 5
+    assert [row["train/penalty"] > 0 for row in run.rows] == [beta > 0 for beta in betas]
 
 
 def test_weights_that_are_saved_and_never_put_back_leave_fine_tuning_as_it_is() -> None:
