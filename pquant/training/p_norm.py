@@ -58,8 +58,7 @@ class PAdam(_PNormDecay, Adam):
     Args:
         params: parameters, or groups of them; a group may have a ``weight_decay`` and a ``p_norm`` of its own.
         p_norm: p, in (0, 2].
-        weight_decay: strength of the decay, at least 0.
-        options: the arguments of :class:`torch.optim.Adam`.
+        options: the arguments of :class:`torch.optim.Adam`; ``weight_decay``, at least 0, is the strength of the decay.
 
     Raises:
         ValueError: an argument out of range.
@@ -72,8 +71,7 @@ class PSGD(_PNormDecay, SGD):
     Args:
         params: parameters, or groups of them.
         p_norm: p, in (0, 2].
-        weight_decay: strength of the decay, at least 0.
-        options: the arguments of :class:`torch.optim.SGD`.
+        options: the arguments of :class:`torch.optim.SGD`; ``weight_decay``, at least 0, is the strength of the decay.
 
     Raises:
         ValueError: an argument out of range.
