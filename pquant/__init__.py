@@ -1,5 +1,6 @@
 """pquant: train neural networks while pruning and quantizing them."""
 
+import pquant.startup  # noqa: F401, I001  (before the imports that take long)
 from pquant.installation import VERSION, warn_of_other_package
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.convert import compress

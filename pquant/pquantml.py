@@ -53,7 +53,16 @@ RENAMED = {
     "default_fractional_bits": ["default_weight_fractional_bits", "default_data_fractional_bits"],
 }
 BITS = {"keep_negatives": "k", "integer_bits": "i", "fractional_bits": "f", "quantize": "enable"}
-OPTIMIZER = {"lr": "lr", "learning_rate": "lr", "l2_decay": "weight_decay", "momentum": "momentum"}
+OPTIMIZER = {
+    "lr": "lr",
+    "learning_rate": "lr",
+    "l2_decay": "weight_decay",
+    "momentum": "momentum",
+    "lambda_p": "weight_decay",
+    "p_norm": "p_norm",
+}
+P_NORM = {"lambda_p": 1e-2, "p_norm": 1.0}
+"""What only optimizers with p-norm weight decay have, with PQuantML's defaults."""
 SCHEDULES = {"cosine": {"cosine_tmax": "T_max"}, "multistep": {"milestones": "milestones", "gamma": "gamma"}}
 LENGTHS = {"epochs", "fine_tuning_epochs", "pretraining_epochs", "rewind", "rounds", "save_weights_epoch"}
 """Fields of the training section that PQuantML also has."""
@@ -83,8 +92,9 @@ def meaning(old: Any) -> Converted:
     new = Converted()
     parts = {section: dict(old.get(section) or {}) for section in SECTIONS}
     training = {key: value for key, value in old.items() if key not in SECTIONS} | parts["training_parameters"]
+    floor = parts["pruning_parameters"].pop("min_frac_bits", None)
     _pruning(parts["pruning_parameters"], training, new)
-    _quantization(parts["quantization_parameters"], training, new)
+    _quantization(parts["quantization_parameters"], training, floor, new)
     _fitcompress(parts["fitcompress_parameters"], new)
     _training(training, new)
     study = parts["hpo_parameters"] | parts["finetuning_parameters"]
@@ -113,16 +123,14 @@ def _pruning(section: dict[str, Any], training: dict[str, Any], new: Converted) 
     _take("pruning", method, section, {}, new)
 
 
-def _quantization(section: dict[str, Any], training: dict[str, Any], new: Converted) -> None:
+def _quantization(section: dict[str, Any], training: dict[str, Any], floor: Any, new: Converted) -> None:
     for old, names in RENAMED.items():
         if old in section:
             value = section.pop(old)
             section = {name: value for name in names} | section
     if section.pop("use_symmetric_quantization", False):
         section |= {"overflow_mode_parameters": "SAT_SYM", "overflow_mode_data": "SAT_SYM"}
-    if section.pop("dynamic_data_quantization", False):
-        section["default_data_integer_bits"] = "auto"
-        new.warnings.append("dynamic_data_quantization adapted to each batch; integer bits of data are now chosen once, when training starts")
+    _ranges(section, floor, new)
     section["pruning_first"] = training.pop("pruning_first", False)
     method = METHODS.get(new.choices["pruning"], NoPruning)
     if not section["pruning_first"] and method.rescales and section.get("enable_quantization", True):
@@ -141,6 +149,21 @@ def _quantization(section: dict[str, Any], training: dict[str, Any], new: Conver
         new.values = {name: value for name, value in new.values.items() if ".hgq_" not in name}
     elif new.values["quantization.hgq_lr"] is None:
         new.warnings.append("bit widths have the learning rate of the weights, as in PQuantML; quantization.hgq_lr=0.01 trains them faster")
+
+
+def _ranges(section: dict[str, Any], floor: Any, new: Converted) -> None:
+    """Convert what PQuantML chooses from ranges: dynamic data, and ``floor``, the fewest fractional bits that its FITCompress leaves data."""
+    hgq, dynamic = bool(section.get("use_hgq")), bool(section.get("dynamic_data_quantization"))
+    if dynamic and hgq:
+        new.warnings.append("dynamic_data_quantization has no effect with HGQ, which trains the bits of data")
+    elif dynamic:
+        section["min_frac_bits"] = 0
+        new.warnings.append("dynamic_data_quantization ends at the range of the training data, in PQuantML at that of the last batch")
+    section["dynamic_data_quantization"] = dynamic and not hgq
+    if floor is not None and (dynamic or hgq):
+        section["min_frac_bits"] = int(floor)
+    elif floor is not None:
+        new.warnings.append(f"min_frac_bits = {floor} has no effect without dynamic_data_quantization: FITCompress does not change the bits of data")
 
 
 def _rule(layer: str, rule: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,8 +219,11 @@ def _optimization(section: dict[str, Any], new: Converted) -> None:
         new.choices["optimizer"] = optimizer
     elif optimizer:
         new.warnings.append(f"training_parameters.optimizer '{optimizer}' has no preset: any of torch.optim by optimizer._target_")
+    if p_norm := optimizer in ("padam", "psgd"):
+        section.update(P_NORM | section)
+    without = {"l2_decay"} if p_norm else set(P_NORM)
     for key, name in OPTIMIZER.items():
-        if key in section and (name != "momentum" or optimizer == "sgd"):
+        if key in section and key not in without and (name != "momentum" or optimizer in ("sgd", "psgd")):
             new.values[f"optimizer.{name}"] = _number(section[key])
     if schedule in SCHEDULES:
         new.choices["scheduler"] = schedule

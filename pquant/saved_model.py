@@ -1,9 +1,11 @@
 """The model of an earlier run, built again, and weights from files. No code of a folder is run; its configuration may build only what is allowed."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -105,12 +107,36 @@ def take_weights(model: nn.Module, source: str, field: str = "init_from") -> Non
     else:
         raise ConfigError(f"{field} must be the folder of an earlier run, with {CHECKPOINT} in it, or a {SUFFIX} file, got '{source}'")
     own = model.state_dict()
+    if any(name not in given for name in own):
+        given = {**given, **_joined(model, given, f"{field}: '{{}}' is {{}} in {source} and {{}} in the model")}
     for name, tensor in own.items():
         if name not in given:
             raise ConfigError(f"{field}: {source} has no '{name}', which the model needs: give the model of that run; it has {_few(given)}")
         if given[name].shape != tensor.shape:
             raise ConfigError(f"{field}: '{name}' is {tuple(given[name].shape)} in {source} and {tuple(tensor.shape)} in the model")
     model.load_state_dict({name: given[name] for name in own})
+
+
+def _joined(model: nn.Module, given: Mapping[str, Tensor], mismatch: str) -> dict[str, Tensor]:
+    """Return by name those parameters of a float model that its compressed form holds in parts, such as the projections of attention.
+
+    Where each value goes is seen from a compressed model whose float parameters have the numbers 0, 1, 2... as values.
+    """
+    numbered, ends = copy.deepcopy(model).double(), 0
+    places: dict[int, slice] = {}
+    for parameter in numbered.parameters():
+        places[id(parameter)] = slice(ends, ends := ends + parameter.numel())
+        parameter.data = torch.arange(places[id(parameter)].start, ends, dtype=torch.float64).view_as(parameter)
+    values, known = torch.zeros(ends), torch.zeros(ends, dtype=torch.bool)
+    for name, part in compress(numbered).named_parameters(remove_duplicate=False):
+        if name in given:
+            if given[name].shape != part.shape:
+                raise ConfigError(mismatch.format(name, tuple(given[name].shape), tuple(part.shape)))
+            at = part.detach().long().flatten()
+            values[at], known[at] = given[name].flatten().float(), True
+    parameters = numbered.named_parameters(remove_duplicate=False)
+    whole = {name: (places[id(parameter)], parameter.shape) for name, parameter in parameters if bool(known[places[id(parameter)]].all())}
+    return {name: values[place].view(shape) for name, (place, shape) in whole.items() if name not in given}
 
 
 def _few(names: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from pquant.errors import ConfigError
 from pquant.installation import CONF, IS_CHECKOUT, ROOT
 
 PACKAGED = "pkg://pquant.conf"
@@ -65,15 +66,29 @@ class PackageSearchPath(SearchPathPlugin):
     """Adds the user's ``conf/`` in front of the configuration of this package, and the experiments behind it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add both, for an application whose primary configuration is that of this package."""
+        """Add both, for an application whose primary configuration is that of this package.
+
+        Raises:
+            ConfigError: the user's folder would replace the primary configuration.
+        """
         paths = {entry.path for entry in search_path.get_path()}
         if not paths & {PACKAGED, str(CONF), f"file://{CONF}"}:
             return
         own = Path("conf").absolute()
         if own.is_dir() and own.resolve() != CONF.resolve():
+            _check(own / "config.yaml")
             search_path.prepend("user", f"file://{own}", SearchPathQuery(provider="main"))
         if IS_CHECKOUT:
             search_path.append("experiments", f"{ExperimentSource.scheme()}://{ROOT / 'experiments'}", SearchPathQuery(provider="main"))
+
+
+def _check(primary: Path) -> None:
+    """Refuse another primary configuration than that of the package; a checkout of the package has the same one."""
+    if primary.is_file() and primary.read_bytes() != (CONF / primary.name).read_bytes():
+        raise ConfigError(
+            f"{primary} would replace the whole configuration of pquant: rename it, say to mine.yaml, let it begin with "
+            "'defaults: [config, _self_]', and add --config-name=mine to the command"
+        )
 
 
 def register() -> None:

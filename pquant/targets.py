@@ -61,7 +61,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
         Kind("torchvision.models", MODULE, _torchvision),
         Kind("timm.models", MODULE, _timm),
     ),
-    "optimizer": (Kind("torch.optim", "torch.optim.Optimizer"),),
+    "optimizer": (Kind("torch.optim", "torch.optim.Optimizer"), Kind("pquant.training.p_norm", "torch.optim.Optimizer")),
     "scheduler": (Kind("torch.optim", "torch.optim.lr_scheduler.LRScheduler"),),
     "training": (Kind("pquant.training", SETTINGS),),
     "pruning": (Kind("pquant.pruning", "pquant.pruning.method.PruningMethod"),),

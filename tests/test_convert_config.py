@@ -73,9 +73,20 @@ def test_quantization_has_pquantmls_defaults_and_names() -> None:
         {"quantization_parameters": {"default_integer_bits": 1.0, "default_fractional_bits": 5.0, "use_symmetric_quantization": True}}
     ).quantization
     assert (old.default_weight_integer_bits, old.default_data_fractional_bits, old.overflow_mode_data) == (1, 5, "SAT_SYM")
-    assert build({"quantization_parameters": {"dynamic_data_quantization": True}}).quantization.default_data_integer_bits == "auto"
     assert not build({"quantization_parameters": {"enable_quantization": False}}).quantization.enable_quantization
     assert build({"quantization_parameters": {}, "training_parameters": {"pruning_first": True}}).quantization.pruning_first
+
+
+def test_dynamic_data_and_its_fewest_fractional_bits() -> None:
+    dynamic = {"quantization_parameters": {"dynamic_data_quantization": True}}
+    built = build(dynamic).quantization
+    assert built.dynamic_data_quantization and (built.default_data_integer_bits, built.min_frac_bits) == (0, 0)
+    assert any("that of the last batch" in warning for warning in meaning(dynamic).warnings)
+    built = build(dynamic | pruned(pruning_method="fitcompress", min_frac_bits=2.0)).quantization
+    assert built.dynamic_data_quantization and built.min_frac_bits == 2
+    hgq = {"quantization_parameters": {"dynamic_data_quantization": True, "use_high_granularity_quantization": True}}
+    assert not build(hgq).quantization.dynamic_data_quantization and build(hgq).quantization.min_frac_bits is None
+    assert any("no effect with HGQ" in warning for warning in meaning(hgq).warnings)
 
 
 def test_rules_of_layers() -> None:
@@ -101,6 +112,11 @@ def test_training_and_the_optimizer() -> None:
     assert built.optimizer.keywords | {"fused": None} == {"lr": 0.01, "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3, "fused": None}
     assert built.scheduler.keywords == {"milestones": [5, 8], "gamma": 0.2}
     assert meaning({"training_parameters": told}).warnings == []
+    for given, expected in (({}, (1e-2, 1.0)), ({"lambda_p": "1e-3", "p_norm": 0.8, "l2_decay": 1.0}, (1e-3, 0.8))):
+        old = {"training_parameters": {"optimizer": "pAdam", "lr": 0.01} | given}
+        decay = build(old).optimizer
+        assert decay.func.__name__ == "PAdam" and (decay.keywords["weight_decay"], decay.keywords["p_norm"]) == expected
+        assert meaning(old).warnings == []
     outside = {"training_parameters": {"epochs": 3}, "batch_size": 16, "lr": 0.5, "lr_schedule": "cosine", "cosine_tmax": 7, "dataset": "cifar10"}
     assert build(outside).training.batch_size == 16
     assert build(outside).scheduler.keywords["T_max"] == 7
@@ -132,6 +148,7 @@ def test_what_has_no_counterpart_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("old", "warning"),
     [
+        (pruned(pruning_method="fitcompress", min_frac_bits=2.0), "min_frac_bits = 2.0 has no effect without dynamic_data_quantization"),
         (pruned(pruning_method="pdp", threshold_decay=1e-3), "threshold_decay = 0.001 has no effect: pdp trains no threshold"),
         (pruned(pruning_method="dst") | {"training_parameters": {"rewind": "post-ticket-search"}}, "rewind = 'post-ticket-search' has no effect"),
         ({"quantization_parameters": {"layer_specific": [{"a": 1}]}}, "layer_specific = [{'a': 1}] maps no layer to its settings"),

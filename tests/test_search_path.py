@@ -1,5 +1,10 @@
 """Where configurations are found: the user's own folder first, then the package's, then the experiments; other applications are left alone."""
 
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +38,27 @@ def test_the_users_folder_lies_on_top(tmp_path: Path, monkeypatch: pytest.Monkey
         assert providers() == ["hydra", "user", "main", "experiments", "schema"]
         assert compose("config", overrides=["pruning=wanda"]).pruning.sparsity == 0.25
         assert compose("config", overrides=["experiment=digits_methods/dst"]).pruning.pruning_method == "dst"
+
+
+def test_a_file_of_the_user_does_not_replace_the_whole_configuration(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("lr: 1\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    refused = command([sys.executable, "-m", "pquant", "tracker=none"])
+    assert refused.returncode == 1 and "config.yaml would replace the whole configuration of pquant" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    (tmp_path / "conf" / "config.yaml").rename(tmp_path / "conf" / "mine.yaml")
+    (tmp_path / "conf" / "mine.yaml").write_text("defaults: [config, _self_]\nseed: 7\n")
+    shown = command([sys.executable, "-m", "pquant", "--config-name=mine", "--cfg", "job"])
+    assert shown.returncode == 0 and "seed: 7" in shown.stdout and "pruning:" in shown.stdout, shown.stderr
+
+
+def test_a_copy_of_the_whole_configuration_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(config_dir=str(CONF)):
+        assert compose("config").seed == 0
 
 
 def test_the_folder_of_the_package_is_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from pquant.layers.example import Example, arguments, same_random_numbers
-from pquant.quantization.hgq import HGQQuantizer
-from pquant.quantization.quantizer import FixedPointQuantizer
+from pquant.quantization.quantizer import Quantizer
 
 
 @torch.no_grad()
@@ -19,11 +18,17 @@ def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
 
 @torch.no_grad()
 def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
-    """Widen the integer bits that were tracked in training (HGQ under WRAP) until no value in these batches wraps; before deployment."""
-    _observe(model, [module for module in model.modules() if isinstance(module, HGQQuantizer) and module.tracks], batches)
+    """Let the integer bits that were tracked in training hold all values in these batches; before deployment.
+
+    Those of HGQ under WRAP only widen. Those of ``dynamic_data_quantization`` become what these batches need, whatever training has seen.
+    """
+    tracking = [module for module in model.modules() if isinstance(module, Quantizer) and module.tracks]
+    for quantizer in tracking:
+        quantizer.start_tracing()
+    _observe(model, tracking, batches)
 
 
-def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer], batches: Iterable[Example]) -> None:
+def _observe(model: nn.Module, quantizers: list[Quantizer], batches: Iterable[Example]) -> None:
     if quantizers:
         with _observing(model, quantizers):
             for args, kwargs in map(arguments, batches):
@@ -31,7 +36,7 @@ def _observe(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantiz
 
 
 @contextmanager
-def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuantizer]) -> Iterator[None]:
+def _observing(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     for quantizer in quantizers:
         quantizer.observing = True
@@ -46,6 +51,6 @@ def _observing(model: nn.Module, quantizers: list[FixedPointQuantizer | HGQQuant
             module.training = mode
 
 
-def auto_quantizers(model: nn.Module) -> list[FixedPointQuantizer | HGQQuantizer]:
+def auto_quantizers(model: nn.Module) -> list[Quantizer]:
     """Return the quantizers whose integer bits are chosen from the values seen."""
-    return [module for module in model.modules() if isinstance(module, (FixedPointQuantizer, HGQQuantizer)) and module.auto]
+    return [module for module in model.modules() if isinstance(module, Quantizer) and module.auto]

@@ -63,6 +63,7 @@ class HGQQuantizer(Quantizer):
 
     Under SAT and SAT_SYM ``i`` and ``f`` are parameters. Under WRAP only ``f`` is: ``i`` follows the values, at once upwards and by
     ``forget`` bits a step downwards, and the sign ``k`` comes with the first negative value; training neither wraps nor saturates.
+    ``f`` never falls below ``min_f`` of the settings, see :class:`pquant.training.bit_range.BitRange`.
 
     Args:
         settings: bits to start from, and modes.
@@ -80,8 +81,7 @@ class HGQQuantizer(Quantizer):
         self.optimizer_options = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": lr}
         self.round_mode, self.overflow_mode, self.forget = settings.round_mode, settings.overflow_mode, forget
         self.keeps_negatives = settings.k
-        self.auto = settings.i == "auto"
-        self.observing = False
+        self.auto, self.min_f = settings.i == "auto", settings.min_f
         self.steps_taken = 0
         start = 0.0 if settings.i == "auto" else float(settings.i)
         self.f = nn.Parameter(torch.full(shape, float(settings.f)))
@@ -92,7 +92,7 @@ class HGQQuantizer(Quantizer):
             self.register_buffer("k", torch.full(shape, float(settings.k)))
 
     @property
-    def tracks(self) -> bool:
+    def tracks(self) -> bool:  # type: ignore[override]
         """Whether the integer bits follow the values."""
         return self.overflow_mode not in SATURATING
 
@@ -118,7 +118,7 @@ class HGQQuantizer(Quantizer):
         """Return the grid of training under WRAP, whose range holds all values once rounded: without bounds, on which a value could lie beyond."""
         to = self._grid(dtype)
         infinite = torch.full_like(to.step, math.inf)
-        return to._replace(low=-infinite, high=infinite, overflow_mode="SAT")
+        return Grid(-infinite, infinite, to.scale, to.step, to.round_mode, "SAT")
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from pquant.errors import ConfigError, unknown
 from pquant.names import check_patterns, matches
 from pquant.quantization.budget import ebops_for
+from pquant.quantization.dynamic import DynamicQuantizer
 from pquant.quantization.fixed_point import OverflowMode, RoundMode
 from pquant.quantization.hgq import HGQQuantizer, scheduled
 from pquant.quantization.quantizer import FixedPointQuantizer, Granularity, NoQuantizer, Quantizer, TensorFormat, bits_shape
 from pquant.settings import Settings, schema, setting
 
 DATA_FORGET = 0.01
-"""Bits by which the tracked integer bits of data may fall in one step (HGQ2's value)."""
+"""Bits by which the tracked integer bits of data may fall in one batch (HGQ2's value)."""
 
 COUNTING = ("ebops_factor", "parallelization")
 """What a rule of ``layer_specific`` says of EBOPs."""
@@ -120,6 +121,10 @@ class Quantization(Settings):
             weights.
         granularity: which weights share a bit width.
         data_granularity: which inputs and outputs share a bit width.
+        min_frac_bits: fewest fractional bits that training may choose, for trained bits and for dynamic data; null: any number.
+        dynamic_data_quantization: for fixed bits: whether the binary point of inputs and outputs follows the range of each training batch. The width
+            k + i + f stays. When training is over, one pass over the training data chooses the final format
+            (:mod:`pquant.quantization.dynamic`).
         pruning_first: true: weights are pruned, then quantized. false: weights are quantized, then pruned, which needs a method that does not change
             the remaining weights.
 
@@ -152,6 +157,8 @@ class Quantization(Settings):
     hgq_lr: float | None = setting(None, gt=0)
     granularity: Granularity = "per_tensor"
     data_granularity: Granularity = "per_tensor"
+    min_frac_bits: int | None = setting(None, ge=-32, le=32)
+    dynamic_data_quantization: bool = False
     pruning_first: bool = True
 
     def __post_init__(self) -> None:
@@ -161,6 +168,7 @@ class Quantization(Settings):
         if len(epochs) < len(self.hgq_beta_schedule) or epochs != sorted({int(epoch) for epoch in epochs}):
             raise self.error("hgq_beta_schedule", "a list of [epoch, value] pairs, none negative, with whole epochs that rise from pair to pair")
         self._check_target()
+        self._check_dynamic()
         for pattern in self.layer_specific:
             self._overridden(pattern)
             self._counting(pattern)
@@ -175,6 +183,16 @@ class Quantization(Settings):
             raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, which is a target too")
         if self.hgq_beta_schedule:
             raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets beta: hgq_beta is what it starts from")
+
+    def _check_dynamic(self) -> None:
+        if self.dynamic_data_quantization and self.use_hgq:
+            raise self.error("dynamic_data_quantization", "false with use_hgq, which trains the integer bits of data")
+        if self.dynamic_data_quantization and self.default_data_integer_bits == "auto":
+            raise self.error("default_data_integer_bits", "a number with dynamic_data_quantization, whose width is k + i + f")
+        chosen = {"data": self.use_hgq or self.dynamic_data_quantization, "weight": self.use_hgq}
+        for tensor in (tensor for tensor, by_training in chosen.items() if by_training and self.min_frac_bits is not None):
+            if getattr(self, name := f"default_{tensor}_fractional_bits") < self.min_frac_bits:
+                raise self.error(name, f"at least min_frac_bits = {self.min_frac_bits}")
 
     @property
     def budget(self) -> float | None:
@@ -217,6 +235,11 @@ class Quantization(Settings):
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
         if self.use_hgq and not self.enable_quantization and not self.layer_specific:
             found.append("quantization.use_hgq has no effect, as quantization.enable_quantization is false")
+        dynamic = self.dynamic_data_quantization and bool(self.enable_quantization or self.layer_specific)
+        if self.dynamic_data_quantization and not dynamic:
+            found.append("quantization.dynamic_data_quantization has no effect, as quantization.enable_quantization is false")
+        if self.min_frac_bits is not None and not self.use_hgq and not dynamic:
+            found.append(f"quantization.min_frac_bits = {self.min_frac_bits} has no effect without use_hgq or dynamic_data_quantization")
         if self.hgq_beta and self.hgq_beta_schedule:
             found.append(f"quantization.hgq_beta = {self.hgq_beta} has no effect beside hgq_beta_schedule, which replaces it")
         return found
@@ -280,6 +303,8 @@ class Quantization(Settings):
     def _quantizer(self, settings: TensorFormat, shared: tuple[int, ...], forget: float) -> Quantizer:
         if not settings.enable:
             return NoQuantizer()
+        if settings.dynamic:
+            return DynamicQuantizer(settings, shared, forget)
         return HGQQuantizer(settings, shared, forget, self.hgq_lr) if self.use_hgq else FixedPointQuantizer(settings, shared)
 
     @property
@@ -305,6 +330,7 @@ class Quantization(Settings):
             overflow_mode=self.overflow_mode_parameters,
             granularity=self.granularity,
             enable=enable,
+            min_f=self.min_frac_bits if self.use_hgq else None,
         )
         data = TensorFormat(
             k=self.default_data_keep_negatives,
@@ -313,9 +339,11 @@ class Quantization(Settings):
             round_mode=self.round_mode,
             overflow_mode=self.overflow_mode_data,
             granularity=self.data_granularity,
+            min_f=self.min_frac_bits if self.use_hgq or self.dynamic_data_quantization else None,
+            dynamic=self.dynamic_data_quantization,
         )
         bits = data.k + data.f + (data.i if isinstance(data.i, int) else 0)
-        table = replace(data, k=False, i=1, f=min(max(bits - 1, -32), 32), granularity="per_tensor", enable=enable)
+        table = replace(data, k=False, i=1, f=min(max(bits - 1, -32), 32), granularity="per_tensor", enable=enable, min_f=None, dynamic=False)
         return LayerFormats(
             weight=weight,
             bias=weight,
@@ -338,7 +366,11 @@ class Quantization(Settings):
         if not isinstance(enable, bool):
             raise ConfigError(f"{where}.enable_quantization must be true or false, got {enable!r}")
         defaults = self._default_formats(enable)
-        return LayerFormats(**{tensor: _changed(getattr(defaults, tensor), rule.get(tensor, {}), f"{where}.{tensor}") for tensor in tensors})
+        formats = {tensor: _changed(getattr(defaults, tensor), rule.get(tensor, {}), f"{where}.{tensor}") for tensor in tensors}
+        for tensor, format in formats.items():
+            if format.dynamic and (self.use_hgq or tensor not in ("input", "output")):
+                raise ConfigError(f"{where}.{tensor}.dynamic must be false: only inputs and outputs with fixed bits follow their range, got true")
+        return LayerFormats(**formats)
 
 
 def _changed(tensor: TensorFormat, changes: Any, where: str) -> TensorFormat:

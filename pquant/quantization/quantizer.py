@@ -30,6 +30,11 @@ class TensorFormat(Settings):
         overflow_mode: how values outside the range of the format are represented.
         granularity: which values share a bit width.
         enable: whether the tensor is quantized.
+        min_f: fewest fractional bits that training may choose; null: any number.
+        dynamic: whether the binary point of an input or output with fixed bits follows each batch (:mod:`pquant.quantization.dynamic`).
+
+    Raises:
+        ConfigError: a value out of range, ``f`` below ``min_f``, or a dynamic format without a number of integer bits.
     """
 
     k: bool = False
@@ -39,6 +44,16 @@ class TensorFormat(Settings):
     overflow_mode: OverflowMode = "SAT"
     granularity: Granularity = "per_tensor"
     enable: bool = True
+    min_f: int | None = setting(None, ge=-32, le=32)
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if self.min_f is not None and self.f < self.min_f:
+            raise self.error("f", f"at least min_f = {self.min_f}")
+        if self.dynamic and self.i == "auto":
+            raise self.error("i", "a number with dynamic ranges, whose width is k + i + f")
 
 
 def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | None = 0) -> tuple[int, ...]:
@@ -94,6 +109,12 @@ class Quantizer(nn.Module):
 
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
     """Options of the optimizer group that holds this quantizer's parameters."""
+    observing = False
+    """Whether the values seen widen the range; :func:`pquant.calibrate` and :func:`pquant.trace_ranges` set it for a while."""
+    auto = False
+    """Whether calibration chooses the integer bits."""
+    tracks = False
+    """Whether the integer bits follow the values seen in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` in the format, with a straight-through gradient."""
@@ -124,6 +145,9 @@ class Quantizer(nn.Module):
     def is_float(self) -> bool:
         """Whether the values stay float."""
         return isinstance(self, NoQuantizer)
+
+    def start_tracing(self) -> None:
+        """Prepare for the values that the integer bits are to hold once training is over; for quantizers with ``tracks``."""
 
     def folded(self) -> "Quantizer":
         """Return the quantizer of a tensor whose stored values are quantized already: it changes nothing and keeps the format."""
@@ -188,7 +212,6 @@ class FixedPointQuantizer(Quantizer):
         super().__init__()
         self.round_mode, self.overflow_mode = settings.round_mode, settings.overflow_mode
         self.auto = settings.i == "auto"
-        self.observing = False
         self.register_buffer("k", torch.full(shape, float(settings.k)))
         self.register_buffer("i", torch.full(shape, torch.nan if self.auto else float(settings.i)))
         self.register_buffer("f", torch.full(shape, float(settings.f)))

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 class BitRange:
     """Clamps the trained bits of a model to [-32, 32] after each step, and warns once of each quantizer whose bits went beyond.
 
+    Fractional bits are also kept at ``min_f`` or above, without a warning.
+
     The first quantizer holds what is to be remembered between calls: the number of steps, and in a buffer that no checkpoint has the step in which
     each one left the range (0: none, negative: warned of). Nothing waits for the device before :meth:`warn`.
     """
@@ -26,6 +28,7 @@ class BitRange:
                 if isinstance(child, HGQQuantizer):
                     self.places.setdefault(child, f"layer '{layer.name}', {place.replace('_', ' ')}")
         self.bits = [parameter.detach() for quantizer in self.places for parameter in quantizer.parameters()]
+        self.lowest = [_lowest(quantizer, parameter) for quantizer in self.places for parameter in quantizer.parameters()]
 
     @torch.no_grad()
     def on_batch_end(self) -> None:
@@ -35,7 +38,7 @@ class BitRange:
         steps, first = self._steps(), next(iter(self.places))
         first.steps_taken += 1
         beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)).le(MOST_BITS).logical_not_()  # NaN is beyond too
-        torch._foreach_clamp_min_(self.bits, -MOST_BITS)
+        torch._foreach_clamp_min_(self.bits, self.lowest)
         torch._foreach_clamp_max_(self.bits, MOST_BITS)
         steps.masked_fill_(beyond & (steps == 0), first.steps_taken)
 
@@ -59,3 +62,8 @@ class BitRange:
             with torch.inference_mode(False):
                 first.register_buffer("range_steps", torch.zeros(len(self.bits), dtype=torch.int64, device=first.f.device), persistent=False)
         return first.range_steps  # type: ignore[return-value]
+
+
+def _lowest(quantizer: HGQQuantizer, parameter: nn.Parameter) -> float:
+    """Return the lower bound of a parameter of a quantizer."""
+    return -MOST_BITS if parameter is not quantizer.f or quantizer.min_f is None else float(quantizer.min_f)

@@ -76,6 +76,8 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "round_mode": ({}, "TRN"),
     "granularity": (HGQ | {"hgq_gamma": 1e-3}, "per_weight"),
     "data_granularity": ({"default_data_integer_bits": "auto"}, "per_channel"),
+    "min_frac_bits": ({"dynamic_data_quantization": True}, 3),
+    "dynamic_data_quantization": ({}, True),
     "pruning_first": ({}, False),
 }
 

@@ -16,6 +16,7 @@ from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Ma
 from pquant.quantization import Quantization
 from pquant.training import Training
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
+from pquant.training.p_norm import PSGD, PAdam
 from pquant.training.trainer import Trainer
 
 METHODS: list[PruningMethod] = [
@@ -44,6 +45,13 @@ QUANTIZATIONS = {
     "hgq": Quantization(**FIXED, **HGQ),
     "budget": Quantization(**FIXED, **BUDGET),
 }
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+OTHERS = {
+    "dynamic data": (Quantization(**FIXED, dynamic_data_quantization=True), ADAM),
+    "least fractional bits": (Quantization(**FIXED, **HGQ, min_frac_bits=3, hgq_lr=0.1), ADAM),
+    "p-norm Adam": (Quantization(**FIXED), partial(PAdam, lr=1e-2, weight_decay=1e-2)),
+    "p-norm SGD": (Quantization(**FIXED), partial(PSGD, lr=1e-2, momentum=0.9, weight_decay=1e-2, p_norm=0.8)),
+}
 STEPS = 4
 LENGTHS = {"pretraining_epochs": 2, "epochs": 2, "rounds": 2, "fine_tuning_epochs": 2, "batch_size": 16}
 
@@ -52,7 +60,7 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-def trainer(method: PruningMethod, quantization: Quantization, training: Training) -> Trainer:
+def trainer(method: PruningMethod, quantization: Quantization, training: Training, optimizer: partial = ADAM) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(96, 6, generator=generator), torch.randint(0, 3, (96,), generator=generator)
     splits = Splits(*(TensorDataset(x[part], y[part]) for part in (slice(0, 64), slice(64, 80), slice(80, 96))), num_classes=3)
@@ -60,7 +68,7 @@ def trainer(method: PruningMethod, quantization: Quantization, training: Trainin
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=training.total_epochs)
     model = pquant.compress(net, method, quantization, torch.zeros(2, 6))
-    return Trainer(model, splits, training, partial(torch.optim.Adam, lr=1e-2), cosine, torch.device("cpu"), seed=0)
+    return Trainer(model, splits, training, optimizer, cosine, torch.device("cpu"), seed=0)
 
 
 def interrupted(make: partial[Trainer], path: Path, deaths: list[int], evaluated_only: bool = False) -> Trainer:
@@ -87,9 +95,18 @@ def interrupted(make: partial[Trainer], path: Path, deaths: list[int], evaluated
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_a_run_killed_within_every_stage_ends_bit_identical(method: PruningMethod, bits: str, tmp_path: Path) -> None:
     make = partial(trainer, method, QUANTIZATIONS[bits], Training(**LENGTHS, rewind="every-round", save_weights_epoch=1))
+    check_kills(make, random.Random(f"{type(method).__name__} {bits}"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_so_does_one_with_other_bits_or_another_optimizer(kind: str, tmp_path: Path) -> None:
+    quantization, optimizer = OTHERS[kind]
+    check_kills(partial(trainer, DST(alpha=1e-2), quantization, Training(**LENGTHS), optimizer), random.Random(kind), tmp_path)
+
+
+def check_kills(make: partial[Trainer], moments: random.Random, tmp_path: Path) -> None:
     whole = make()
     whole.fit(lambda row: None)
-    moments = random.Random(f"{type(method).__name__} {bits}")
     deaths = [moments.randint(1, STEPS)] + [STEPS + moments.randint(1, STEPS) for _ in range(6)]
     ended = interrupted(make, tmp_path / "checkpoint.pt", deaths)
     assert [{**row, "seconds": 0} for row in ended.rows] == [{**row, "seconds": 0} for row in whole.rows]

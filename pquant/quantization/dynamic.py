@@ -1,0 +1,94 @@
+"""Data whose format follows each batch: as many bits as before, with the binary point where the batch needs it."""
+
+import torch
+from torch import Tensor
+
+from pquant.quantization.fixed_point import grid, straight_through
+from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
+from pquant.training import distributed
+
+MOST_BITS = 32.0
+
+
+class DynamicQuantizer(Quantizer):
+    """A fixed width, k + i + f of the settings, whose integer bits hold the values of each training batch.
+
+    A batch gets the fewest integer bits ``i`` that hold all its values once rounded, and f = width - k - i. With ``min_f`` no batch gets fewer
+    fractional bits; values beyond the range that is left then overflow. In evaluation, ``i`` is that of the batches so far: it rises at once, and
+    falls by ``forget`` bits a batch. Before the first batch it is that of the settings. :func:`pquant.trace_ranges` sets it to the range of the
+    values that it is given, which a finalized model keeps.
+
+    Args:
+        settings: k, i and f, which give the width, and modes.
+        shape: shape of the bit widths, see :func:`pquant.quantization.quantizer.bits_shape`.
+        forget: bits by which ``i`` of evaluation may fall in one batch.
+    """
+
+    i: Tensor
+    tracks = True
+
+    def __init__(self, settings: TensorFormat, shape: tuple[int, ...], forget: float) -> None:
+        super().__init__()
+        self.round_mode, self.overflow_mode, self.forget = settings.round_mode, settings.overflow_mode, forget
+        self.k, self.first_i = int(settings.k), float(settings.i)
+        self.magnitude = self.first_i + settings.f
+        self.least_i = max(-MOST_BITS, self.magnitude - MOST_BITS)
+        self.most_i = MOST_BITS if settings.min_f is None else min(MOST_BITS, self.magnitude - settings.min_f)
+        self.register_buffer("i", torch.full(shape, torch.nan))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the format of its own range while training or observing, else in that of the batches so far."""
+        x = in_float32(x)
+        i = self._follow(x) if self.training or self.observing else self.format()[1]
+        i = i.to(x.dtype)
+        return straight_through(x, grid(self.k, i, self.magnitude - i, self.round_mode, self.overflow_mode))
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> Tensor:
+        """Return the integer bits that hold ``x``, and let those of evaluation follow."""
+        needed = self.needed(observable(x))
+        if self.observing:
+            self.i.copy_(torch.fmax(self.i, needed))
+        else:
+            distributed.highest(needed)
+            self.i.copy_(torch.fmax(self.i - self.forget, needed))
+        return needed
+
+    def needed(self, x: Tensor) -> Tensor:
+        """Return the fewest integer bits that hold finite values, once rounded to the fractional bits that are left."""
+        low, high = value_range(x, self.i.shape, bool(self.k))
+        largest = torch.maximum(high, -low)
+        i = integer_bits(low, high, self._fractional(torch.frexp(largest).exponent.to(largest.dtype)), self.round_mode, self.overflow_mode)
+        i = torch.maximum(i, integer_bits(low, high, self._fractional(i), self.round_mode, self.overflow_mode))
+        return self._bounded(i)
+
+    def _bounded(self, i: Tensor) -> Tensor:
+        return i.clamp(self.least_i, max(self.least_i, self.most_i))
+
+    def _fractional(self, i: Tensor) -> Tensor:
+        return self.magnitude - self._bounded(i)
+
+    @torch.no_grad()
+    def start_tracing(self) -> None:
+        """Forget the values seen."""
+        self.i.fill_(torch.nan)
+
+    def format(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the bits of evaluation."""
+        i = self._bounded(torch.round(torch.nan_to_num(self.i, nan=self.first_i)))
+        return torch.full_like(i, self.k), i, self.magnitude - i
+
+    def is_redundant_after(self, source: Quantizer) -> bool:
+        """Return whether ``source`` gives the same values this format already."""
+        if not isinstance(source, DynamicQuantizer) or source.i.shape != self.i.shape:
+            return False
+        mine, theirs = ((one.k, one.magnitude, one.most_i, one.round_mode, one.overflow_mode) for one in (self, source))
+        return mine == theirs
+
+    def finalized(self) -> Quantizer:
+        """Return the fixed format of evaluation."""
+        return FixedPointQuantizer.of(self.format(), self.round_mode, self.overflow_mode)
+
+    def extra_repr(self) -> str:
+        """Return the width and modes in one line."""
+        return f"k={self.k} width={self.k + self.magnitude:g}, {self.round_mode}, {self.overflow_mode}"
