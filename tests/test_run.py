@@ -101,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_end(folder: Path, tmp_path: Path) -> N
     assert {name: ended[name] for name in same} == {name: whole[name] for name in same}
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [pytest.param("SIGTERM", 143, marks=pytest.mark.slow), ("SIGINT", 130)])
 def test_an_interrupted_run_says_so_and_goes_on_by_itself(name: str, code: int, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "interrupted"
     lines = ["import os, signal", "class Sender:", "    def start(self, folder, config): pass", "    def finish(self, status): print('end:', status)"]
@@ -122,6 +122,7 @@ def test_an_interrupted_run_says_so_and_goes_on_by_itself(name: str, code: int, 
     assert json.loads((path / "status.json").read_text()) == {"status": "finished"}
 
 
+@pytest.mark.slow
 def test_any_model_of_a_rising_beta_is_finalized_later(tmp_path: Path) -> None:
     rising = ["quantization=hgq", "quantization.hgq_beta_schedule=[[0,1e-7],[4,1e-3]]", "quantization.hgq_lr=0.1", "training.epochs=4"]
     run(*SHORT, *rising, "tracker=none", f"hydra.run.dir={tmp_path / 'rising'}")

@@ -47,6 +47,7 @@ def test_a_process_that_cannot_be_ended_by_an_error_ends_with_the_reason() -> No
     assert "trial_timeout = 0.1 seconds" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_hung_trial_counts_as_failed_and_the_study_goes_on(study: Study, jobs: FakeJobs) -> None:
     jobs.before = lambda number: time.sleep(300 if number == 1 else 0)
     timeout = ["finetuning.trial_timeout=20", "finetuning.max_failure_rate=0.5"]

@@ -27,6 +27,7 @@ def model_of(epoch: int) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @given(points=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), min_size=1, max_size=8), crash=st.integers(0, 7))
 def test_it_holds_the_models_of_the_front_also_after_a_crash(points: list[tuple[int, int]], crash: int, tmp_path_factory: Any) -> None:
     folder: Path = tmp_path_factory.mktemp("run")

@@ -148,7 +148,7 @@ def compiled_slopes(method: PruningMethod, quantization: Quantization, device: t
     return slopes(compiled, losses), slopes(plain, plain.losses)
 
 
-@pytest.mark.parametrize("quantization", [FIXED, QUANTIZATIONS["hgq wrapped"]], ids=["fixed", "hgq wrapped"])
+@pytest.mark.parametrize("quantization", [FIXED, pytest.param(QUANTIZATIONS["hgq wrapped"], marks=pytest.mark.slow)], ids=["fixed", "hgq wrapped"])
 def test_compiled_steps_have_the_gradients_of_eager_ones(quantization: Quantization) -> None:
     assert_alike(*compiled_slopes(DST(alpha=1e-2), quantization, CPU))
 
