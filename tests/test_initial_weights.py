@@ -14,7 +14,8 @@ from pquant.errors import ConfigError
 from pquant.pruning import DST
 from pquant.saved_model import take_weights
 from pquant.training.checkpoint import save_checkpoint
-from tests.formats import EIGHT_BITS
+
+from .formats import EIGHT_BITS
 
 
 class Tied(nn.Module):

@@ -123,7 +123,8 @@ def with_weights(splits: Splits, weights: Sequence[Array]) -> Splits:
     for name, weight in zip(("training", "validation", "test"), weights, strict=True):
         if not weight.any():
             raise ConfigError(f"data.weight: all {len(weight)} examples of the {name} set have weight 0")
-    scaled = [torch.from_numpy(weight / weight.max() / (weight / weight.max()).mean()).float() for weight in weights]
+    bounded = [weight / weight.max() for weight in weights]  # so that their sum is finite
+    scaled = [torch.from_numpy(weight / weight.mean()).float() for weight in bounded]
     train, validation, test = (TensorDataset(*part.tensors, weight) for part, weight in zip(parts, scaled, strict=True))  # type: ignore[attr-defined]
     return dataclasses.replace(splits, train=train, validation=validation, test=test)
 

@@ -15,8 +15,6 @@ from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, Tensor
 from pquant.training import distributed
 
 LN2 = math.log(2)
-MOST_BITS = 32.0
-"""Largest magnitude of a trained ``i`` or ``f``, that of any format in the settings."""
 
 
 class _TrainedBits(torch.autograd.Function):
@@ -80,21 +78,16 @@ class HGQQuantizer(Quantizer):
         super().__init__()
         self.optimizer_options = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": lr}
         self.round_mode, self.overflow_mode, self.forget = settings.round_mode, settings.overflow_mode, forget
-        self.keeps_negatives = settings.k
+        self.keeps_negatives, self.tracks = settings.k, settings.overflow_mode not in SATURATING
         self.auto, self.min_f = settings.i == "auto", settings.min_f
         self.steps_taken = 0
         start = 0.0 if settings.i == "auto" else float(settings.i)
         self.f = nn.Parameter(torch.full(shape, float(settings.f)))
-        if settings.overflow_mode in SATURATING:
-            self.i = nn.Parameter(torch.full(shape, start))
-        else:
+        if self.tracks:
             self.register_buffer("i", torch.full(shape, start))
             self.register_buffer("k", torch.full(shape, float(settings.k)))
-
-    @property
-    def tracks(self) -> bool:  # type: ignore[override]
-        """Whether the integer bits follow the values."""
-        return self.overflow_mode not in SATURATING
+        else:
+            self.i = nn.Parameter(torch.full(shape, start))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` in the format in force."""

@@ -11,6 +11,8 @@ from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, Roun
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
+MOST_BITS = 32.0
+"""Largest magnitude of ``i`` and ``f`` that training may choose, that of any format in the settings."""
 MOST_VALUE = 2.0**31
 Granularity = Literal["per_tensor", "per_channel", "per_weight"]
 

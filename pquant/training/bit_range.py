@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pquant.layers.base import QuantizedLayer
-from pquant.quantization.hgq import MOST_BITS, HGQQuantizer
+from pquant.quantization.hgq import HGQQuantizer
+from pquant.quantization.quantizer import MOST_BITS
 
 log = logging.getLogger(__name__)
 

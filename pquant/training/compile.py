@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Losses = Callable[..., tuple[Tensor, ...]]
 TRITON_TAKES = (7, 0)
 """Compute capability of the GPUs from which on Triton compiles for them."""
 WARM_UP, TIMED = 5, 20
@@ -59,7 +58,7 @@ class StepCompiler:
 
     def __init__(
         self,
-        losses: Losses,
+        losses: distributed.Losses,
         model: nn.Module,
         mode: bool | Literal["auto"],
         device: torch.device,
@@ -71,7 +70,7 @@ class StepCompiler:
             raise ConfigError(f"Training.compile must be false where there is no {missing}, got True")
         self.compiled: bool | None = None if mode == "auto" else mode
         self.pruners = [module for module in model.modules() if isinstance(module, Pruner)]
-        self._graph: Losses | None = None
+        self._graph: distributed.Losses | None = None
         self._full, self._timed = 0, list[float]()
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:

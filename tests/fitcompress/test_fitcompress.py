@@ -23,15 +23,9 @@ from pquant.quantization import Quantization
 from pquant.tracking.files import write_json
 from pquant.training import Stage, Training
 
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-    quantize_output=False,
-    use_relu_multiplier=False,
-)
+from ..formats import EIGHT_BITS
+
+FIXED = replace(EIGHT_BITS, quantize_output=False, use_relu_multiplier=False)
 RULE = StoppingRule(batch_size=16, min_iterations=2, max_iterations=4)
 BITS = FITCompress(enable_fitcompress=True, fisher=RULE)
 BOTH = replace(BITS, optimize_pruning=True)

@@ -1,5 +1,6 @@
 """Dynamic data against a search over all formats of the width, in NumPy; its life from training to the finalized model."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,10 @@ from pquant.layers.calibrate import calibrate
 from pquant.quantization import FixedPointQuantizer, Quantization, TensorFormat
 from pquant.quantization.dynamic import DynamicQuantizer
 
-DYNAMIC = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
+from ..formats import EIGHT_BITS
+
+DYNAMIC = replace(
+    EIGHT_BITS,
     quantize_output=False,
     dynamic_data_quantization=True,
 )

@@ -25,6 +25,7 @@ from pquant.training.selection import Selection
 from pquant.training.task import Classification, Regression
 from pquant.training.trainer import Trainer
 
+from ..formats import EIGHT_BITS
 from ..test_config import build
 
 LENGTHS = Training(pretraining_epochs=12, epochs=3, rounds=2, fine_tuning_epochs=12, batch_size=16)
@@ -121,8 +122,7 @@ def trainer(training: Training, method: PruningMethod | None = None, quantizatio
 
 
 FLOAT = Quantization(enable_quantization=False)
-FORMAT = {"default_weight_keep_negatives": True, "default_weight_fractional_bits": 7, "default_data_keep_negatives": True}
-TRAINED = Quantization(**FORMAT, default_data_integer_bits=3, default_data_fractional_bits=4, use_hgq=True, target_ebops=2000)
+TRAINED = replace(EIGHT_BITS, use_hgq=True, target_ebops=2000)
 WANDA = Wanda(sparsity=0.5, t_start_collecting_batch=3, t_delta=5)
 METHODS = [DST(alpha=1e-2), PDP(sparsity=0.5, epsilon="auto"), Magnitude(sparsity=0.5), WANDA, CS(), NoPruning()]
 

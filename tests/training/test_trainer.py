@@ -18,21 +18,11 @@ from pquant.training import Stage, Training
 from pquant.training.checkpoint import cloned, load_checkpoint, save_checkpoint
 from pquant.training.trainer import DivergedError, Trainer, plan
 
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-    quantize_output=False,
-)
-TRAINED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-    quantize_output=False,
+from ..formats import EIGHT_BITS
+
+FIXED = replace(EIGHT_BITS, quantize_output=False)
+TRAINED = replace(
+    FIXED,
     use_hgq=True,
     hgq_beta_schedule=[[0, 1e-6], [4, 1e-3]],
     hgq_gamma=1e-6,
