@@ -63,7 +63,7 @@ def check(commands: Commands, whole: Path, tmp_path: Path, seeds: range) -> list
 
 
 def test_a_few_damaged_folders(commands: Commands, whole: Path, tmp_path: Path) -> None:
-    assert not check(commands, whole, tmp_path, range(6))
+    assert not check(commands, whole, tmp_path, range(3))
 
 
 @pytest.mark.slow

@@ -171,7 +171,14 @@ def test_the_environment_is_not_read_for_somebody_elses_configuration(key: str, 
         run(f"{key}={foreign}", f"hydra.run.dir={tmp_path / 'log'}", SECRET="s3cret", PQUANT_ALLOW="oc.env")
 
 
-@pytest.mark.parametrize("given", ["postgresql://me:s3cret@host/db", "postgresql://me:s3/cret@host/db", "mysql://host/db?user=me&pwd=s3cret"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param("postgresql://me:s3cret@host/db", marks=pytest.mark.slow),
+        "postgresql://me:s3/cret@host/db",
+        pytest.param("mysql://host/db?user=me&pwd=s3cret", marks=pytest.mark.slow),
+    ],
+)
 def test_a_password_is_in_no_file_of_a_run(given: str, tmp_path: Path) -> None:
     refused = run(*SHORT, f"finetuning.storage='{given}'", f"hydra.run.dir={tmp_path / 'refused'}", check=False)
     assert refused.returncode == 1 and "finetuning.storage has a password" in refused.stderr and "cret" not in refused.stderr
@@ -191,7 +198,7 @@ class Sender:
 """
 
 
-@pytest.mark.parametrize("moment", ["start", "log", "summary", "finish"])
+@pytest.mark.parametrize("moment", ["start", pytest.param("log", marks=pytest.mark.slow), "summary", "finish"])
 def test_a_signal_at_any_moment_ends_the_run_and_its_status_says_so(moment: str, tmp_path: Path) -> None:
     send = "os.kill(os.getpid(), signal.SIGTERM)"
     calls = dict.fromkeys(("start", "log", "summary", "finish"), "pass") | {moment: f"row['epoch'] == 4 and {send}" if moment == "log" else send}

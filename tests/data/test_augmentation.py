@@ -28,7 +28,7 @@ def moved(image: Tensor, down: int, right: int) -> Tensor:
 
 
 def test_each_image_is_mirrored_or_not_and_moved() -> None:
-    images = torch.rand(200, 3, 7, 9) + 1
+    images = torch.rand(80, 3, 7, 9) + 1
     shifts = [(down, right) for down in range(-PADDING, PADDING + 1) for right in range(-PADDING, PADDING + 1)]
     for augment, mirrors in ((crop, (False,)), (flip_crop, (False, True))):
         seen = set()

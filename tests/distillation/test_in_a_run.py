@@ -95,7 +95,7 @@ def test_a_weight_of_0_ends_as_the_run_without_a_teacher(quantization: str, tmp_
 @pytest.mark.parametrize(
     "kind",
     [
-        ["pruning=none", "quantization=none"],
+        pytest.param(["pruning=none", "quantization=none"], marks=pytest.mark.slow),
         ["pruning=dst", "quantization=hgq"],
         pytest.param(["pruning=pdp", "quantization.default_data_integer_bits=auto"], marks=pytest.mark.slow),
         pytest.param(

@@ -107,7 +107,7 @@ def test_so_does_one_with_other_bits_or_another_optimizer(kind: str, tmp_path: P
 def check_kills(make: partial[Trainer], moments: random.Random, tmp_path: Path) -> None:
     whole = make()
     whole.fit(lambda row: None)
-    deaths = [moments.randint(1, STEPS)] + [STEPS + moments.randint(1, STEPS) for _ in range(6)]
+    deaths = [moments.randint(1, STEPS)] + [STEPS + moments.randint(1, STEPS) for _ in range(4)]
     ended = interrupted(make, tmp_path / "checkpoint.pt", deaths)
     assert [{**row, "seconds": 0} for row in ended.rows] == [{**row, "seconds": 0} for row in whole.rows]
     for name, value in whole.model.state_dict().items():
