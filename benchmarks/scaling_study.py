@@ -89,6 +89,11 @@ def _never(*arguments: Any) -> dict[str, Any]:
     raise AssertionError("the trial has ended")
 
 
+def _in_order(label: str) -> tuple[str, str, int]:
+    storage_name, sampler, count = label.split(", ")
+    return storage_name, sampler, int(count)
+
+
 def table(found: dict[str, dict[str, float]]) -> str:
     """Return the table of all measured counts."""
     lines = [
@@ -97,7 +102,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
         f"| storage, sampler, trials | {' | '.join(COSTS)} |",
     ]
     lines += ["|---|" + "---:|" * len(COSTS)]
-    lines += [f"| {name} | {' | '.join(f'{costs[cost]:.1f}' for cost in COSTS)} |" for name, costs in found.items()]
+    for name in sorted(found, key=_in_order):
+        lines.append(f"| {name} | {' | '.join(f'{found[name][cost]:.1f}' for cost in COSTS)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -60,7 +60,8 @@ def _epochs(summary: Mapping[str, Any]) -> str:
     """Return how many epochs were trained, of how many that were planned, and which one the model is of, if it is not the last."""
     planned, selected = (show("epochs", summary[name]) if name in summary else "" for name in ("planned_epochs", "selected_epoch"))
     of = f" of {planned}" if planned and summary["planned_epochs"] != summary.get("epochs") else ""
-    return f"{show('epochs', summary.get('epochs'))}{of} epochs{f', the model is that of epoch {selected}' if selected else ''}"
+    noun = "epoch" if summary.get("planned_epochs", summary.get("epochs")) == 1 else "epochs"
+    return f"{show('epochs', summary.get('epochs'))}{of} {noun}{f', the model is that of epoch {selected}' if selected else ''}"
 
 
 def _coverage(summary: Mapping[str, Any]) -> str:

@@ -17,6 +17,14 @@ def test_headline_shows_each_metric_with_what_to_compare_it_with(summary):
     ]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "planned", "text"), [(1, None, "1 epoch"), (1, 1, "1 epoch"), (1, 3, "1 of 3 epochs"), (3, 3, "3 epochs"), (12, 30, "12 of 30 epochs")]
+)
+def test_epochs_are_counted(epochs, planned, text):
+    given = {"wall_seconds": 1.0, "epochs": epochs} | ({} if planned is None else {"planned_epochs": planned})
+    assert [metric.note for metric in headline(given) if metric.label == "Time"] == [text]
+
+
 def test_headline_of_a_regression_compares_without_points():
     assert headline({"test/loss": 1.0, "test/rmse": 0.01234, "float/rmse": 0.01}) == [HeadlineMetric("Rmse", "0.01234", "float baseline 0.01000")]
 
