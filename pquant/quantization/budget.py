@@ -14,16 +14,17 @@ GAIN = 4.0
 INTEGRAL_TIME = 0.05
 """In what share of the epochs to the target an error that lasts adds as much to beta as it asks for at once."""
 LEAST, MOST = -0.5, 5.0
-"""Bounds of the integral, as a loss of all EBOPs; the first also of beta times the EBOPs."""
+"""Lower bound of beta times the EBOPs, and upper bound of the integral, as a loss of all EBOPs."""
 MOST_AT_START = 1.0
 """The same for the beta that is given to start from."""
+TOLERANCE = 0.05
+"""Relative distance from the target within which it is held."""
+LEAST_MEMORY = -GAIN * TOLERANCE / 2
+"""Lower bound of the integral: what of it is left when pruning ends takes EBOPs above the plan by its share of GAIN, here by half the tolerance."""
 BITS_BACK = 0.5
 """Mean bits of a weight below those at the start from which on EBOPs may grow again."""
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
 """The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets_front)."""
-TOLERANCE = 0.05
-"""Relative distance from the target within which it is held."""
-
 
 class Use(NamedTuple):
     """What a model uses as it would be finalized: exact EBOPs, and the mean width of its non-zero weights; and the EBOPs by its trained widths."""
@@ -100,7 +101,7 @@ class EbopsBudget(nn.Module):
         """Move the plan and beta after an epoch, with what the model uses then."""
         error = math.log(max(use.ebops, 1.0)) - self._way()
         share = min(1 / (INTEGRAL_TIME * float(self.epochs)), 1.0)
-        self.integral.add_(share * GAIN * error).clamp_(float(self.least), MOST)
+        self.integral.add_(share * GAIN * error).clamp_(max(float(self.least), LEAST_MEMORY), MOST)
         self.epoch.add_(1)
         self._plan(use)
 
