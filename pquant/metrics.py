@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer, counted_layers, ebops_budget, pruned_layers, weight_layers
 from pquant.layers.coverage import own_parameters, parameter_quantizer
 from pquant.quantization.budget import Use
 from pquant.quantization.hgq import HGQQuantizer
@@ -25,7 +25,7 @@ class Penalty:
     def __init__(self, model: nn.Module) -> None:
         self.pruned = list(pruned_layers(model).values())
         regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
-        self.counted = [layer for layer in regularized if layer.regularizes_ebops()]
+        self.counted, self.budget = counted_layers(model), ebops_budget(model)
         self.owners: dict[HGQQuantizer, QuantizedLayer] = {}
         for layer in regularized:
             if layer.quantization.hgq_gamma:
@@ -34,7 +34,6 @@ class Penalty:
                         self.owners.setdefault(quantizer, layer)
         met = [quantizer for layer in self.counted for quantizer in layer.counted()]
         self.trained = dict.fromkeys(quantizer for quantizer in (*self.owners, *met) if isinstance(quantizer, HGQQuantizer))
-        self.budget = next((layer.regularization.budget for layer in self.counted), None)  # type: ignore[union-attr]
         self.zero = torch.zeros(())
 
     def __call__(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
+from pquant.quantization.budget import EbopsBudget
 from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Counting, Quantization
@@ -409,7 +410,12 @@ def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}
 
 
-def budgeted_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Return the model's layers that hold a budget of EBOPs."""
+def counted_layers(model: nn.Module) -> list[QuantizedLayer]:
+    """Return the model's layers whose EBOPs are part of the loss."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    return [layer for layer in layers if layer.regularization is not None and layer.regularization.budget is not None]
+    return [layer for layer in layers if layer.regularization is not None and layer.regularizes_ebops()]
+
+
+def ebops_budget(model: nn.Module) -> EbopsBudget | None:
+    """Return the budget that the EBOPs of a model's trained bits follow, that of its first counted layer; None where there is none."""
+    return next((layer.regularization.budget for layer in counted_layers(model)), None)  # type: ignore[union-attr]

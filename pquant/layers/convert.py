@@ -80,6 +80,7 @@ def compress(
     _check_ties(model, pruning)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
+    _share_budget(model)
     if trace:
         _connect(trace, replaced)
         note_costs(model, trace, replaced)
@@ -131,6 +132,13 @@ def _positions(model: nn.Module) -> dict[str, int]:
     """Return the most positions that a call of each layer has, by dotted name."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     return {name: max(map(layer.positions, layer.calls), default=1) for name, layer in layers.items()}
+
+
+def _share_budget(model: nn.Module) -> None:
+    """Let all layers hold one budget of EBOPs."""
+    held = [layer.regularization for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.regularization is not None]
+    for regularization in held[1:]:
+        regularization.budget = held[0].budget
 
 
 def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:

@@ -26,6 +26,7 @@ BITS_BACK = 0.5
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
 """The line LUTs = a EBOPs + b through the published HGQ models of the jet data, out of context on an UltraScale+ FPGA (experiments/jets_front)."""
 
+
 class Use(NamedTuple):
     """What a model uses as it would be finalized: exact EBOPs, and the mean width of its non-zero weights; and the EBOPs by its trained widths."""
 
@@ -65,6 +66,7 @@ class EbopsBudget(nn.Module):
     Args:
         target: EBOPs to reach, G.
         beta: the first beta, which m begins with.
+        share: of the train stage, in which to reach the target.
     """
 
     planned: Tensor
@@ -76,9 +78,9 @@ class EbopsBudget(nn.Module):
     first: Tensor
     bits: Tensor
 
-    def __init__(self, target: float, beta: float = 0.0) -> None:
+    def __init__(self, target: float, beta: float = 0.0, share: float = 1.0) -> None:
         super().__init__()
-        self.target, self.given = float(target), beta
+        self.target, self.given, self.share = float(target), beta, share
         for name in ("planned", "integral", "least", "beta", "epoch", "epochs", "first", "bits"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -88,10 +90,15 @@ class EbopsBudget(nn.Module):
         beta = torch.maximum(GAIN * (now.log() - self.planned) + self.integral, self.least) / now
         return torch.where(self.epochs > 0, beta, 0) * trained
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the train stage has begun."""
+        return bool(self.epochs > 0)
+
     def begin(self, use: Use, epochs: float) -> None:
-        """Start on the way from what a model uses to the target, to be reached after a number of epochs."""
+        """Start on the way from what a model uses to the target, with a train stage of a number of epochs."""
         self.epoch.zero_()
-        self.epochs.fill_(epochs)
+        self.epochs.fill_(self.share * epochs)
         self.first.fill_(math.log(max(use.ebops, self.target)))
         self.bits.fill_(use.bits if use.ebops > self.target else 0.0)
         self.integral.fill_(min(self.given * use.ebops, MOST_AT_START))

@@ -8,7 +8,7 @@ own linear map, applied to bit widths: :meth:`pquant.layers.QuantizedLayer.opera
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.budget import EbopsBudget, Use
+from pquant.quantization.budget import EbopsBudget
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 from pquant.training.stage import Stage
@@ -31,8 +31,8 @@ def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
 class BitRegularization(nn.Module):
     """The regularization weights of one layer's trained bits, beta for EBOPs and gamma for bit widths: 0 until the train stage begins.
 
-    They follow the epochs of the train stage, whatever is rewound; where there is a ``budget``, its beta takes the place of
-    this one. All layers hold the same.
+    They follow the epochs of the train stage, whatever is rewound. All layers hold the same. Where there is a ``budget``, its beta takes the
+    place of this one: it is one module, which all layers that :func:`pquant.compress` made share.
     """
 
     beta: Tensor
@@ -42,7 +42,7 @@ class BitRegularization(nn.Module):
     def __init__(self, quantization: Quantization) -> None:
         super().__init__()
         self.quantization = quantization
-        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta)
+        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta, quantization.target_share)
         self.register_buffer("beta", torch.zeros(()))
         self.register_buffer("gamma", torch.zeros(()))
         self.register_buffer("epoch", torch.tensor(-1))
@@ -56,16 +56,6 @@ class BitRegularization(nn.Module):
         """Follow one epoch, from the train stage on."""
         if self.epoch >= 0:
             self._set(int(self.epoch) + 1)
-
-    def begin(self, use: Use, epochs: int) -> None:
-        """Let the budget, if any, begin with a train stage of a number of epochs, of a model that has a ``use`` of bits now."""
-        if self.budget is not None:
-            self.budget.begin(use, self.quantization.target_share * epochs)
-
-    def follow(self, use: Use) -> None:
-        """Let the budget, if any, follow an epoch of the train stage or later, after which a model has a ``use`` of bits."""
-        if self.budget is not None and self.epoch >= 0:
-            self.budget.follow(use)
 
     def _set(self, epoch: int) -> None:
         beta, gamma = self.quantization.regularization(epoch)

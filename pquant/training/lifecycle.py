@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.base import QuantizedLayer, budgeted_layers, pruned_layers
+from pquant.layers.base import QuantizedLayer, ebops_budget, pruned_layers
 from pquant.metrics import bit_use
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.bit_range import BitRange
@@ -25,7 +25,7 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     """
     stage = Stage(stage)
     if stage is Stage.TRAIN:
-        _begin_budgets(model, horizon)
+        _begin_budget(model, horizon)
     pruned = pruned_layers(model)
     for layer in pruned.values():
         layer.start_pruner(stage, horizon)
@@ -41,25 +41,23 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
             module.on_stage_start(stage)
 
 
-def _begin_budgets(model: nn.Module, horizon: Horizon | None) -> None:
-    if not (layers := budgeted_layers(model)):
+def _begin_budget(model: nn.Module, horizon: Horizon | None) -> None:
+    if (budget := ebops_budget(model)) is None:
         return
     if horizon is None:
         raise ConfigError("Quantization.target_ebops needs the length of the train stage: set_stage(model, Stage.TRAIN, Horizon(epochs, steps))")
     use = bit_use(model)
-    for layer in layers:
-        layer.regularization.begin(use, horizon.epochs * horizon.rounds)  # type: ignore[union-attr]
-    layers[0].regularization.budget.announce(use.ebops)  # type: ignore[union-attr]
+    budget.begin(use, horizon.epochs * horizon.rounds)
+    budget.announce(use.ebops)
 
 
 def check_budget(model: nn.Module, ebops: float) -> dict[str, float]:
     """Say how a trained model of ``ebops`` stands to its target of EBOPs; return the target as ``target_ebops``, nothing where there is none."""
-    for layer in budgeted_layers(model):
-        budget = layer.regularization.budget  # type: ignore[union-attr]
-        if budget is not None and budget.epochs > 0:
-            budget.report(ebops)
-            return {"target_ebops": budget.target}
-    return {}
+    budget = ebops_budget(model)
+    if budget is None or not budget.has_begun:
+        return {}
+    budget.report(ebops)
+    return {"target_ebops": budget.target}
 
 
 class StepEvents:
@@ -91,10 +89,9 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
-    if budgeted := budgeted_layers(model):
-        use = bit_use(model)
-        for member in budgeted:
-            member.regularization.follow(use)  # type: ignore[union-attr]
+    budget = ebops_budget(model)
+    if budget is not None and budget.has_begun:
+        budget.follow(bit_use(model))
     BitRange(model).warn()
 
 

@@ -21,7 +21,7 @@ from pquant.data.batches import AugmentedBatches, batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
-from pquant.layers.base import budgeted_layers, pruned_layers
+from pquant.layers.base import pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.norm import synchronize
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
@@ -174,8 +174,8 @@ class Trainer:
 
     def _budget(self) -> Row:
         """Return the target of EBOPs and the beta in force; nothing for a model without a target."""
-        budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
-        return {"target_ebops": budgets[0].target, "beta": float(budgets[0].beta)} if budgets and budgets[0] else {}
+        budget = self.penalty.budget
+        return {"target_ebops": budget.target, "beta": float(budget.beta)} if budget else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
         """Return how many stages and how many steps are left, from the step under way on."""
