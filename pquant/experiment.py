@@ -152,7 +152,7 @@ class Experiment:
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
             teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
             training = [*self.training.warnings(), *trainer.selection.warnings(bool(trainer.pruned))]
-            for warning in [*pruning, *self.quantization.warnings(), *training, *teacher]:
+            for warning in [*pruning, *self.quantization.warnings(trains=bool(self.training.epochs)), *training, *teacher]:
                 log.warning(warning)
             if self.dry_run:
                 return self._preview(model, splits)

@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
-from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, counted_layers, weight_layers
 from pquant.layers.calibrate import auto_quantizers, calibrate
 from pquant.layers.calls import traced
 from pquant.layers.coverage import note_costs
@@ -87,6 +87,8 @@ def compress(
         quantization.check_positions(_positions(model))
         throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in auto_quantizers(model)})
         calibrate(throwaway, [example_input])  # type: ignore[list-item]
+    if quantization.regularizes_ebops and not counted_layers(model):
+        log.warning("no layer has trained bits that its EBOPs depend on: the weight and the target of EBOPs have no effect")
     for line in grouped(left_float(model, trace, reasons)):
         log.warning("stays float: %s", line)
     return model

@@ -224,8 +224,8 @@ class Quantization(Settings):
         """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
         check_patterns("Quantization.layer_specific", self.layer_specific, names)
 
-    def warnings(self) -> list[str]:
-        """Return which settings have no effect and why; empty when all have one."""
+    def warnings(self, trains: bool = True) -> list[str]:
+        """Return which settings have no effect and why; empty when all have one. ``trains``: whether the train stage has any epoch."""
         trained = {
             name: getattr(self, name)
             for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops", "target_luts")
@@ -233,6 +233,9 @@ class Quantization(Settings):
         }
         needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
+        if not needed and not trains:
+            idle = {name: value for name, value in trained.items() if name != "hgq_lr"}
+            found += [f"quantization.{name} = {value} has no effect without training.epochs" for name, value in idle.items()]
         if self.use_hgq and not self.enable_quantization and not self.layer_specific:
             found.append("quantization.use_hgq has no effect, as quantization.enable_quantization is false")
         dynamic = self.dynamic_data_quantization and bool(self.enable_quantization or self.layer_specific)
