@@ -182,7 +182,8 @@ class Experiment:
         constant = trainer.gives_one_output(final)
         if constant:
             log.warning(
-                "the finalized model gives the same output for every input: nothing is left of it; lower hgq_beta or hgq_gamma, or prune less"
+                "the finalized model gives the same output for every input: nothing is left of it; "
+                "lower hgq_beta or hgq_gamma, raise target_ebops or target_luts, or prune less"
             )
         confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
         tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
