@@ -20,7 +20,9 @@ MOST_AT_START = 1.0
 TOLERANCE = 0.05
 """Relative distance from the target within which it is held."""
 LEAST_MEMORY = -GAIN * TOLERANCE / 2
-"""Lower bound of the integral: what of it is left when pruning ends takes EBOPs above the plan by its share of GAIN, here by half the tolerance."""
+"""Lower bound of the integral without pruning: what is left of it when pruning ends takes EBOPs above the plan, here by half the tolerance."""
+RETURN = 2 * GAIN
+"""How much lower the bound is for all that pruning takes in an epoch, as a logarithm of EBOPs: it has to be bought back in each."""
 BITS_BACK = 0.5
 """Mean bits of a weight below those at the start from which on EBOPs may grow again."""
 LUTS_PER_EBOP, LUTS_AT_NONE = 0.704, -69.0
@@ -104,11 +106,13 @@ class EbopsBudget(nn.Module):
         self.integral.fill_(min(self.given * use.ebops, MOST_AT_START))
         self._plan(use)
 
-    def follow(self, use: Use) -> None:
-        """Move the plan and beta after an epoch, with what the model uses then."""
+    def follow(self, use: Use, before: float = 0.0) -> None:
+        """Move the plan and beta after an epoch, with what the model uses then, and the EBOPs ``before`` pruning followed the epoch."""
         error = math.log(max(use.ebops, 1.0)) - self._way()
         share = min(1 / (INTEGRAL_TIME * float(self.epochs)), 1.0)
-        self.integral.add_(share * GAIN * error).clamp_(max(float(self.least), LEAST_MEMORY), MOST)
+        taken = math.log(max(before / max(use.ebops, 1.0), 1.0))
+        least = max(float(self.least), LEAST_MEMORY - RETURN * taken)
+        self.integral.add_(share * GAIN * error).clamp_(least, MOST)
         self.epoch.add_(1)
         self._plan(use)
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.layers.base import QuantizedLayer, ebops_budget, pruned_layers
-from pquant.metrics import bit_use
+from pquant.metrics import bit_use, ebops
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.bit_range import BitRange
 from pquant.training.stage import Horizon, Stage
@@ -84,14 +84,15 @@ def on_batch_end(model: nn.Module) -> None:
 
 def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
     """Follow one epoch: schedules. ``loss`` is its mean training loss without :func:`pquant.penalty`; AutoSparse tunes itself by it."""
+    budget = ebops_budget(model)
+    before = ebops(model) if budget is not None and budget.has_begun else 0.0
     for layer in pruned_layers(model).values():
         layer.pruner.on_epoch_end(layer.seen(), loss)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
-    budget = ebops_budget(model)
     if budget is not None and budget.has_begun:
-        budget.follow(bit_use(model))
+        budget.follow(bit_use(model), before)
     BitRange(model).warn()
 
 

@@ -199,6 +199,15 @@ def test_what_pruning_asks_for_is_forgotten_when_it_ends() -> None:
     assert budget.cost(torch.tensor(5000.0)) < 0 < budget.cost(torch.tensor(5250.0))
 
 
+def test_what_pruning_takes_each_epoch_is_bought_back_as_long_as_it_takes_it() -> None:
+    budget, _ = held(5000, Response(0.05, 0.1))
+    for _ in range(20):
+        budget.follow(Use(4500, 4.0, 4500), before=4700)
+    during = float(budget.integral)
+    budget.follow(Use(4900, 4.0, 4900), before=4900)
+    assert -0.5 < during < -0.4 and float(budget.integral) == pytest.approx(-0.1)
+
+
 def test_the_train_stage_needs_its_length() -> None:
     with pytest.raises(ConfigError, match="target_ebops needs the length of the train stage"):
         pquant.set_stage(model(), pquant.Stage.TRAIN)
