@@ -102,7 +102,7 @@ def test_an_override_that_is_not_taken_is_named(overrides: list[str], name: str,
 def test_a_finished_run_goes_on_longer_in_another_folder(folder: Path, tmp_path: Path) -> None:
     before, new = contents(folder), tmp_path / "longer"
     printed = run(f"resume={folder}", "training.epochs=5", f"hydra.run.dir={new}").stdout
-    assert "going on from epoch 4 to 6 instead of 4" in printed and "learning rate" in printed
+    assert "resuming from epoch 4 to 6 instead of 4" in printed and "learning rate" in printed
     assert contents(folder) == before
     rows, earlier = (list(csv.DictReader((path / "metrics.csv").open())) for path in (new, folder))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"] and rows[:4] == earlier

@@ -135,7 +135,7 @@ def test_exclusions_and_tied_weights_hold_for_a_compressed_model_too() -> None:
         (CS(), "CS cannot .* trains a score"),
         (AutoSparse(), "AutoSparse cannot .* trains a threshold"),
         (MDMM(use_grad=True), "MDMM cannot .* trains a multiplier"),
-        (MDMM(), "MDMM cannot .* through training"),
+        (MDMM(), "MDMM cannot .* during training"),
         (PDP(), "PDP cannot .* through training"),
     ],
 )
