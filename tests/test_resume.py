@@ -66,7 +66,7 @@ def summary(folder: Path) -> dict[str, float]:
         (["resume=auto", *SHORT, "model.sizes=[null,9,null]"], ["model.sizes", "[None, 8, None]", "[None, 9, None]"]),
         (["resume=auto", *SHORT, "optimizer=sgd"], ["optimizer.", "started with other settings"]),
         (["resume=auto", *SHORT, "data=table", "data.path=x.csv"], ["data."]),
-        (["resume=auto", *SHORT, "training.epochs=5"], ["training.epochs = 3 instead of 5", "to go on longer: resume={folder} training.epochs=5"]),
+        (["resume=auto", *SHORT, "training.epochs=5"], ["training.epochs = 3 instead of 5", "to train longer: resume={folder} training.epochs=5"]),
         (["resume=auto", *SHORT, "scheduler=constant"], ["scheduler."]),
     ],
 )
@@ -154,7 +154,7 @@ def test_another_version_is_told_when_resuming(folder: Path, caplog: pytest.LogC
     save_checkpoint(older / "checkpoint.pt", state | {"versions": {**state["versions"], "torch": "1.0"}})
     config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     assert Run(older, config, "", resume=True).checkpoint() is not None
-    assert "the run began with torch 1.0 and goes on with" in caplog.text and "pquant" not in caplog.text.replace("pquant.resume", "")
+    assert "the run began with torch 1.0 and resumes with" in caplog.text and "pquant" not in caplog.text.replace("pquant.resume", "")
 
 
 @pytest.mark.parametrize("key", ["resume", "from_run"])
