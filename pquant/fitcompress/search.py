@@ -67,8 +67,8 @@ def search(space: Space, start: State, goal: float, f_lambda: float = 1.0, greed
 
     The priority of a state is g + f_lambda f, with g the length of the path to it and f = |compression - goal| to_nothing. The greedy search drops
     all other open states after each choice, so that a single path remains; among goal states at the same step it takes the nearest. The full search
-    keeps open states until none has a shorter path than the best path to a goal. Since paths only grow, it is exact for every ``f_lambda``, which sets
-    only the order in which states are expanded; the greedy path is its first bound. After ``max_states`` expanded states the full search returns
+    keeps open states until none has a shorter path than the best path to a goal. Since paths only grow, it is exact for every ``f_lambda``, which
+    sets only the order in which states are expanded; the greedy path is its first bound. After ``max_states`` expanded states the full search returns
     the best path so far, with ``shortest`` false. Ties go to the smaller state, so that the result is always the same.
     """
     way = _Search(space, start, goal, f_lambda).run(math.inf, greedy=True, limit=math.inf)
