@@ -157,7 +157,7 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
     resolved = _resolved(composed)
     if _is_longer(folder, composed):
         if own.resolve() == folder.resolve():
-            raise ConfigError(f"{folder} holds the finished run: choose another hydra.run.dir for the longer run")
+            raise ConfigError(f"{folder} holds the earlier run, which must not change: choose another hydra.run.dir for the longer run")
         return _run(own, composed, resolved, command, overrides, True, folder), resolved
     return _run(folder, composed, resolved, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), resolved
 

@@ -169,7 +169,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
-        "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
+        "about": "value = integer * 2^-f, with the f given with each array; formats are k (sign), i (integer bits), f (fractional bits)",
         "data": dict(data or {}),
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,

@@ -15,7 +15,7 @@ from pquant.layers.trace import Trace, is_layer
 
 MOST_NAMES = 5
 Reasons = dict[nn.Module, str]
-"""Why a module stays as it is."""
+"""Maps modules that stay float to the reasons."""
 
 
 def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:

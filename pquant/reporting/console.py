@@ -52,7 +52,7 @@ class Console:
 
 
 class _Epochs(Protocol):
-    """How the epochs of a training are shown."""
+    """The display of the epochs of a training."""
 
     def start(self, total: int) -> None: ...
 

@@ -14,7 +14,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long the train stage lasts: ``rounds`` times ``epochs`` of ``steps_per_epoch`` optimizer steps."""
+    """The length of the train stage: ``rounds`` times ``epochs`` of ``steps_per_epoch`` optimizer steps."""
 
     epochs: int
     steps_per_epoch: int

@@ -44,8 +44,8 @@ class Training(Settings):
             sparsity and EBOPs; without a target, of the last stage's. A run of which no epoch reaches them ends with the last, and a warning.
         monitor: what ``select`` and ``patience`` compare, on the validation data: the task's metric (accuracy or rmse), or the loss.
         patience: number of evaluations in a row without improvement after which pretraining, or fine-tuning, ends; null: never. The train stage
-            always has all its epochs, as pruning methods and targets of EBOPs follow schedules over them. The learning rate goes on as if the epochs
-            that are left out had been trained.
+            always has all its epochs, as pruning methods and targets of EBOPs follow schedules over them. The learning rate schedule continues as if
+            the skipped epochs had been trained.
         min_delta: how much better than the best value so far an evaluation must be to count as an improvement for ``patience``.
         precision: "bf16": layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
         sync_batch_norm: whether batch norms use the statistics of the whole batch if several processes train; else each process uses those of its
