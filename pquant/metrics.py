@@ -27,14 +27,15 @@ class Penalty:
         self.pruned = list(pruned_layers(model).values())
         regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
         self.counted = [layer for layer in regularized if layer.regularizes_ebops()]
-        self.owners: dict[HGQQuantizer, QuantizedLayer] = {}
+        owned: dict[HGQQuantizer, QuantizedLayer] = {}
         for layer in regularized:
             if layer.quantization.hgq_gamma:
                 for quantizer in layer.quantizers():
                     if isinstance(quantizer, HGQQuantizer):
-                        self.owners.setdefault(quantizer, layer)
+                        owned.setdefault(quantizer, layer)
+        self.owners = {layer: [quantizer for quantizer, owner in owned.items() if owner is layer] for layer in dict.fromkeys(owned.values())}
         met = [quantizer for layer in self.counted for quantizer in layer.counted()]
-        self.trained = dict.fromkeys(quantizer for quantizer in (*self.owners, *met) if isinstance(quantizer, HGQQuantizer))
+        self.trained = dict.fromkeys(quantizer for quantizer in (*owned, *met) if isinstance(quantizer, HGQQuantizer))
         self.budget = next((layer.regularization.budget for layer in self.counted), None)  # type: ignore[union-attr]
         self.zero = torch.zeros(())
 
@@ -50,7 +51,9 @@ class Penalty:
             terms += [layer.regularization.beta * layer.trained_ebops(width) for layer in self.counted]  # type: ignore[union-attr]
         else:
             terms.append(self.budget.cost(self.ebops(width)))
-        terms += [layer.regularization.gamma * widths[quantizer].sum() for quantizer, layer in self.owners.items()]  # type: ignore[union-attr]
+        for layer, quantizers in self.owners.items():
+            first, *others = (widths[quantizer].sum() for quantizer in quantizers)
+            terms.append(layer.regularization.gamma * sum(others, start=first))  # type: ignore[union-attr]
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
     def ebops(self, width: Callable[[Quantizer], Tensor] = lambda quantizer: quantizer.bits()) -> Tensor:

@@ -197,13 +197,14 @@ class QuantizedLayer(nn.Module):
         Raises:
             ConfigError: a convolution or batch norm whose input shape is not known.
         """
-        total = weight.new_zeros(())
-        for call in self.calls_of(weight):
-            bits = self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
-            if bias is not None:
-                bits = bits + bias.sum() * (math.prod(call.output) // max(bias.numel(), 1))
-            total = total + (self.built(call) * bits if self.counting.limits else bits)
-        return total
+        first, *others = (self._operations_of(call, weight, bias, data) for call in self.calls_of(weight))
+        return sum(others, start=first)
+
+    def _operations_of(self, call: Call, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
+        bits = self.linear_map(data.to(weight).expand(call.input), weight, None).sum()
+        if bias is not None:
+            bits = bits + bias.sum() * (math.prod(call.output) // max(bias.numel(), 1))
+        return self.built(call) * bits if self.counting.limits else bits
 
     def positions(self, call: Call) -> int:
         """Return how often a call applies the same weights to other data. Hardware may compute these positions one after the other."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Bits, Grid, grid, quantized, rounded
+from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, quantized, rounded
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
 from pquant.training import distributed
 
@@ -42,13 +42,13 @@ class _TrainedBits(torch.autograd.Function):
         x, low, high, scale, step = ctx.saved_tensors
         q = quantized(x, Grid(low, high, scale, step, *ctx.modes))  # computed again, since a model may overwrite the output of forward
         without_bits = step == 0
-        clipped = torch.clamp(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
+        clipped = clamped(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
         side = torch.sub(x, clipped).sign_()
         above = side.clamp(min=0)
         bound = side if ctx.k else above
         di = (bound * grad).sum_to_size(step.shape) * (high + step)
-        df = (torch.addcmul(clipped.sub_(q), bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
-        return grad - side.abs() * grad, di * LN2, df * LN2, None, None
+        df = (torch.addcmul(clipped - q, bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
+        return clipped.eq_(x) * grad, di * LN2, df * LN2, None, None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class HGQQuantizer(Quantizer):
         if self.tracks and (self.training or math.isinf(self.forget)):
             self.track(x)
         if self.tracks and not self.training:
-            return quantized(x, self._grid(x.dtype))
+            return quantized(x.detach(), self._grid(x.dtype))
         return _TrainedBits.apply(x, self.i, self.f, self._unbounded(x.dtype) if self.tracks else self._grid(x.dtype), int(self.keeps_negatives))
 
     @torch.no_grad()
@@ -144,8 +144,10 @@ class HGQQuantizer(Quantizer):
 
     def bits(self) -> Tensor:
         """Return the bits that count in EBOPs, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        sign = int(self.keeps_negatives and not self.tracks)
-        return torch.relu(round_straight_through(self.i) + round_straight_through(self.f) + sign)
+        total = self.i + self.f
+        with torch.no_grad():
+            to_whole = torch.round(self.i) + torch.round(self.f) + int(self.keeps_negatives and not self.tracks) - total
+        return torch.relu(total + to_whole)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the current (k, i, f), rounded to integers."""
