@@ -98,7 +98,7 @@ def test_the_start_beta_is_the_one_that_is_given_as_long_as_it_cannot_ruin_the_m
     assert start(0.0) == pytest.approx(0, abs=1e-9)
     assert not caplog.text
     assert start(1.0) == pytest.approx(1 / START, rel=0.01)
-    assert "hgq_beta = 1 would cost a loss of 1e+05: it starts at 1e-05" in caplog.text
+    assert "hgq_beta = 1 would give a loss term of 1e+05 at the start: beta starts at 1e-05" in caplog.text
 
 
 def test_a_budget_that_is_not_needed_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +121,7 @@ def test_a_target_out_of_reach_is_told_with_what_was_reached(caplog: pytest.LogC
     budget, found = held(100, Response(0.05, 0.1, least=8 * math.sqrt(0.007)))
     assert found[-1] == pytest.approx(700) and math.isfinite(budget.beta)
     budget.report(found[-1])
-    assert "the target of 100 EBOPs is not held: the model has 700 in the end, 600.0 % more: it was not reached" in caplog.text
+    assert "the target of 100 EBOPs is missed: the final model has 700, 600.0 % more; train longer" in caplog.text
 
 
 def test_a_target_that_is_held_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
