@@ -120,8 +120,9 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,), to = ctx.saved_tensors, ctx.grid
-        if to.overflow_mode in SATURATING:  # the mask is of floats, which CPU kernels load and store far faster than booleans
-            grad = clamped(x, to.low, to.high).eq_(x) * grad
+        if to.overflow_mode in SATURATING:  # the mask is of floats, because booleans are slow on a CPU, in compiled steps above all
+            outside = clamped(x, to.low, to.high).sub_(x).sign_().abs_()
+            grad = torch.addcmul(grad, grad, outside, value=-1)
         has_bits = to.step > 0
         return grad if has_bits is True else grad * has_bits, None
 

@@ -47,8 +47,8 @@ class _TrainedBits(torch.autograd.Function):
         above = side.clamp(min=0)
         bound = side if ctx.k else above
         di = (bound * grad).sum_to_size(step.shape) * (high + step)
-        df = (torch.addcmul(clipped - q, bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
-        return clipped.eq_(x) * grad, di * LN2, df * LN2, None, None
+        df = (torch.addcmul(clipped.sub_(q), bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
+        return torch.addcmul(grad, grad, side.abs_(), value=-1), di * LN2, df * LN2, None, None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
