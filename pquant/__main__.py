@@ -1,4 +1,4 @@
-"""``python -m pquant`` and the command ``pquant``: what ``run.py`` does, in any folder."""
+"""``python -m pquant`` and the command ``pquant``: run jobs as ``run.py`` does, in any folder."""
 
 from pquant.command_line import main
 

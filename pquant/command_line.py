@@ -32,7 +32,7 @@ BEGUN: list[bool] = []
 
 @hydra.main(config_path=PRIMARY, config_name="config", execution_whitelist=[f"{package}.*" for package in allowed_packages()])
 def job(config: DictConfig) -> float | list[float] | None:
-    """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends here."""
+    """Run one job and return the values that a sweep optimizes; a single run with an invalid configuration ends the process here."""
     BEGUN.append(True)
     try:
         with submitit_job():
@@ -57,7 +57,7 @@ def refuse(error: BaseException) -> None:
 
 
 def main() -> None:
-    """Run; exit with one line for an error that the user can fix, and with 128 + the signal's number if a signal ended the run."""
+    """Run the command. Exit with one line for an error that the user can fix, and with 128 + signal number if a signal ended the run."""
     gc.freeze()
     gc.enable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -81,7 +81,7 @@ def main() -> None:
     except CLEAR_ERRORS as error:
         refuse(error)
         raise
-    except Exception as error:  # of Hydra or a library that Hydra asks, as long as no job has begun
+    except Exception as error:  # an error of Hydra or of a library that it calls, if no job has begun
         if not BEGUN:
             refuse(error)
         raise

@@ -42,7 +42,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """Check the overrides of a command line before Hydra composes a configuration from them.
 
     Raises:
-        ConfigError: one that is no ``key=value``, an empty folder, a password, or a section that is given something else than the name of a choice.
+        ConfigError: an override that is not ``key=value``, an empty folder, a password, or a value for a section that is not the name of a choice.
     """
     parser = OverridesParser.create()
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -94,7 +94,7 @@ def build_experiment(config: DictConfig) -> Experiment:
                 raise ConfigError(f"section '{field.name}' is missing")
         check_targets(config)
         if isinstance(seed := config.get("seed", 0), int) and 0 <= seed < 2**32:
-            seed_everything(seed)  # a model may be built, and so drawn, here; an invalid seed is refused below
+            seed_everything(seed)  # the model, with its random weights, may be built here; an invalid seed is refused below
         values = {str(key): _built(str(key), config[key]) for key in config}
     except InstantiationException as error:
         raise ConfigError(explain(error)) from error
@@ -114,7 +114,7 @@ def _built(section: str, node: Any) -> Any:
 
 
 def _check_kinds(section: str, built: "partial[Any]") -> None:
-    """Reject what a library's or user's callable does not take, would take for a boolean (any string is true), or find to be no number only later."""
+    """Reject unknown arguments of a library's or user's callable, strings for booleans (any string is true), and values that are not numbers."""
     parameters = signature(built.func).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in built.keywords:
@@ -143,9 +143,9 @@ def _has_text(value: Any) -> bool:
 
 
 FLAGS_WITH_A_VALUE = "--cfg -c --package -p --config-path -cp --config-name -cn --config-dir -cd --info -i --experimental-rerun".split()
-"""Hydra's, whose value may be the next word of the command line."""
+"""Flags of Hydra whose value may be the next word of the command line."""
 MERGED = re.compile(r"Error merging override '?([^=\s]+)=")
-"""What Hydra says when OmegaConf refuses a value, whose own message may name only the place in a list."""
+"""Matches Hydra's message when OmegaConf refuses a value; OmegaConf's own message may name only the place in a list."""
 SECTIONS = tuple(field.name for field in fields(Experiment) if field.name in KINDS)
 
 

@@ -125,12 +125,12 @@ def explained(text: str) -> str:
     commented = "\n".join(lines) + "\n"
     try:
         return commented if yaml.safe_load(commented) == config else text
-    except yaml.YAMLError:  # a string over several lines
+    except yaml.YAMLError:  # the line is part of a string over several lines
         return text
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, str]:
-    if "_target_" in config:  # a section by itself
+    if "_target_" in config:  # the configuration is a single section
         found = next(filter(None, (named(section, str(config["_target_"])) for section in KINDS)), None)
         return {} if found is None else _comments(_owner(found))
     known = _comments(Experiment)

@@ -24,7 +24,7 @@ def convert(old: Any) -> Converted:
     """Convert a PQuantML configuration, and check the result by building an experiment from it.
 
     Raises:
-        ConfigError: this is no PQuantML configuration, the pruning method is unknown, or a value is invalid.
+        ConfigError: this is not a PQuantML configuration, the pruning method is unknown, or a value is invalid.
     """
     new = meaning(old)
     build_experiment(_compose(overrides(new)))

@@ -9,16 +9,16 @@ class ConfigError(ValueError):
     """An invalid setting; the message has the value, what was expected and the nearest valid name, in one line."""
 
     def __str__(self) -> str:
-        """Return the message; a line break in it, as of a name in a file, becomes a space."""
+        """Return the message, with line breaks, which names from a file may contain, replaced by spaces."""
         return " ".join(super().__str__().splitlines())
 
 
 class ExportError(RuntimeError):
-    """An export whose outputs differ from the model's; the message has the first difference."""
+    """An export whose outputs differ from the model's; the message names the first difference."""
 
 
 class ConstantOutputError(ConfigError):
-    """A trained model whose output ignores its input; the message names the first layer that nothing of the input passes."""
+    """A trained model whose output ignores its input; the message names the first layer whose output does not depend on the input."""
 
 
 class StoppedEarly(Exception):  # noqa: N818
@@ -26,11 +26,11 @@ class StoppedEarly(Exception):  # noqa: N818
 
 
 class DivergedError(RuntimeError):
-    """Data, the loss, gradients or weights are not finite."""
+    """Raised if data, the loss, gradients or weights are not finite."""
 
 
 class LostProcessError(RuntimeError):
-    """Another of the processes that train one model has ended."""
+    """Raised if another of the processes that train one model has ended."""
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Experiment:
         ``callback`` gets the row of every epoch, and may raise ``StoppedEarly``.
 
         Raises:
-            ConfigError: the settings do not fit each other, the data or the model; raised before training.
+            ConfigError: settings conflict with each other, with the data or with the model; raised before training.
             DivergedError: the loss is not finite.
         """
         if self.from_epoch == "all":
@@ -152,7 +152,7 @@ class Experiment:
             pruning = self.pruning.warnings(trainer.horizon) if self.training.epochs else []
             teacher = [*self.distillation.warnings(splits), *trainer.distiller.warnings(self.seed)]
             training = [*self.training.warnings(), *trainer.selection.warnings(bool(trainer.pruned))]
-            for warning in [*pruning, *self.quantization.warnings(), *training, *teacher]:
+            for warning in [*pruning, *self.quantization.warnings(trains=bool(self.training.epochs)), *training, *teacher]:
                 log.warning(warning)
             if self.dry_run:
                 return self._preview(model, splits)
@@ -182,7 +182,8 @@ class Experiment:
         constant = trainer.gives_one_output(final)
         if constant:
             log.warning(
-                "the finalized model gives the same output for every input: nothing is left of it; lower hgq_beta or hgq_gamma, or prune less"
+                "the finalized model gives the same output for every input: too much was pruned; "
+                "lower hgq_beta or hgq_gamma, raise target_ebops or target_luts, or prune less"
             )
         confusion = Confusion(splits.num_classes, trainer.device) if splits.num_classes else None
         tested = trainer.evaluate("test", "test", final, confusion.add) if confusion else trainer.evaluate("test", "test", final)
@@ -242,17 +243,17 @@ class Experiment:
         return Trainer(model, splits, self.training, self.optimizer, self.scheduler, self.training.torch_device(), self.seed, distiller)
 
     def _distiller(self, model: nn.Module, float_model: nn.Module, splits: Splits, run: Run, state: dict[str, Any] | None) -> NoDistiller:
-        """Return what adds the teacher's losses; nothing for an earlier run, which is not trained."""
+        """Return the distiller of the run; for an earlier run, which is not trained, one that adds no losses."""
         if self.from_run:
             return NoDistiller()
         kept = Kept(run.source or run.folder, state["teacher"]) if state and "teacher" in state else None
         return self.distillation.distiller(model, float_model, splits, self.training, kept)
 
     def _baseline(self, float_model: nn.Module, main: Trainer, console: Console) -> dict[str, Any]:
-        """Train a float baseline for the same number of epochs, and let it be the teacher if that is what the teacher is.
+        """Train a float baseline for the same number of epochs, and use it as the teacher if the teacher is the float baseline.
 
-        Returns its test metrics as ``float/...``; {} where neither ``training.baseline`` nor the teacher asks for one. A baseline that the run
-        has kept as its teacher is not trained again. It has no ``training.patience``, as its learning rate falls over all epochs.
+        Return its test metrics as ``float/...``; {} if neither ``training.baseline`` nor the teacher needs a baseline. A baseline that the run has
+        saved as its teacher is not trained again. The baseline has no ``training.patience``, since its learning rate falls over all epochs.
         """
         teacher = main.distiller.teacher
         if teacher and teacher.baseline and teacher.digest:

@@ -1,4 +1,4 @@
-"""How this copy of the package was installed: its configuration, its command, and how to add an extra to it."""
+"""The installation of this copy of the package: its configuration, its command, and the command that installs an extra."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ VERSION = "0.1.0"
 DISTRIBUTION = "pquant-hydra"
 """The name of this package on an index."""
 SAME_IMPORT_NAME = "pquant-ml"
-"""Another distribution whose package is called ``pquant``, too."""
+"""Another distribution whose package is also called ``pquant``."""
 PACKAGE = Path(__file__).parent
 IS_CHECKOUT = not (PACKAGE / "conf").is_dir()
 """Whether this copy runs from a checkout of the repository; a wheel holds ``conf/`` inside the package."""
@@ -41,7 +41,7 @@ def extra(name: str) -> str:
 
 
 def warn_of_other_package() -> None:
-    """Warn in one line of a distribution in this environment that installs its files in a package of the same name."""
+    """Log a warning if another distribution in this environment installs a package of the same name."""
     if _distribution(SAME_IMPORT_NAME):
         log.warning(
             "%s is installed in this environment, and its package is called pquant, too: this is %s, in %s; give each an environment of its own",
@@ -52,7 +52,7 @@ def warn_of_other_package() -> None:
 
 
 def _source(origin: dict[str, object]) -> str:
-    """Return where a distribution came from, as pip writes it behind the name; nothing for an index."""
+    """Return the source of a distribution, as pip writes it after the name; "" for an index."""
     if "url" not in origin:
         return ""
     version_control = origin.get("vcs_info")

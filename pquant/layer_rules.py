@@ -22,10 +22,12 @@ HEAD = """# The bits of every layer: k keeps negatives, i integer and f fraction
 
 
 def main(words: Sequence[str]) -> None:
-    """Print a choice of the section ``quantization`` with a rule for each layer of the model that ``words`` compose, checked overrides as of a job.
+    """Print a choice of the section ``quantization`` with a rule for each layer of the model.
+
+    ``words`` are the overrides of a job, which compose the model and the data.
 
     Raises:
-        ConfigError: a wrong override, or a model that does not fit the data.
+        ConfigError: an invalid override, or a model that does not fit the data.
     """
     with initialize_config_dir(config_dir=str(CONF)):
         config = compose("config", overrides=list(words), return_hydra_config=True)
@@ -40,7 +42,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def layer_rules(model: nn.Module, quantization: Quantization) -> dict[str, dict[str, Any]]:
-    """Return what ``quantization.layer_specific`` says of each layer of a compressed model: the format of each of its tensors, by dotted name."""
+    """Return ``quantization.layer_specific`` for a compressed model: the format of each tensor of each layer, by dotted name."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     return {layer.name: _rule(layer, quantization.formats(layer.name)) for layer in layers}
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer, counted_layers, ebops_budget, pruned_layers, weight_layers
 from pquant.layers.coverage import own_parameters, parameter_quantizer
 from pquant.quantization.budget import Use
 from pquant.quantization.hgq import HGQQuantizer
@@ -17,15 +17,16 @@ Parameters = Mapping[QuantizedLayer, tuple[Tensor, Tensor | None]]
 
 
 class Penalty:
-    """The auxiliary losses of a model; calling it gives the scalar to add to the task's loss.
+    """The auxiliary losses of a model. A call returns the scalar to add to the loss of the task.
 
-    It is that of pruning in the train stage, and the regularization of trained bits from then on. It looks for the layers once, when it is made.
+    The scalar contains the loss of the pruning method in the train stage, and the regularization of trained bits from the train stage on. The
+    constructor collects the layers of the model once.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.pruned = list(pruned_layers(model).values())
         regularized = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.regularization is not None]
-        self.counted = [layer for layer in regularized if layer.regularizes_ebops()]
+        self.counted, self.budget = counted_layers(model), ebops_budget(model)
         owned: dict[HGQQuantizer, QuantizedLayer] = {}
         for layer in regularized:
             if layer.quantization.hgq_gamma:
@@ -35,11 +36,10 @@ class Penalty:
         self.owners = {layer: [quantizer for quantizer, owner in owned.items() if owner is layer] for layer in dict.fromkeys(owned.values())}
         met = [quantizer for layer in self.counted for quantizer in layer.counted()]
         self.trained = dict.fromkeys(quantizer for quantizer in (*owned, *met) if isinstance(quantizer, HGQQuantizer))
-        self.budget = next((layer.regularization.budget for layer in self.counted), None)  # type: ignore[union-attr]
         self.zero = torch.zeros(())
 
     def __call__(self) -> Tensor:
-        """Return the methods' losses + beta * EBOPs + gamma * (sum of all trained bit widths), 0 where there are none."""
+        """Return the losses of the pruning method + beta * EBOPs + gamma * (sum of all trained bit widths), 0 without any of them."""
         terms = [layer.pruner.penalty(layer.seen()) for layer in self.pruned]
         widths = {quantizer: quantizer.bits() for quantizer in self.trained}
 
@@ -56,7 +56,7 @@ class Penalty:
         return sum(terms[1:], start=terms[0]) if terms else self.zero.clone()
 
     def ebops(self, width: Callable[[Quantizer], Tensor] = lambda quantizer: quantizer.bits()) -> Tensor:
-        """Return the EBOPs by trained widths, a differentiable scalar; ``width`` gives the bits of a quantizer."""
+        """Return the EBOPs by trained bit widths, a differentiable scalar; ``width`` returns the bits of a quantizer."""
         return sum((layer.trained_ebops(width) for layer in self.counted), start=self.zero)
 
 
@@ -66,16 +66,16 @@ def penalty(model: nn.Module) -> Tensor:
 
 
 def finalized_parameters(model: nn.Module) -> Parameters:
-    """Return the (weight, bias) of each layer that has them, as they would be finalized now."""
+    """Return the (weight, bias) of each layer with a weight, as they would be if the model were finalized now."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     return {layer: parameters for layer in layers if (parameters := layer.finalized_parameters()) is not None}
 
 
 @torch.no_grad()
 def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
-    """Return the exact EBOPs of one inference of a compressed (or finalized) model, as it would be finalized now.
+    """Return the exact EBOPs of one inference of a finalized model, or of a compressed model if it were finalized now.
 
-    ``parameters`` are :func:`finalized_parameters`, where they are known already.
+    ``parameters`` is the result of :func:`finalized_parameters`, if the caller has it already.
 
     Raises:
         ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
@@ -86,17 +86,17 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
 
 @torch.no_grad()
 def bit_use(model: nn.Module) -> Use:
-    """Return what a model uses of EBOPs and bits, as it would be finalized now."""
+    """Return the EBOPs and mean bits of a model if it were finalized now, and its EBOPs by trained bit widths."""
     parameters = finalized_parameters(model)
     weights = [_count(True, parameters[layer][0], layer.weight_quantizer) for layer in weight_layers(model).values()]
     return Use(ebops(model, parameters), _mean_bits(weights), float(Penalty(model).ebops()))
 
 
 def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:
-    """Return the share of zeros among the prunable weights, pruned and quantized as they would be finalized now.
+    """Return the sparsity: the fraction of the prunable weights that would be 0 if the model were finalized now.
 
-    Prunable are the weights of dense and convolution layers that take part in pruning; of all of them when none does. ``parameters`` are
-    :func:`finalized_parameters`, where they are known already.
+    Prunable weights are those of the dense and convolution layers that take part in pruning, or of all these layers if none takes part.
+    ``parameters`` is the result of :func:`finalized_parameters`, if the caller has it already.
     """
     layers = list(weight_layers(model).values())
     layers = [layer for layer in layers if layer.prunable] or layers
@@ -106,9 +106,9 @@ def sparsity(model: nn.Module, parameters: Parameters | None = None) -> float:
 
 
 def layer_table(model: nn.Module) -> list[dict[str, Any]]:
-    """Return one row a layer: name, type, shape, params, nonzero, sparsity, prunable, weight_bits, input_bits, output_bits, ebops.
+    """Return one row per layer: name, type, shape, params, nonzero, sparsity, prunable, weight_bits, input_bits, output_bits, ebops.
 
-    Bits are the mean total width, None for float values; EBOPs None where the input's shape is not known.
+    Bits are mean total widths, None for float values. EBOPs are None if the shape of the input is not known.
     """
     return [_row(name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)]
 
@@ -128,9 +128,9 @@ def _row(name: str, layer: QuantizedLayer) -> dict[str, Any]:
 def model_metrics(model: nn.Module) -> dict[str, Any]:
     """Return the headline metrics of a compressed model.
 
-    ``params``, ``nonzero_params`` and ``size_bytes`` count all parameters as they would be finalized now, those that stay float with 32 bits each;
-    the size is that of the non-zero ones at their widths, without an index. ``weight_bits`` is the mean width of the non-zero weights, of all
-    parameters of two axes or more. ``mask_sparsity`` counts what pruning alone removes.
+    ``params``, ``nonzero_params`` and ``size_bytes`` count all parameters as if the model were finalized now; those that stay float have 32 bits.
+    ``size_bytes`` is the size of the non-zero values at their bit widths, without an index. ``weight_bits`` is the mean width of the non-zero values
+    of all parameters with two axes or more. ``mask_sparsity`` counts only weights that the masks remove.
     """
     parameters = finalized_parameters(model)
     prunable = kept = 0
@@ -160,7 +160,7 @@ def sizes(model: nn.Module, parameters: Parameters | None = None) -> dict[str, A
 
 
 class _Count(NamedTuple):
-    """The values of one parameter: how many, how many are not zero, and the bits of those."""
+    """Counts of one parameter: all values, non-zero values, and the bits of the non-zero values."""
 
     is_weight: bool
     total: int
@@ -179,13 +179,13 @@ def _count(is_weight: bool, values: Tensor, quantizer: Quantizer | None) -> _Cou
 
 
 def _mean_bits(counts: Sequence[_Count]) -> float:
-    """Return the mean width of values that are not zero; 0 if all are."""
+    """Return the mean width of the non-zero values; 0 if all values are zero."""
     left = sum(one.nonzero for one in counts)
     return sum(one.bits for one in counts) / left if left else 0.0
 
 
 def _of_layers(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer]]:
-    """Yield (is a weight, values, quantizer) of the weights and biases of layers, each of those that layers share once."""
+    """Yield (is a weight, values, quantizer) for the weights and biases of layers; shared ones once."""
     for compressed in weight_layers(model).values():
         yield True, parameters[compressed][0], compressed.weight_quantizer
     biases: dict[int, tuple[Tensor, Quantizer]] = {}
@@ -199,7 +199,7 @@ def _of_layers(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool,
 
 @torch.no_grad()
 def _other_parameters(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer | None]]:
-    """Yield the same of all parameters that are none of such layers: tables, constants, and what stays float."""
+    """Yield (is a weight, values, quantizer) for all other parameters: embedding tables, constants, and parameters that stay float."""
     counted = {id(parameter) for layer in parameters for parameter in layer._parameters.values()}
     others = {id(parameter): (module, name, parameter) for module, name, parameter in own_parameters(model) if id(parameter) not in counted}
     for module, name, parameter in others.values():

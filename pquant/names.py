@@ -12,7 +12,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise a ConfigError for the first pattern of ``field`` that fits none of the layer ``names``."""
+    """Raise a ConfigError for the first pattern of ``field`` that matches none of the layer ``names``."""
     names = list(names)
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):

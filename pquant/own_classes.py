@@ -1,4 +1,4 @@
-"""Other classes than a preset's: one's own, by ``model._target_=net.Deep``, and a model by ``finetuning.model_name``."""
+"""Classes that replace those of a preset: your own, by ``model._target_=net.Deep``, and a model by ``finetuning.model_name``."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -12,14 +12,14 @@ from pquant.targets import KINDS, named
 
 TARGET = "_target_"
 OPEN = {"model=torch", "model=torchvision", "model=timm"}
-"""Choices of presets that name no class of their own, or pass any field on."""
+"""Presets that do not name a class, or that pass any field on."""
 
 
 def model_preset(name: str) -> str:
     """Return the preset of ``conf/model/`` that a model's name stands for.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no preset has this name.
     """
     presets = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
     if name not in presets:
@@ -31,23 +31,23 @@ def with_model_preset(arguments: Sequence[str]) -> list[str]:
     """Return the words of a command line, where ``finetuning.model_name=...`` chooses the preset of the model, too.
 
     Raises:
-        ConfigError: there is no preset of this name.
+        ConfigError: no preset has the name of the model.
     """
     names = [word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("finetuning.model_name=")]
     return [*arguments, *(f"model={model_preset(name)}" for name in names)]
 
 
 def with_new_fields(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command line, in which the fields of a section whose class is given may be new to its preset (``++`` before them)."""
+    """Return the words of a command line, with ``++`` before the fields of a section whose class is given, since its preset may not have them."""
     own = {word.lstrip("+").partition(f".{TARGET}=")[0] for word in arguments if f".{TARGET}=" in word} & KINDS.keys()
     own |= {"model"} if OPEN & {*arguments} else set()
     return [f"++{word}" if word.partition(".")[0] in own and "=" in word else word for word in arguments]
 
 
 def without_foreign_fields(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return a configuration without the preset's fields that a section's class does not take, where the overrides of the job give that class.
+    """Return a configuration without the fields of a preset that do not belong to a class given in the overrides of the job.
 
-    Fields that the overrides give stay, so that one which the class does not take is an error.
+    Fields that the overrides give stay, so that a field that the class does not take is an error.
     """
     given: dict[str, set[str]] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):

@@ -1,6 +1,6 @@
 """Conversion of each section of a PQuantML configuration; the names are those of ``pquant-ml`` 0.1.0 and of older files.
 
-A field that the file leaves out gets PQuantML's default, not that of a preset of this package.
+A field that the file leaves out gets the default of PQuantML, not that of a preset of this package.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ DEFAULTS = {
     "hgq_gamma": 3e-4,
     "hgq_beta": 1e-5,
 }
-"""PQuantML's quantization defaults where its code (0.1.0) differs from the specification, and so from our constructor."""
+"""PQuantML's quantization defaults where its code (0.1.0) differs from the specification, which the constructor here follows."""
 RENAMED = {
     "use_high_granularity_quantization": ["use_hgq"],
     "granularity": ["granularity", "data_granularity"],
@@ -62,7 +62,7 @@ OPTIMIZER = {
     "p_norm": "p_norm",
 }
 P_NORM = {"lambda_p": 1e-2, "p_norm": 1.0}
-"""What only optimizers with p-norm weight decay have, with PQuantML's defaults."""
+"""Fields that only optimizers with p-norm weight decay have, with PQuantML's defaults."""
 SCHEDULES = {"cosine": {"cosine_tmax": "T_max"}, "multistep": {"milestones": "milestones", "gamma": "gamma"}}
 LENGTHS = {"epochs", "fine_tuning_epochs", "pretraining_epochs", "rewind", "rounds", "save_weights_epoch"}
 """Fields of the training section that PQuantML also has."""
@@ -73,7 +73,7 @@ REWINDS = get_args(get_type_hints(Training)["rewind"])
 
 @dataclass
 class Converted:
-    """Choices of groups, values of fields by dotted name, the study's values, and warnings about what has no counterpart."""
+    """Choices of groups, values of fields by dotted name, the study's values, and warnings about settings without a counterpart."""
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -85,10 +85,10 @@ def meaning(old: Any) -> Converted:
     """Return the settings of this package for a PQuantML configuration.
 
     Raises:
-        ConfigError: no PQuantML configuration, or an unknown pruning method.
+        ConfigError: this is not a PQuantML configuration, or the pruning method is unknown.
     """
     if not isinstance(old, Mapping) or not any(section in old for section in SECTIONS):
-        raise ConfigError(f"this is no PQuantML configuration: expected at least one of {', '.join(SECTIONS)}")
+        raise ConfigError(f"this is not a PQuantML configuration: expected at least one of {', '.join(SECTIONS)}")
     new = Converted()
     parts = {section: dict(old.get(section) or {}) for section in SECTIONS}
     training = {key: value for key, value in old.items() if key not in SECTIONS} | parts["training_parameters"]
@@ -119,7 +119,7 @@ def _pruning(section: dict[str, Any], training: dict[str, Any], new: Converted) 
     section["disable_pruning_for_layers"] = [layer for layer in section.get("disable_pruning_for_layers") or [] if layer]
     if section.get("N") is not None and section.get("M") is not None:
         section["N"] = section["M"] - section["N"]
-        new.warnings.append(f"pruning_parameters.N counts weights that go, pruning.N those that stay: {section['N']} of {section['M']}")
+        new.warnings.append(f"pruning_parameters.N counts pruned weights, pruning.N remaining weights: {section['N']} of {section['M']}")
     _take("pruning", method, section, {}, new)
 
 
@@ -152,7 +152,7 @@ def _quantization(section: dict[str, Any], training: dict[str, Any], floor: Any,
 
 
 def _ranges(section: dict[str, Any], floor: Any, new: Converted) -> None:
-    """Convert what PQuantML chooses from ranges: dynamic data, and ``floor``, the fewest fractional bits that its FITCompress leaves data."""
+    """Convert settings that depend on ranges of data: dynamic data, and ``floor``, the fewest fractional bits of data in its FITCompress."""
     hgq, dynamic = bool(section.get("use_hgq")), bool(section.get("dynamic_data_quantization"))
     if dynamic and hgq:
         new.warnings.append("dynamic_data_quantization has no effect with HGQ, which trains the bits of data")
@@ -167,7 +167,7 @@ def _ranges(section: dict[str, Any], floor: Any, new: Converted) -> None:
 
 
 def _rule(layer: str, rule: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (tensor, its settings) of one layer's rule; bits without a tensor are those of the weight and the bias."""
+    """Yield (tensor, its settings) of one layer's rule; bits without a tensor hold for weight and bias."""
     tensors = {tensor: rule[tensor] for tensor in ("weight", "bias", "input", "output") if tensor in rule}
     bare = {key: value for key, value in rule.items() if key in BITS}
     for key in rule.keys() - tensors.keys() - bare.keys():
@@ -182,7 +182,7 @@ def _fitcompress(section: dict[str, Any], new: Converted) -> None:
         new.choices["fitcompress"] = "on"
         if new.choices["pruning"] != "none" and section.get("optimize_pruning"):
             section["optimize_pruning"] = False
-            new.warnings.append("FITCompress makes masks of its own only with pruning=none: optimize_pruning is switched off")
+            new.warnings.append("FITCompress makes masks only with pruning=none: optimize_pruning is switched off")
         _take("fitcompress", FITCompress, section, {}, new)
 
 
@@ -203,7 +203,7 @@ def _training(section: dict[str, Any], new: Converted) -> None:
 
 
 def _model(name: str | None, new: Converted) -> None:
-    """Choose the preset that a model's name stands for; the network is otherwise given in code, as in PQuantML."""
+    """Choose the preset for a model's name; without a preset the network is given in code, as in PQuantML."""
     if name is None:
         return
     try:
@@ -245,7 +245,7 @@ def _study(section: dict[str, Any], new: Converted) -> None:
     if kind not in presets:
         new.study["finetuning.sampler.type"] = kind
     own = _yaml(CONF / "study.yaml")["finetuning"]["hyperparameter_search"]["numerical"]
-    spaces["numerical"] = dict.fromkeys(own) | spaces["numerical"]  # remove the fields that every study of this package searches by default
+    spaces["numerical"] = dict.fromkeys(own) | spaces["numerical"]  # null removes the fields that every study of this package searches by default
     new.study |= {f"finetuning.hyperparameter_search.{kind}": space for kind, space in spaces.items() if space}
     new.study |= {f"finetuning.{key}": section[key] for key in ("experiment_name", "num_trials") if key in section}
     if sampler.get("params"):

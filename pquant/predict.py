@@ -21,14 +21,14 @@ KEYS = ("run", "data.path", "output")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write a CSV file with one row per row of ``data.path``, and print the metric if that file has the column of the run's target.
+    """Write a CSV file with one row per row of ``data.path``, and print the metric if ``data.path`` has the column of the run's target.
 
-    The metric is weighted if the run has event weights and the file has their column.
+    The metric is weighted if the run has event weights and ``data.path`` has their column.
 
-    The columns are ``prediction`` and, for classes, ``p(<class>)`` each.
+    The columns of the CSV file are ``prediction`` and, for classes, one column ``p(<class>)`` per class.
 
     Raises:
-        ConfigError: an unknown or missing argument, no run, a file that cannot be read, or without a column that the model needs.
+        ConfigError: an unknown or missing argument, no run, or a file that cannot be read or lacks a column that the model needs.
     """
     given = _given(arguments)
     model, output = load(given["run"]), Path(given.get("output", "predictions.csv"))
@@ -56,7 +56,7 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _columns(run: Path) -> tuple[str | None, str | None]:
-    """Return the columns of the target and of the event weights, None where the run's data has none."""
+    """Return the names of the columns of the target and of the event weights; None if the run's data does not have them."""
     data = saved_config("run", run).data
     found = (data.get("target", "y"), data.get("weight"))
     target, weight = (name if isinstance(name, str) else None for name in found)

@@ -1,4 +1,4 @@
-"""Where a job starts: anew, at a checkpoint of its own, or from the folder of an earlier run."""
+"""The start of a job: as a new run, from its own checkpoint, or from the folder of an earlier run."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ ENVIRONMENT = "oc.env"
 SECTIONS_THAT_MAY_DIFFER = ("resume", "progress", "tracker", "export", "finetuning", "dry_run", "from_run", "from_epoch")
 TRAINING_FIELDS_THAT_MAY_DIFFER = ("threads", "device")
 LENGTHS = ("epochs", "fine_tuning_epochs")
-"""Fields of training that ``resume=<folder>`` may raise, to go on longer."""
+"""Fields of training that ``resume=<folder>`` may raise, to make a run longer."""
 FREE_TRAINING_FIELDS = tuple(f"training.{name}" for name in TRAINING_FIELDS_THAT_MAY_DIFFER)
 TAKEN_BY_RESUME = ("resume", "progress", "tracker", "export", "dry_run", *FREE_TRAINING_FIELDS, *(f"training.{name}" for name in LENGTHS))
 TAKEN_BY_FROM_RUN = ("from_run", "from_epoch", "progress", "tracker", "export", *FREE_TRAINING_FIELDS)
@@ -46,12 +46,12 @@ class Run:
     """The folder and the origin of one run.
 
     Args:
-        folder: where its files go.
-        config: its configuration, resolved.
-        command: the command line that repeats it.
-        resume: whether it goes on from a checkpoint.
-        files: text files that describe it, by name in the folder; the run writes them once it is sure to start.
-        source: the folder of that checkpoint, if it is not its own: that run is gone on with here, longer, and stays as it is.
+        folder: the folder of the run's files.
+        config: the resolved configuration.
+        command: the command line that repeats the run.
+        resume: whether the run resumes from a checkpoint.
+        files: text files that describe the run, by name in the folder; they are written once all checks have passed.
+        source: the folder of the checkpoint, if it is another one: the run continues the earlier run in ``folder``, and ``source`` does not change.
     """
 
     folder: Path
@@ -63,14 +63,14 @@ class Run:
 
     @property
     def goes_on_here(self) -> bool:
-        """Whether the folder holds the run already, with its files and the checkpoint to go on from."""
+        """Whether the run resumes in its own folder, which already has its files and checkpoint."""
         return self.resume and self.source is None
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Return the state to go on from, None for a new run.
+        """Return the state to resume from, None for a new run.
 
         Raises:
-            ConfigError: the checkpoint is that of other settings, or there is none that can be read.
+            ConfigError: the checkpoint belongs to other settings, or no checkpoint can be read.
         """
         if not self.resume:
             return None
@@ -84,16 +84,16 @@ class Run:
         check_same_settings(self.source or self.folder, earlier, now)
         for name, here in versions().items():
             if here != state["versions"].get(name):
-                log.warning("the run began with %s %s and goes on with %s: it may end differently", name, state["versions"].get(name), here)
+                log.warning("the run began with %s %s and resumes with %s: its results may differ", name, state["versions"].get(name), here)
         return state
 
     def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the state of training: the configuration, the settings that must not change, and versions."""
+        """Return the entries of a checkpoint besides the state of training: configuration, settings that must not change, and versions."""
         settings = json.dumps(fixed_settings(self.config))
         return {"config": self.files.get(CONFIG, ""), "settings": settings, "versions": versions()}
 
     def begin(self, state: dict[str, Any] | None) -> None:
-        """Write the files that describe the run, and what it takes from ``source``; a run that goes on in its own folder has them."""
+        """Write the files that describe the run, and copy files from ``source``; a run that resumes in its own folder already has them."""
         for name, text in self.files.items():
             path = self.folder / name
             if not (self.goes_on_here and path.is_file()):
@@ -117,23 +117,24 @@ def check_same_settings(folder: Path, earlier: dict[str, Any], now: dict[str, An
     """Compare the fixed settings of the run in ``folder`` with those of the run that resumes it.
 
     Raises:
-        ConfigError: they differ; the message names the first field that does.
+        ConfigError: the settings differ; the message names the first field that differs.
     """
     if earlier != now:
         lengths, others = ({f"training.{name}": settings.get("training", {}).get(name) for name in LENGTHS} for settings in (earlier, now))
         key, before, after = difference(lengths, others) if lengths != others else difference(earlier, now)
-        longer = f"to go on longer: resume={folder} {key}={after}" if key in lengths else "give the same with resume=auto, or another hydra.run.dir"
+        longer = f"to train longer: resume={folder} {key}={after}" if key in lengths else "give the same with resume=auto, or another hydra.run.dir"
         raise ConfigError(f"the run in {folder} was started with other settings, {key} = {before!r} instead of {after!r}; {longer}")
 
 
 def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictConfig]:
-    """Return the run of the job that Hydra runs, and its configuration.
+    """Return the run of the current Hydra job, and its configuration.
 
-    Folder and configuration are Hydra's; with ``config.resume`` those of that run; with ``config.from_run`` a new folder and that run's
-    configuration. ``config.resume`` "auto", or ``resume``, resumes if Hydra's folder (``hydra.run.dir``) has a checkpoint, and starts anew if not.
+    Folder and configuration are those of Hydra. With ``config.resume`` they are those of that run; with ``config.from_run`` the folder is new and the
+    configuration is that of the earlier run. With ``config.resume`` "auto", or ``resume``, the run resumes if Hydra's folder (``hydra.run.dir``) has
+    a checkpoint, and starts as a new run otherwise.
 
     Raises:
-        ConfigError: ``resume`` or ``from_run`` names no run's folder, both are given, or an override is given that they do not take.
+        ConfigError: ``resume`` or ``from_run`` is not the folder of a run, both are given, or an override is given that they do not allow.
     """
     hydra = HydraConfig.get()
     _check_command(config, hydra.job.env_set)
@@ -156,7 +157,7 @@ def composed_run(config: DictConfig, resume: bool = False) -> tuple[Run, DictCon
     resolved = _resolved(composed)
     if _is_longer(folder, composed):
         if own.resolve() == folder.resolve():
-            raise ConfigError(f"{folder} keeps the run as it ended: choose another hydra.run.dir for the longer one")
+            raise ConfigError(f"{folder} holds the earlier run, which must not change: choose another hydra.run.dir for the longer run")
         return _run(own, composed, resolved, command, overrides, True, folder), resolved
     return _run(folder, composed, resolved, saved_command(folder) or command, overrides, has_checkpoint(folder / CHECKPOINT)), resolved
 
@@ -171,7 +172,7 @@ def _check_command(config: DictConfig, environment: Mapping[str, Any]) -> None:
     if config.resume is not None and config.from_run is not None:
         raise ConfigError("resume continues a run and from_run starts from one: give only one of them")
     if config.from_run is None and config.from_epoch is not None:
-        raise ConfigError("from_epoch needs from_run, the folder of the run whose epoch it is")
+        raise ConfigError("from_epoch needs from_run, the folder of the run with this epoch")
 
 
 def _run(
@@ -188,7 +189,7 @@ def _checked(key: str, overrides: list[str], taken: Sequence[str]) -> list[str]:
     """Return the names of the fields and sections that ``overrides`` set.
 
     Raises:
-        ConfigError: one that is not ``taken``.
+        ConfigError: an override sets a name that is not in ``taken``.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     for one in parsed:
@@ -196,12 +197,12 @@ def _checked(key: str, overrides: list[str], taken: Sequence[str]) -> list[str]:
         if one.is_delete() or (name not in taken and name.partition(".")[0] not in taken):
             others = ", ".join(field for field in taken if field != key)
             advice = f"; for other data: {' '.join(PROGRAM)} predict run=<folder> data.path=<file>" if name.partition(".")[0] == "data" else ""
-            raise ConfigError(f"{name} cannot be given with {key}, which takes the settings of the earlier run, all but {others}{advice}")
+            raise ConfigError(f"{name} cannot be given with {key}, which uses the settings of the earlier run, except {others}{advice}")
     return [str(one.key_or_group) for one in parsed]
 
 
 def _take(composed: DictConfig, config: DictConfig, names: Iterable[str]) -> None:
-    """Copy values of this command's configuration into an earlier run's, whole sections before single fields.
+    """Copy values of this command's configuration into that of an earlier run, whole sections before single fields.
 
     Raises:
         ConfigError: a field that the earlier run's section does not have.
@@ -217,7 +218,7 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
     """Return whether a configuration has more epochs than the checkpoint in ``folder`` was made for.
 
     Raises:
-        ConfigError: fewer epochs, or more of a stage that is over.
+        ConfigError: fewer epochs, or more epochs of a stage that is over.
     """
     if not has_checkpoint(folder / CHECKPOINT):
         return False
@@ -239,7 +240,7 @@ def _is_longer(folder: Path, composed: DictConfig) -> bool:
 
 @contextmanager
 def environment_refused() -> Iterator[None]:
-    """Let ``${oc.env:...}`` raise a ConfigError, as a configuration from somebody else could send what a variable holds anywhere."""
+    """Make ``${oc.env:...}`` raise a ConfigError in the block, since a configuration written by others could leak environment variables."""
     if ENVIRONMENT in allowed_packages():
         yield
         return
@@ -265,10 +266,10 @@ def _resolved(composed: DictConfig) -> DictConfig:
 
 
 def saved_config(key: str, folder: Path) -> DictConfig:
-    """Return the configuration of the run in ``folder``: that of its checkpoint, or of its files if it has none.
+    """Return the configuration of the run in ``folder``, from its checkpoint, or from its files without a checkpoint.
 
     Raises:
-        ConfigError: there is none that can be read.
+        ConfigError: no configuration can be read.
     """
     file = folder / CONFIG
     if has_checkpoint(folder / CHECKPOINT):

@@ -1,4 +1,4 @@
-"""The model of an earlier run, built again, and weights from files. No code of a folder is run; its configuration may build only what is allowed."""
+"""Models of earlier runs, built again, and weights from files. No code in a folder is executed; its configuration may build only allowed classes."""
 
 import copy
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from pquant.training.checkpoint import has_checkpoint, load_checkpoint
 WEIGHTS = "model.safetensors"
 SUFFIX = ".safetensors"
 SECTIONS = ("model", "pruning", "quantization", "fitcompress")
-"""The sections of a run that make its model."""
+"""The sections of a run that determine its model."""
 
 
 def model_sections(folder: Path, field: str) -> dict[str, Any]:
-    """Return the sections of the run in ``folder`` that make its model, as plain values, and its seed.
+    """Return the sections of the run in ``folder`` that determine its model, as plain values, and its seed.
 
     Raises:
-        ConfigError: no run's folder, or a run that did not finish; the message names the ``field``.
+        ConfigError: not the folder of a run, or a run that did not finish; the message names the ``field``.
     """
     config = saved_config(field, folder)
     with environment_refused():
@@ -41,14 +41,14 @@ def model_sections(folder: Path, field: str) -> dict[str, Any]:
 
 
 def finalized_model(sections: Mapping[str, Any], example: Tensor, num_outputs: int, where: str, field: str) -> nn.Module:
-    """Return the finalized model, untrained, of the run whose sections these are.
+    """Return the finalized model of a run, without trained weights.
 
     Args:
-        sections: as :func:`model_sections` gives them.
+        sections: the result of :func:`model_sections`.
         example: a batch of inputs.
-        num_outputs: the outputs of the model.
-        where: the place of the configuration, for messages.
-        field: the setting that asks, for messages.
+        num_outputs: number of outputs of the model.
+        where: the location of the configuration, for messages.
+        field: the setting that needs the model, for messages.
 
     Raises:
         ConfigError: a section is missing, or names a class that is not allowed.
@@ -65,7 +65,7 @@ def with_weights(module: nn.Module, path: Path, field: str) -> nn.Module:
     """Return the module with the weights of a safetensors file.
 
     Raises:
-        ConfigError: there is no such file, or its weights do not fit.
+        ConfigError: the file does not exist, or its weights do not fit the module.
     """
     try:
         module.load_state_dict(read_weights(path, field))
@@ -78,7 +78,7 @@ def read_weights(path: Path, field: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be read.
+        ConfigError: the file does not exist or cannot be read.
     """
     try:
         return load_tensors(path.read_bytes())
@@ -89,14 +89,13 @@ def read_weights(path: Path, field: str) -> dict[str, Tensor]:
 
 
 def take_weights(model: nn.Module, source: str, field: str = "init_from") -> None:
-    """Give a float model the trained weights of a run, before masks and rounding, or of a safetensors file, by name.
+    """Load weights by name into a float model: the trained weights of a run, before masks and rounding, or those of a safetensors file.
 
-    Those of a run are of its last epoch, or of the one that ``training.select`` chose.
-
-    Other tensors of the source, such as those of quantizers, are left out.
+    The weights of a run are those of its last epoch, or of the epoch that ``training.select`` chose. Other tensors of the source, such as those of
+    quantizers, are ignored.
 
     Raises:
-        ConfigError: there is no such run or file, or a tensor of the model is missing there or has another shape.
+        ConfigError: the run or file does not exist, or a tensor of the model is missing in it or has another shape.
     """
     path = Path(source)
     if path.suffix == SUFFIX:
@@ -118,9 +117,9 @@ def take_weights(model: nn.Module, source: str, field: str = "init_from") -> Non
 
 
 def _joined(model: nn.Module, given: Mapping[str, Tensor], mismatch: str) -> dict[str, Tensor]:
-    """Return by name those parameters of a float model that its compressed form holds in parts, such as the projections of attention.
+    """Return by name the parameters of a float model that its compressed form holds in parts, such as the projections of attention.
 
-    Where each value goes is seen from a compressed model whose float parameters have the numbers 0, 1, 2... as values.
+    The place of each value is found from a compressed model whose float parameters hold the numbers 0, 1, 2...
     """
     numbered, ends = copy.deepcopy(model).double(), 0
     places: dict[int, slice] = {}

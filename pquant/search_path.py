@@ -1,4 +1,4 @@
-"""Where Hydra finds the configurations of this package: the user's own ``conf/``, then the package's, then ``experiments/`` of a checkout."""
+"""Hydra's search path for configurations: the user's ``conf/``, then that of the package, then ``experiments/`` of a checkout."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pquant.installation import CONF, IS_CHECKOUT, ROOT
 
 PACKAGED = "pkg://pquant.conf"
 PRIMARY = str(CONF) if IS_CHECKOUT else PACKAGED
-"""What ``hydra.main`` takes as ``config_path``."""
+"""The argument ``config_path`` of ``hydra.main``."""
 GROUP = "experiment"
 
 
@@ -63,7 +63,7 @@ def _below(config_path: str) -> str | None:
 
 
 class PackageSearchPath(SearchPathPlugin):
-    """Adds the user's ``conf/`` in front of the configuration of this package, and the experiments behind it."""
+    """Adds the user's ``conf/`` before the configuration of this package, and the experiments after it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add both, for an application whose primary configuration is that of this package.
@@ -83,7 +83,7 @@ class PackageSearchPath(SearchPathPlugin):
 
 
 def _check(primary: Path) -> None:
-    """Refuse another primary configuration than that of the package; a checkout of the package has the same one."""
+    """Refuse a primary configuration other than that of the package; a checkout of the package contains the same one."""
     if primary.is_file() and primary.read_bytes() != (CONF / primary.name).read_bytes():
         raise ConfigError(
             f"{primary} would replace the whole configuration of pquant: rename it, say to mine.yaml, let it begin with "
@@ -92,7 +92,7 @@ def _check(primary: Path) -> None:
 
 
 def register() -> None:
-    """Let Hydra know the search path of this package."""
+    """Register the search path of this package with Hydra."""
     for plugin in (ExperimentSource, PackageSearchPath):
         if plugin not in Plugins.instance().discover():
             Plugins.instance().register(plugin)

@@ -166,7 +166,7 @@ class StrictBoolean(BooleanNode):
 
 
 def _unlock(node: DictConfig) -> None:
-    """Let a composed config change what the frozen classes fix, and add keys to plain dictionaries; make booleans strict."""
+    """Allow a composed config to change fields of frozen classes and to add keys to plain dictionaries; make booleans strict."""
     OmegaConf.set_readonly(node, None)
     for key in node:
         inner: Any = node._get_node(key)

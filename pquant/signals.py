@@ -32,14 +32,14 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Raise :class:`Interrupted` as soon as SIGINT or SIGTERM arrives, or SIGUSR1 in a Slurm job; a signal with another handler keeps it."""
+    """Raise :class:`Interrupted` as soon as SIGINT or SIGTERM arrives, or SIGUSR1 in a Slurm job. A signal with another handler keeps it."""
     with _handling(_interrupt):
         yield
 
 
 @contextmanager
 def graceful() -> Iterator[Callable[[], None]]:
-    """Delay these signals, and yield a check that raises :class:`Interrupted` once one has arrived; a second signal is not delayed.
+    """Delay the signals of :func:`prompt`, and yield a check that raises :class:`Interrupted` once one has arrived; a second signal is not delayed.
 
     A signal after the last check is raised at the end of the context. Python delivers signals to the main thread only; in other threads the check
     does nothing.
@@ -85,7 +85,7 @@ def submitit_job() -> Iterator[None]:
 def requeue() -> None:
     """Ask Slurm to run this job again from its start, which with ``resume=auto`` resumes after the last complete epoch.
 
-    In an array, the number of a job may be that of the whole array, so the job is named by its place in it.
+    In an array, the job id may be that of the whole array, so the job is named by its index in the array.
     """
     place = f"{os.environ[ARRAY_JOB]}_{os.environ[ARRAY_TASK]}" if ARRAY_JOB in os.environ else os.environ[SLURM_JOB]
     command = ["scontrol", "requeue", place]

@@ -1,6 +1,6 @@
-"""While the commands ``pquant`` and ``python -m pquant`` import their libraries, for seconds, SIGINT (Ctrl-C) ends them without a traceback.
+"""Lets SIGINT (Ctrl-C) end the commands ``pquant`` and ``python -m pquant`` without a traceback while they import libraries, which takes seconds.
 
-The package imports this module first; :func:`pquant.command_line.main` puts Python's handler back. ``run.py`` does the same for itself.
+The package imports this module first; :func:`pquant.command_line.main` restores Python's handler. ``run.py`` does the same for itself.
 """
 
 import signal

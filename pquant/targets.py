@@ -1,7 +1,7 @@
-"""What a configuration may build: an allow-list by section, checked by class before anything is built.
+"""The allow-list of classes that each section of a configuration may build. It is checked before anything is built.
 
-A configuration may come from somebody else, so what it names by ``_target_`` must be a class of the kind that its section takes, in the library
-that has this kind, and no other callable. The user of a machine allows packages of their own in $PQUANT_ALLOW.
+Others may have written a configuration. Therefore each ``_target_`` must be a class of a kind that its section accepts, from the library of that
+kind, and not any callable. Users allow packages of their own in $PQUANT_ALLOW.
 """
 
 import os
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
         return getattr(import_module(module), name)
 
     def __str__(self) -> str:
-        """Return what the kind holds, for a message."""
+        """Return a description of the kind, for messages."""
         return f"a {self.base.rpartition('.')[2]} of {self.module}"
 
 
@@ -74,9 +74,9 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "sampler": (Kind("optuna.samplers", "optuna.samplers.BaseSampler"),),
     "early_stopping": (Kind("optuna.pruners", "optuna.pruners.BasePruner"),),
 }
-"""What each section may build, at any depth."""
+"""The kinds that each section may build, at any depth."""
 INSIDE = {("distillation", "model"): "model"}
-"""The fields of sections that may build what another section may, by section and key."""
+"""Fields that may build the kinds of another section, by section and key."""
 
 
 def allowed_packages() -> tuple[str, ...]:
@@ -85,10 +85,10 @@ def allowed_packages() -> tuple[str, ...]:
 
 
 def is_allowed(section: str, target: str) -> bool:
-    """Return whether ``section`` may build ``target``: of one of its kinds, or in a package that $PQUANT_ALLOW lists.
+    """Return whether ``section`` may build ``target``, which must be of one of its kinds, or in a package that $PQUANT_ALLOW lists.
 
     Raises:
-        ConfigError: the package is that of a kind, but has nothing of this name.
+        ConfigError: the package of a kind has no object of this name.
     """
     if any(f"{target}.".startswith(f"{package}.") for package in allowed_packages()):
         return True
@@ -100,10 +100,10 @@ def is_allowed(section: str, target: str) -> bool:
 
 
 def check_targets(config: Mapping[Any, Any]) -> None:
-    """Check everything that a configuration names by ``_target_``, by section.
+    """Check every ``_target_`` of a configuration against the kinds of its section.
 
     Raises:
-        ConfigError: names that are not allowed (the message has all of them), or that do not exist.
+        ConfigError: targets that are not allowed (the message lists all of them), or that do not exist.
     """
     sections = {str(key): config[key] for key in config if isinstance(config[key], Mapping)}
     found = dict.fromkeys(pair for section, node in sections.items() for pair in _targets(section, node))
@@ -118,10 +118,10 @@ def check_targets(config: Mapping[Any, Any]) -> None:
 
 
 def build(section: str, node: Any) -> Any:
-    """Return what a node of the configuration describes, built with all that is inside it; other values as they are.
+    """Return the object that a node of the configuration describes, built with all nodes inside it; other values are returned unchanged.
 
     Raises:
-        ConfigError: a name that the section may not build, or that does not exist.
+        ConfigError: a target that the section may not build, or that does not exist.
         InstantiationException: a constructor failed.
     """
     if not isinstance(node, Mapping):
@@ -135,7 +135,7 @@ def build(section: str, node: Any) -> Any:
 
 
 def named(section: str, target: str) -> Any:
-    """Return what ``target`` names, or None if the section may not build it or there is nothing of this name."""
+    """Return the object that ``target`` names; None if the section may not build it, or it does not exist."""
     try:
         return _find(target) if is_allowed(section, target) else None
     except (ConfigError, ImportError):
@@ -164,7 +164,7 @@ def _find(target: str) -> Any:
 
 
 def _targets(section: str, node: Any) -> Iterator[tuple[str, str]]:
-    """Yield each ``_target_`` inside a node, as it will be built, interpolations resolved, behind the section whose kinds it must be of."""
+    """Yield (section, target) for each ``_target_`` inside a node, with interpolations resolved; the target must be of a kind of that section."""
     if isinstance(node, Mapping):
         for key in node:
             if key == "_target_":

@@ -1,4 +1,4 @@
-"""The finalized model of a run, with all that turns raw rows into predictions."""
+"""The finalized model of a run, with the preprocessing that turns raw rows into predictions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ NEEDED = ("input_shape", "num_outputs", "task")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A finalized model and what its run knows of inputs and outputs.
+    """A finalized model, and the description of its inputs and outputs.
 
     Attributes:
-        module: the finalized model, in evaluation mode on the CPU; it takes inputs as the data source made them.
-        input_shape: of one input.
+        module: the finalized model, in evaluation mode on the CPU; it takes inputs as the data source preprocesses them.
+        input_shape: shape of one input, without the batch axis.
         classes: the names of the classes, in the order of the outputs; empty for a regression, or if they have no names.
         features: the names along the last axis of an input, if they are known.
         described: the values of ``model.json``.
@@ -47,8 +47,8 @@ class TrainedModel:
         """Return the predictions for raw rows (N, ...): names of classes, or their numbers if they have no names; numbers in the target's own units.
 
         Args:
-            rows: numbers as they were in the file that the run was trained on, of shape (N, *input_shape), or a pandas table with the run's columns.
-                Images whose channels are last in the file may be so here; an input of one axis may have the axes that it had in the file.
+            rows: raw numbers of shape (N, *input_shape), as in the file of the training data, or a pandas table with the columns of that file.
+                Images with channels last in the file have channels last here; an input of one axis may have the axes that it had in the file.
 
         Returns:
             (N,), or for a regression of several outputs (N, outputs), float64.
@@ -67,10 +67,10 @@ class TrainedModel:
         """Return the probabilities of the classes (N, classes), float64, for raw rows; see :meth:`predict`.
 
         Raises:
-            ConfigError: the model is one of a regression; or as :meth:`predict`.
+            ConfigError: the model is a regression model; or as in :meth:`predict`.
         """
         if not self.is_classifier:
-            raise ConfigError("predict_proba needs a model that was trained on classes, and this one is of a regression: use predict")
+            raise ConfigError("predict_proba needs a model that was trained on classes, but this is a regression model: use predict")
         return torch.from_numpy(self.outputs(rows)).softmax(1).numpy()
 
     @torch.no_grad()
@@ -81,9 +81,9 @@ class TrainedModel:
         return torch.cat(parts).double().numpy()
 
     def inputs(self, rows: Rows) -> Tensor:
-        """Return raw rows as the module takes them: float32 (N, *input_shape), shifted and scaled like the training data."""
+        """Return raw rows as inputs of the module: float32 (N, *input_shape), shifted and scaled like the training data."""
         if "input_offset" not in self.described:
-            raise ConfigError("the data source of this run does not state what it does to raw inputs (Splits.preprocessing is None): call its module")
+            raise ConfigError("the data source of this run does not state its preprocessing (Splits.preprocessing is None): call the module")
         x = torch.from_numpy(self._numbers(rows)).to(getattr(torch, self.described.get("input_dtype", "float64")))
         offset, scale = (torch.tensor(self.described[f"input_{name}"], dtype=x.dtype) for name in ("offset", "scale"))
         done = (x - offset) / scale
@@ -119,7 +119,7 @@ class TrainedModel:
         return x
 
     def _columns(self, table: Any) -> Array:
-        """Return the columns of a table that are the run's features, in its order."""
+        """Return the feature columns of the run from a table, in the order of the run."""
         for name in self.features:
             if name not in table.columns:
                 raise ConfigError(unknown("column of the rows", name, table.columns))
@@ -133,11 +133,11 @@ class TrainedModel:
 def load(folder: str | Path) -> TrainedModel:
     """Return the finalized model of the run in ``folder``, ready to predict.
 
-    The architecture is built again from the run's configuration, and the weights are those of ``model.safetensors``. No code of the folder is run:
-    its configuration may build what any may, and packages of your own only if ``$PQUANT_ALLOW`` lists them.
+    The architecture is built again from the run's configuration, and the weights are read from ``model.safetensors``. No code in the folder is
+    executed: the configuration may build only allowed classes, and classes of your own only if ``$PQUANT_ALLOW`` lists their package.
 
     Raises:
-        ConfigError: no run's folder, a run that did not finish, a class that is not allowed, or weights that do not fit.
+        ConfigError: not the folder of a run, a run that did not finish, a class that is not allowed, or weights that do not fit.
     """
     import pquant.config  # noqa: F401  (registers what configurations of runs refer to)
 

@@ -57,7 +57,7 @@ def test_a_field_has_its_type_default_range_and_text() -> None:
     by_name = {field.name: field for field in fields(Wanda)}
     sparsity = by_name["sparsity"]
     assert (sparsity.type, sparsity.default, sparsity.range) == ("a number", "0.9", "[0, 1]")
-    assert sparsity.description == "share of zeros."
+    assert sparsity.description == "fraction of the weights that is pruned."
     assert by_name["M"].type == "an integer or null" and by_name["M"].default == "null" and by_name["M"].range == "[1, inf)"
     assert by_name["disable_pruning_for_layers"].default == "[]"
     assert "one of 'mean', 'sum'" in {field.name: field for field in fields(MDMM)}["scale_mode"].type
@@ -84,7 +84,7 @@ def test_a_printed_configuration_keeps_its_values_and_explains_every_section() -
     assert config["pruning"]["sparsity"] == 0.8
     lines = {line.split(":")[0]: line for line in done.stdout.splitlines() if not line.startswith(" ")}
     assert [name for name in config if "# " not in lines[name]] == []
-    assert "  sparsity: 0.8 " in done.stdout and "# share of zeros." in done.stdout
+    assert "  sparsity: 0.8 " in done.stdout and "# fraction of the weights that is pruned." in done.stdout
     silent = [
         key
         for key in config["pruning"]
@@ -116,6 +116,6 @@ def test_comments_never_change_a_value(config: dict) -> None:
 
 def test_a_section_printed_by_itself_is_explained_too() -> None:
     lines = explained("_target_: pquant.pruning.Wanda\nsparsity: 0.8\n").splitlines()
-    assert lines[1].startswith("sparsity: 0.8") and "# share of zeros" in lines[1]
+    assert lines[1].startswith("sparsity: 0.8") and "# fraction of the weights that is pruned" in lines[1]
     foreign = "_target_: os.system\nsparsity: 0.8\n"
     assert explained(foreign) == foreign

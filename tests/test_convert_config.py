@@ -205,9 +205,9 @@ def test_a_search_becomes_a_study() -> None:
 @pytest.mark.parametrize(
     ("old", "part"),
     [
-        ([1], "no PQuantML configuration"),
-        (None, "no PQuantML configuration"),
-        ({"model": 3}, "no PQuantML configuration"),
+        ([1], "not a PQuantML configuration"),
+        (None, "not a PQuantML configuration"),
+        ({"model": 3}, "not a PQuantML configuration"),
         (pruned(pruning_method="wnda"), "did you mean 'wanda'"),
         (pruned(pruning_method="wanda", sparsity=1.7), "Wanda.sparsity must be in [0, 1], got 1.7"),
         ({"training_parameters": {"rewind": "post-training-stage", "save_weights_epoch": 2}}, "Training.rewind"),

@@ -10,6 +10,7 @@ from torch import nn
 
 import pquant
 from pquant.errors import ConfigError
+from pquant.layers.base import ebops_budget
 from pquant.quantization import Quantization
 from pquant.resume import Run
 from pquant.training import Training
@@ -40,6 +41,21 @@ SMALL = ["training.pretraining_epochs=0", "training.epochs=1", "training.fine_tu
 def test_quantization_says_what_has_no_effect(fields: dict, parts: list[str]) -> None:
     found = Quantization(**fields).warnings()
     assert len(found) == len(parts) and all(part in line for part, line in zip(parts, found, strict=True))
+
+
+def test_what_begins_with_the_train_stage_has_no_effect_without_it() -> None:
+    section = Quantization(use_hgq=True, hgq_gamma=1e-7, hgq_lr=0.1, target_ebops=500)
+    assert [line.split()[0] for line in section.warnings(trains=False)] == ["quantization.hgq_gamma", "quantization.target_ebops"]
+    assert "target_ebops = 500 has no effect without training.epochs" in section.warnings(trains=False)[1]
+    assert not section.warnings()
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_target_without_trained_bits_is_told(enabled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    section = Quantization(use_hgq=True, target_ebops=500, layer_specific={"0": {"enable_quantization": enabled}}, enable_quantization=False)
+    net = pquant.compress(nn.Sequential(nn.Linear(4, 4)), None, section, torch.zeros(2, 4))
+    assert ("no layer has trained bits" in caplog.text) is not enabled
+    assert (ebops_budget(net) is None) is not enabled
 
 
 def test_training_says_which_key_is_misspelt() -> None:

@@ -66,7 +66,7 @@ def summary(folder: Path) -> dict[str, float]:
         (["resume=auto", *SHORT, "model.sizes=[null,9,null]"], ["model.sizes", "[None, 8, None]", "[None, 9, None]"]),
         (["resume=auto", *SHORT, "optimizer=sgd"], ["optimizer.", "started with other settings"]),
         (["resume=auto", *SHORT, "data=table", "data.path=x.csv"], ["data."]),
-        (["resume=auto", *SHORT, "training.epochs=5"], ["training.epochs = 3 instead of 5", "to go on longer: resume={folder} training.epochs=5"]),
+        (["resume=auto", *SHORT, "training.epochs=5"], ["training.epochs = 3 instead of 5", "to train longer: resume={folder} training.epochs=5"]),
         (["resume=auto", *SHORT, "scheduler=constant"], ["scheduler."]),
     ],
 )
@@ -102,7 +102,7 @@ def test_an_override_that_is_not_taken_is_named(overrides: list[str], name: str,
 def test_a_finished_run_goes_on_longer_in_another_folder(folder: Path, tmp_path: Path) -> None:
     before, new = contents(folder), tmp_path / "longer"
     printed = run(f"resume={folder}", "training.epochs=5", f"hydra.run.dir={new}").stdout
-    assert "going on from epoch 4 to 6 instead of 4" in printed and "learning rate" in printed
+    assert "resuming from epoch 4 to 6 instead of 4" in printed and "learning rate" in printed
     assert contents(folder) == before
     rows, earlier = (list(csv.DictReader((path / "metrics.csv").open())) for path in (new, folder))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"] and rows[:4] == earlier
@@ -154,7 +154,7 @@ def test_another_version_is_told_when_resuming(folder: Path, caplog: pytest.LogC
     save_checkpoint(older / "checkpoint.pt", state | {"versions": {**state["versions"], "torch": "1.0"}})
     config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     assert Run(older, config, "", resume=True).checkpoint() is not None
-    assert "the run began with torch 1.0 and goes on with" in caplog.text and "pquant" not in caplog.text.replace("pquant.resume", "")
+    assert "the run began with torch 1.0 and resumes with" in caplog.text and "pquant" not in caplog.text.replace("pquant.resume", "")
 
 
 @pytest.mark.parametrize("key", ["resume", "from_run"])

@@ -1,4 +1,4 @@
-"""Data sources: each gives the same splits for the same seed."""
+"""Data sources. Each returns the same splits for the same seed."""
 
 from pquant.data.arrays import Arrays
 from pquant.data.batches import Batches, TensorBatches, batches

@@ -1,4 +1,4 @@
-"""Examples of any shape, from arrays on disk."""
+"""The data source for arrays on disk, with examples of any shape."""
 
 from dataclasses import dataclass, replace
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 PADDING = 4
 Augmentation = Literal["none", "crop", "flip_crop"]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes a batch of inputs, with random numbers from a generator on the CPU."""
+"""A function that changes a batch of inputs at random, with numbers from a generator on the CPU."""
 
 
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by up to 4 pixels along each axis, zeros follow: a random crop of the padded image.
+    """Shift each image by up to 4 pixels along each axis and fill up with zeros: a random crop of the padded image.
 
     Source: K. He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, section 4.2.
 
     Args:
         images: (N, channels, height, width).
-        generator: of the random numbers, on the CPU.
+        generator: random number generator on the CPU.
     """
     return _moved(images, torch.zeros(len(images), dtype=torch.bool), generator)
 

@@ -1,4 +1,4 @@
-"""Batches of a dataset; those of a dataset in memory need no DataLoader."""
+"""Batches of a dataset. A dataset in memory needs no DataLoader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class TensorBatches:
 
 @dataclass(frozen=True)
 class AugmentedBatches:
-    """Batches whose inputs are changed at random, by numbers from the same generator as their order."""
+    """Batches whose inputs are augmented with random numbers from the generator that also draws the order."""
 
     batches: Batches
     augment: Augment
@@ -68,9 +68,10 @@ class AugmentedBatches:
 
 
 def batches(dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False) -> Batches:
-    """Return the batches of ``dataset``, of ``batch_size`` examples and a smaller last one unless ``drop_last``.
+    """Return batches of ``batch_size`` examples of ``dataset``; the last one may be smaller, unless ``drop_last``.
 
-    Without ``generator`` they come in order; with one (on the CPU) each pass draws its order from it, so its state is enough to resume.
+    Without ``generator`` the batches come in order. With a generator (on the CPU) each pass draws its order from it, so that its state is sufficient
+    to resume.
     """
     if type(dataset) is TensorDataset:
         return TensorBatches(dataset.tensors, batch_size, generator, drop_last)

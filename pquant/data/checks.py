@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def check_data(splits: Splits, train_finite: bool = True) -> None:
-    """Check the splits: their sizes, and the values of those in memory. A class without examples in a split in memory is a warning only.
+    """Check the sizes of the splits, and the values of splits in memory. A class without examples in such a split only gives a warning.
 
     Args:
         splits: the data.
         train_finite: whether the training inputs must be finite, too.
 
     Raises:
-        ConfigError: a split is empty, a value NaN or infinite, or a target is not a class.
+        ConfigError: a split is empty, a value is NaN or infinite, a target is not a class, or weights are negative or all 0.
     """
     for name, part in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
         if not _size(part):

@@ -1,4 +1,4 @@
-"""Feature columns and a target, from any table on disk."""
+"""Reading feature columns and a target from a table on disk."""
 
 import logging
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Columns:
-    """Features ``x`` float64 (N, F) and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set.
+    """Features ``x``, float64 (N, F), and targets ``y`` (N,), numbers, booleans or text; the last ``test_rows`` rows are the file's own test set.
 
-    ``names`` are those of the features; ``weight`` float64 (N,) are event weights, if there are any.
+    ``names`` are the names of the features; ``weight``, float64 (N,), are event weights, or None.
     """
 
     x: Array
@@ -40,13 +40,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which columns are features, which one has event weights, and what becomes of rows with missing values.
+    """The choice of feature columns and of the column of event weights, and the treatment of missing values.
 
     Attributes:
-        features: their names, in this order; None for all.
-        drop: names of columns that are none.
-        missing: "error"; "drop" leaves out such rows; "mean" lets the missing values be, as NaN.
-        weight: name of the column of event weights, which is no feature; None: there is none.
+        features: names of the features, in this order; None for all columns.
+        drop: names of columns that are not features.
+        missing: "error"; "drop" leaves out rows with missing values; "mean" keeps missing values, as NaN, for a later replacement.
+        weight: name of the column of event weights, which is not a feature; None: no weights.
     """
 
     features: Sequence[str] | None = None
@@ -55,10 +55,10 @@ class Choice:
     weight: str | None = None
 
     def names(self, path: str | Path, there: Sequence[str]) -> list[str]:
-        """Return the names of the features among those ``there``.
+        """Return the names of the features among the column names ``there``.
 
         Raises:
-            ConfigError: a name that is not there, or none is left.
+            ConfigError: a name is not in ``there``, or no feature is left.
         """
         for key, names in (("features", self.features or ()), ("drop", self.drop)):
             for name in names:
@@ -74,19 +74,19 @@ ALL = Choice()
 
 
 def read_columns(path: str | Path, target: str | None, choice: Choice = ALL) -> Columns:
-    """Return the columns of a csv, tsv, parquet or npz file; without ``target`` all are features, and the targets are 0.
+    """Return the columns of a csv, tsv, parquet or npz file; without ``target`` all columns are features, and the targets are 0.
 
     Raises:
-        ConfigError: no such file, target or feature, an empty part, features that are not numbers or not finite, other targets.
+        ConfigError: no such file, target or feature, an empty part, features that are not finite numbers, or targets of another type.
     """
     return _read_npz(path, target, choice) if file_kind(path) == ".npz" else _read_frame(path, target, choice)
 
 
 def encode(y: Array, task: Task, target: str) -> tuple[Array, list[str] | None]:
-    """Return targets as indices of the sorted class names, with those names; or as float64 without names, for a regression.
+    """Return targets as indices of the sorted class names, with these names; for a regression, return them as float64, with None.
 
-    With ``task`` "auto" real numbers, and integers of more than 100 values, are a regression. Words like "NA" among numbers are missing values,
-    but classes with ``task`` "classification".
+    With ``task`` "auto", real numbers, and integers with more than 100 different values, are regression targets. Words such as "NA" among numbers are
+    missing values; with ``task`` "classification" they are classes.
 
     Raises:
         ConfigError: missing values, a single class, or a regression on values that are not numbers.
@@ -162,7 +162,7 @@ def _require_some(path: str | Path, shape: tuple[int, ...], where: str = "") -> 
 
 
 def typed_targets(y: Array, target: str) -> Array:
-    """Return targets as numbers, booleans or text: bytes are decoded, Python's numbers become float64, a mixture becomes text."""
+    """Return targets as numbers, booleans or text. Bytes are decoded, Python numbers become float64, and mixed types become text."""
     if y.dtype.kind == "S":
         return np.char.decode(y, "utf-8", "backslashreplace")
     if y.dtype.kind in "iufbU":
@@ -178,7 +178,7 @@ def typed_targets(y: Array, target: str) -> Array:
 
 
 def _require_no_missing_words(y: Array, target: str) -> None:
-    """Refuse text that is all numbers but for words like "NA"."""
+    """Refuse text in which everything except words such as "NA" is a number."""
     if y.dtype.kind != "U":
         return
     words = np.isin(y, MISSING)
@@ -188,11 +188,11 @@ def _require_no_missing_words(y: Array, target: str) -> None:
         return
     if len(numbers) and words.any():
         found = f"{words.sum()} missing values, such as '{y[words][0]}', among its numbers"
-        raise ConfigError(f"target '{target}' has {found}; data.task=classification takes them for classes")
+        raise ConfigError(f"target '{target}' has {found}; data.task=classification treats them as classes")
 
 
 def _complete(path: str | Path, columns: Columns, missing: Missing) -> Columns:
-    """Return columns whose values are finite, or missing if they are to be replaced."""
+    """Return the columns after the treatment of missing values: all values are finite, or NaN where they will be replaced."""
     x = columns.x
     bad = (~np.isfinite(x) if missing == "error" else np.isinf(x)).sum(0)
     for name, count in zip(columns.names, bad, strict=True):

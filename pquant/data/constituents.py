@@ -1,4 +1,4 @@
-"""Jets as the particles that they consist of."""
+"""The data source for jets as lists of particles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ class Constituents(Weighted):
         return self.split(x, codes, seed, classes, weight=weight[0] if weight else None)
 
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
-        """Shift and scale (jets, particles, features) in place by mean and deviation over the particles of the first part; padding stays 0.
+        """Shift and scale ``parts`` (jets, particles, features) in place, by mean and standard deviation over the particles of the first part.
 
-        Return what was done.
+        Padding stays 0. Return the preprocessing.
 
         Raises:
             ConfigError: the first part has only padding, or values that are too large to scale.
@@ -61,7 +61,7 @@ class Constituents(Weighted):
         return Preprocessing(mean, scale, note="a particle whose raw features are all 0 is padding: all its inputs are 0", padding=True)
 
     def _checked(self) -> tuple[Array, ...]:
-        """Return the particles as float32, only those to keep, the labels as they are, and the event weights, if there are any."""
+        """Return the kept particles as float32, the labels unchanged, and the event weights, if there are any."""
         if not self.path:
             raise self.error("path", "the path of an npz file with x (jets, particles, features) and labels y (jets,)")
         if file_kind(self.path) != ".npz":

@@ -30,7 +30,7 @@ class Digits(Fractions):
 
 
 def bundled() -> Path:
-    """Return scikit-learn's file of the images, one row of pixels and the class each, without the import, which takes more than a second."""
+    """Return the path of scikit-learn's file with one row of pixels and class per image. It does not import scikit-learn, which takes a second."""
     package = find_spec("sklearn")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

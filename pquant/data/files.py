@@ -1,4 +1,4 @@
-"""Reading and writing local data files, and the error for data that cannot be found."""
+"""Reading and writing of local data files, and the error for data that cannot be found."""
 
 import logging
 import math
@@ -30,21 +30,21 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip"}
 FILES = ".csv, .tsv (also with .gz, .bz2, .xz or .zip after it), .parquet or .npz file"
 MISSING = tuple("#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null|".split("|"))
-"""The words that pandas takes for a missing number."""
+"""The words that pandas reads as a missing number."""
 
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def expanded(path: str | Path, key: str) -> Path:
-    """Return the path with ``~`` expanded; ConfigError for the home of a user who is not known, naming ``key``."""
+    """Return the path with ``~`` expanded; a ConfigError that names ``key`` if the user of ``~user`` does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{key}: '{path}' is in the home of a user who is not known here") from error
+        raise ConfigError(f"{key}: '{path}' is in the home folder of an unknown user") from error
 
 
 def existing(path: str | Path) -> Path:
-    """Return the path of an existing file, with ``~`` expanded; ConfigError if there is none."""
+    """Return the path of an existing file, with ``~`` expanded; ConfigError if it does not exist."""
     found = expanded(path, "data.path")
     try:
         there = found.is_file()
@@ -56,14 +56,14 @@ def existing(path: str | Path) -> Path:
 
 
 def file_kind(path: str | Path) -> str:
-    """Return the suffix of a file in lower case, that of the table in a compressed one: ".csv" for ``a.CSV.gz``."""
+    """Return the suffix of a file in lower case, without a suffix of compression: ".csv" for ``a.CSV.gz``."""
     *others, last = [suffix.lower() for suffix in Path(path).suffixes] or [""]
     return others[-1] if last in COMPRESSIONS and others and others[-1] in SEPARATORS else last
 
 
 @contextmanager
 def _reading(path: str | Path, kind: str) -> Iterator[None]:
-    """Turn what a reader raises into a ``ConfigError``; on a damaged file that can be any exception."""
+    """Turn any exception of a reader into a ``ConfigError``; a damaged file can raise any exception."""
     try:
         yield
     except (ConfigError, ImportError):
@@ -73,15 +73,15 @@ def _reading(path: str | Path, kind: str) -> Iterator[None]:
 
 
 def is_arrays(path: str | Path) -> bool:
-    """Return whether the path is that of named arrays: an npz file, which may not exist, or a folder."""
+    """Return whether the path is an npz file, which may not exist, or a folder."""
     return file_kind(path) == ".npz" or _is_folder(path)
 
 
 def read_npz(path: str | Path, *choices: tuple[str, ...]) -> list[Array]:
-    """Return the arrays of the first of the ``choices`` of names of which the npz file, or the folder of npy files, has all.
+    """Return the arrays of an npz file or a folder of npy files: those of the first of ``choices`` whose names all exist.
 
     Raises:
-        ConfigError: no such file, not an npz file, arrays of Python objects, or other names, also those of two choices together.
+        ConfigError: no such file, not an npz file, arrays of Python objects, no choice whose names all exist, or names of two choices.
     """
     with _members(path) as members:
         found = list(members)
@@ -101,10 +101,10 @@ def array_names(path: str | Path) -> list[str]:
 
 
 def npz_names(path: str | Path, count: int) -> list[str] | None:
-    """Return the text of the array ``features`` (count,) of an npz file, the names of its features; None if the file has no such array.
+    """Return the names of the features, the text array ``features`` (count,) of an npz file; None if the file has no such array.
 
     Raises:
-        ConfigError: it has another shape, or no text.
+        ConfigError: the array has another shape, or does not hold text.
     """
     with _members(path) as members:
         if "features" not in members:
@@ -125,7 +125,7 @@ def _no_arrays(path: str | Path, choices: Sequence[tuple[str, ...]], found: Coll
 
 @dataclass(frozen=True)
 class _Member:
-    """A file in npy format: its size in bytes, and what opens it."""
+    """A file in npy format: its size in bytes, and a function that opens it."""
 
     size: int
     open: Callable[[], IO[bytes]]
@@ -153,7 +153,7 @@ def _is_folder(path: str | Path) -> bool:
 
 
 def _array(name: str, member: _Member) -> Array:
-    """Return an array; a size that is not that of its data is refused before any memory is taken for it."""
+    """Return an array. The size in its header is compared with the size of the data before memory is allocated."""
     with member.open() as file:
         shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
         size, there = math.prod(shape) * dtype.itemsize, member.size - file.tell()
@@ -183,11 +183,11 @@ def save_npz(path: Path, **arrays: Array) -> None:
 def read_frame(path: str | Path, target: str | None) -> "DataFrame":
     """Return the columns of a csv, tsv or parquet file by name.
 
-    An index with a name is a column, too; one without a name is left out, as is a column of row numbers without a name. In a text file the words
-    for a missing number, such as "NA", are that in all columns but ``target``, where only an empty cell is missing.
+    An index with a name becomes a column. An index without a name, or a column of row numbers without a name, is left out. In a text file, words such
+    as "NA" are missing values in all columns except ``target``, where only an empty cell is missing.
 
     Raises:
-        ConfigError: no such file, another suffix, not readable, columns without a name or with the same one, or pandas and pyarrow are not installed.
+        ConfigError: no such file, another suffix, not readable, columns without a name or with the same one, or pandas or pyarrow is not installed.
     """
     source, kind = existing(path), file_kind(path)
     if kind not in (*SEPARATORS, ".parquet"):
@@ -226,7 +226,7 @@ def _read_parquet(path: str | Path, source: Path) -> "DataFrame":
 
 
 def _without_row_numbers(path: str | Path, frame: "DataFrame", target: str | None) -> "DataFrame":
-    """Return the table without row numbers that a program saved as a column without a name, which pandas calls "Unnamed: 0"; they are no feature."""
+    """Return the table without a column of row numbers that has no name, which pandas calls "Unnamed: 0": it is not a feature."""
     unnamed = [(place, name) for place, name in enumerate(frame.columns, 1) if name.startswith("Unnamed: ") and name != target]
     for place, name in unnamed:
         if not _counts_rows(frame[name]):
@@ -236,7 +236,7 @@ def _without_row_numbers(path: str | Path, frame: "DataFrame", target: str | Non
 
 
 def _counts_rows(values: Any) -> bool:
-    """Return whether the values are the numbers of the rows, from 0 or from 1."""
+    """Return whether the values are the row numbers, counted from 0 or from 1."""
     return any(np.array_equal(values, np.arange(first, first + len(values))) for first in (0, 1))
 
 
@@ -247,7 +247,7 @@ def _require_different(path: str | Path, names: Sequence[str]) -> None:
 
 
 def no_download(what: str, error: Exception, root: str, expected: str) -> ConfigError:
-    """Return the error for data that is neither in ``root`` nor could be downloaded; it names the reason, and the local file to give instead."""
+    """Return the error for data that is not in ``root`` and cannot be downloaded. The message has the reason, and the local file to give instead."""
     return ConfigError(f"{what} is not in {root} and could not be fetched ({reason(error)}); give a local copy: data.path=<{expected}>")
 
 

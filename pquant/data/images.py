@@ -1,4 +1,4 @@
-"""Images: those of a file, and MNIST and CIFAR-10 from a local file or fetched by torchvision."""
+"""Data sources of images: any images in a file, and MNIST and CIFAR-10 from a local file or downloaded by torchvision."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ LOCAL_COPY = f"npz with keys {', '.join(GIVEN_SPLIT)}"
 Layout = Literal["auto", "nchw", "nhwc", "nhw"]
 BYTE = 255
 MOST_CHANNELS = 4
-"""Channels up to which "auto" takes an axis for that of channels, where the other one is longer."""
+"""With layout "auto", the largest size of an axis that is taken for the channels."""
 
 
 @dataclass(frozen=True)
 class ImageSettings(Settings):
-    """What every source of images can do with them.
+    """Settings that all sources of images share.
 
     Args:
         flatten: inputs have one axis; else (channels, height, width), for a convolutional network.
@@ -47,7 +47,7 @@ class ImageSettings(Settings):
             raise self.error("augment", "none with data.flatten=true, which leaves no rows and columns to move")
 
     def finished(self, splits: Splits) -> Splits:
-        """Return splits of images (channels, height, width) in memory, with their augmentation, or flat."""
+        """Return splits of images (channels, height, width) in memory, flattened or with augmentation as set."""
         splits = replace(splits, augment=AUGMENTATIONS[self.augment])
         if not self.flatten:
             return splits
@@ -74,7 +74,7 @@ class Images(ImageSettings, Arrays):
     layout: Layout = "auto"
 
     def __post_init__(self) -> None:
-        """Check that targets that are images do not stay where augmentation moves the inputs."""
+        """Check that inputs are not augmented with ``reconstruct``, since the targets would not be moved with them."""
         super().__post_init__()
         if self.reconstruct and self.augment != "none":
             raise self.error("augment", "none with data.reconstruct=true, whose targets it does not move")
@@ -99,14 +99,14 @@ class Images(ImageSettings, Arrays):
         return self.finished(replace(splits, preprocessing=done))
 
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
-        """Shift and scale each channel of (N, channels, height, width) in place by mean and deviation of the first part; return what was done."""
+        """Shift and scale each channel of (N, channels, height, width) in place by mean and deviation of the first part; return the preprocessing."""
         return standardize(parts, (0, 2, 3), self.standardize == POWER_OF_TWO)
 
     def _layout(self, shape: tuple[int, ...]) -> str:
         """Return the layout of images of a shape.
 
         Raises:
-            ConfigError: other axes than those of ``data.layout``, or a layout that does not follow from the shape.
+            ConfigError: the shape has not the axes of ``data.layout``, or does not determine the layout.
         """
         if self.layout != "auto":
             if len(shape) != len(self.layout):
@@ -118,7 +118,7 @@ class Images(ImageSettings, Arrays):
             raise self._refused(shape, "images (N, C, H, W), (N, H, W, C) or (N, H, W)")
         first, last = shape[1] <= MOST_CHANNELS, shape[3] <= MOST_CHANNELS
         if first == last:
-            raise self._refused(shape, "a shape that tells which axis has the channels; give data.layout=nchw or nhwc")
+            raise self._refused(shape, "a shape that determines the channel axis; give data.layout=nchw or nhwc")
         return "nchw" if first else "nhwc"
 
     def _refused(self, shape: tuple[int, ...], expected: str) -> ConfigError:
@@ -151,7 +151,7 @@ class TorchvisionImages(ImageSettings):
         """Return the splits.
 
         Raises:
-            ConfigError: the images can neither be read nor downloaded, or are not those of this data set.
+            ConfigError: the images can be neither read nor downloaded, or are not images of this data set.
         """
         x, y, x_test, y_test = self._checked(read_npz(self.path, GIVEN_SPLIT) if self.path else self._fetched())
         rows, held = hold_out(np.arange(len(y)), y, portion(len(y), self.validation_fraction), seed, CLASSES)

@@ -1,6 +1,6 @@
 """Jets of five classes, simulated with Pythia 8 and clustered and groomed with FastJet.
 
-Proton-proton collisions at 13 TeV with a hard scattering of about 1 TeV, multi-parton interactions, showers and hadrons, and no detector.
+Proton-proton collisions at 13 TeV with a hard scattering of about 1 TeV, multi-parton interactions, showers and hadronization, without a detector.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,27 +19,27 @@ PROCESSES = {
     "w": ("WeakDoubleBoson:ffbar2WW",),
     "z": ("WeakDoubleBoson:ffbar2gmZgmZ",),
 }
-"""The hard processes of each class."""
+"""The hard processes of Pythia for each class."""
 SETTINGS = (
     *("Print:quiet = on", "Beams:eCM = 13000", "PhaseSpace:pTHatMin = 985", "PhaseSpace:pTHatMax = 1015", "WeakZ0:gmZmode = 2"),
     *(f"{boson}:{setting}" for boson in (23, 24) for setting in ("onMode = off", f"onIfAny = {QUARKS}")),
 )
 RADIUS, RADIUS_OF_ALL, TO_PARTON = 0.8, 10.0, 0.4
-"""Radius of the jets, one that holds all particles of a jet, and the distance within which a jet comes from a parton."""
+"""Radius of the jets, a radius that contains all particles of a jet, and the largest distance between a jet and its parton."""
 LOWEST_PT, HIGHEST_PT, HIGHEST_ETA = 800.0, 1600.0, 5.0
-"""Transverse momentum of jets, in GeV, and pseudorapidity of particles."""
+"""Lowest and highest transverse momentum of jets in GeV, and highest absolute pseudorapidity of particles."""
 LEADING, Z_CUT, FEWEST, PARTICLES = 2, 0.1, 3, 16
-"""Jets of a collision looked at, z_cut of the grooming, particles that it must leave, and those of a jet that are kept, hardest first."""
+"""Leading jets considered per collision, z_cut of the grooming, fewest particles after grooming, and hardest particles kept per jet."""
 GENERATOR = (PROCESSES, SETTINGS, RADIUS, RADIUS_OF_ALL, TO_PARTON, LOWEST_PT, HIGHEST_PT, HIGHEST_ETA, LEADING, Z_CUT, FEWEST, PARTICLES)
-"""All that decides what the jets of a seed are, beside the versions of Pythia and FastJet and this file."""
+"""All constants that determine the jets of a seed, besides the versions of Pythia and FastJet and the code of this file."""
 Jet = tuple[Array, Array]
 
 
 def simulate(counts: dict[str, int], seed: int, on_jet: Callable[[], None] = lambda: None) -> dict[str, Array]:
-    """Return so many jets of each class, shuffled: features ``x`` (N, 16), particles (N, 16, 3) as ``constituents``, classes ``y`` (N,).
+    """Return ``counts[name]`` jets of each class, shuffled: features ``x`` (N, 16), particles ``constituents`` (N, 16, 3) and classes ``y`` (N,).
 
-    Particles are their share of the jet's transverse momentum, and rapidity and azimuth relative to its axis; rows of 0 are padding. ``seed`` is
-    that of Pythia for each class, and of the order. ``on_jet`` is called after each jet.
+    The features of a particle are its fraction of the jet's transverse momentum, and its rapidity and azimuth relative to the jet axis. Rows of 0 are
+    padding. ``seed`` seeds Pythia for each class, and the order. ``on_jet`` is called after each jet.
     """
     found: list[Jet] = []
     for name, count in counts.items():
@@ -54,7 +54,7 @@ def simulate(counts: dict[str, int], seed: int, on_jet: Callable[[], None] = lam
 
 
 def _jets(name: str, seed: int) -> Iterator[Jet]:
-    """Yield the features and the hardest particles of jets of a class, without end."""
+    """Yield the features and the hardest particles of jets of a class, indefinitely."""
     pythia = _pythia(name, seed)
     while True:
         if pythia.next():
@@ -86,21 +86,22 @@ def _visible(event: Any) -> list[Any]:
 
 
 def clustered(particles: list[Any]) -> list[Any]:
-    """Return those of the two leading anti-kt jets whose transverse momentum is in the range."""
+    """Return the leading anti-kt jets, at most two, whose transverse momentum is in the allowed range."""
     from fastjet import ClusterSequence, JetDefinition, antikt_algorithm, sorted_by_pt
 
     sequence = ClusterSequence(particles, JetDefinition(antikt_algorithm, RADIUS))
     leading = list(sorted_by_pt(sequence.inclusive_jets(LOWEST_PT)))[:LEADING]
     kept = [jet for jet in leading if jet.pt() <= HIGHEST_PT]
     for jet in kept:
-        jet.sequence = sequence  # its particles are those of the sequence, which must outlive it
+        jet.sequence = sequence  # the sequence holds the particles of the jet, so the jet keeps a reference to it
     return kept
 
 
 def mmdt(jet: Any) -> Any:
-    """Return what the modified mass-drop tagger leaves of a jet (M. Dasgupta et al., arXiv 1307.0007).
+    """Return a jet after grooming with the modified mass-drop tagger (M. Dasgupta et al., arXiv 1307.0007).
 
-    The jet is clustered again by angle, and undone step by step; of two parts the softer is dropped while it has less than ``z_cut`` of both momenta.
+    The jet is clustered again by angle, and the clustering is undone step by step. The softer of two parts is dropped as long as it has less than
+    ``z_cut`` of the sum of both transverse momenta.
     """
     from fastjet import ClusterSequence, JetDefinition, PseudoJet, cambridge_algorithm
 
@@ -123,7 +124,7 @@ def kinematics(jet: Any) -> tuple[Array, Array, Array]:
 
 
 def hardest(jet: Any) -> Array:
-    """Return the hardest particles of a jet: their share of its transverse momentum, rapidity and azimuth relative to its axis."""
+    """Return the hardest particles of a jet: their fraction of its transverse momentum, and rapidity and azimuth relative to its axis."""
     pt, rapidity, phi = kinematics(jet)
     order = np.argsort(-pt)[:PARTICLES]
     particles = np.zeros((PARTICLES, 3))

@@ -1,4 +1,4 @@
-"""Jets at the LHC: the task is to find the particle that started a jet from its substructure."""
+"""The data source of the LHC jet benchmark: classify jets by the particle that produced them, from their substructure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Jets(Weighted):
         """Return the splits.
 
         Raises:
-            ConfigError: the table can neither be read nor downloaded, or is not that of this data set.
+            ConfigError: the table can be neither read nor downloaded, or is not the table of this data set.
         """
         path = self.path or str(self._downloaded())
         target = "y" if file_kind(path) == ".npz" else "class"
@@ -64,10 +64,10 @@ class Jets(Weighted):
 
 
 def _fetched() -> tuple[Array, Array, Array]:
-    """Return the features (N, 16), classes (N,) and names of the features, as OpenML has them.
+    """Return the features (N, 16), classes (N,) and names of the features from OpenML.
 
-    scikit-learn reads the file twice, for its checksum and for its values, so that it gets a temporary cache: else it would be downloaded twice.
-    pandas reads it faster, but is no requirement of this package.
+    scikit-learn reads the file twice, for its checksum and for its values. It gets a temporary cache, since it would download the file twice
+    otherwise. pandas would read the file faster, but is not a requirement of this package.
     """
     from sklearn.datasets import fetch_openml
 

@@ -1,4 +1,4 @@
-"""Jets that this package simulates itself, with Pythia 8 and FastJet."""
+"""The data source of jets that this package simulates with Pythia 8 and FastJet."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from pquant.tracking.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 PACKAGES = {"pythia8mc": "8.317.2", "fastjet": "3.5.2.0"}
-"""The versions of the extra; those of another one that is installed give another set."""
+"""The versions in the extra ``jets``. Other installed versions simulate other jets."""
 INPUTS = ("features", "constituents")
 RECORD = "simulated.json"
 
@@ -67,7 +67,7 @@ class JetsSimulated(Fractions):
         return source.load(seed)
 
     def simulated(self) -> Path:
-        """Return the folder of the jets in the cache; simulate them if they are not there, or not as they were written."""
+        """Return the folder of the jets in the cache; simulate them if they are missing or damaged."""
         settings = {"jets": self.jets, "seed": self.simulation_seed, "generator": GENERATOR, "versions": _versions()}
         settings = json.loads(json.dumps(settings))
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -81,7 +81,7 @@ class JetsSimulated(Fractions):
         return folder
 
     def _fill(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Write both files, and last the record of what they are, which makes them count."""
+        """Write both files, and last a record of their settings and checksums, without which they are ignored."""
         log.info("simulating %d jets into %s", self.jets, folder)
         with _bar(self.jets) as step:
             found = simulate(_counts(self.jets), self.simulation_seed, step)
@@ -108,19 +108,19 @@ def _versions() -> dict[str, str]:
 
 
 def _counts(jets: int) -> dict[str, int]:
-    """Return the number of jets of each class: equal parts, and one more for the first classes where that leaves some."""
+    """Return the number of jets of each class: equal parts, with a remainder given to the first classes."""
     share, left = divmod(jets, len(PROCESSES))
     return {name: share + (place < left) for place, name in enumerate(PROCESSES)}
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a folder has both files as they were written; a damaged one is reported."""
+    """Return whether a folder has both files, undamaged; log a warning about damaged files."""
     if not (folder / RECORD).is_file():
         return False
     digests = read_json(folder / RECORD)["sha256"]
     damaged = [name for name in INPUTS if _digest(folder / f"{name}.npz") != digests[name]]
     if damaged:
-        log.warning("%s in %s is not as it was written: the jets are simulated again", " and ".join(f"{name}.npz" for name in damaged), folder)
+        log.warning("%s in %s is damaged: the jets are simulated again", " and ".join(f"{name}.npz" for name in damaged), folder)
     return not damaged
 
 
@@ -130,7 +130,7 @@ def _digest(file: Path) -> str:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Any]:
-    """Show the progress of so many jets on a terminal; give what to call after each."""
+    """Show the progress of ``total`` jets on a terminal; yield a function to call after each jet."""
     with Progress() as progress:
         task = progress.add_task("simulating jets", total=total)
         yield lambda: progress.advance(task)

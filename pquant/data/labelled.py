@@ -1,4 +1,4 @@
-"""Data sources in a file of the user's own, whose task follows from its targets."""
+"""The base class of data sources for your own files, whose task is determined by the targets."""
 
 import logging
 from collections.abc import Sequence
@@ -28,23 +28,23 @@ class LabelledFile(Weighted):
     task: Task = "auto"
 
     def __post_init__(self) -> None:
-        """Check the fields, and that targets are no weights."""
+        """Check the fields, and that the target is not also the weight."""
         super().__post_init__()
         if self.weight is not None and self.weight == self.target:
             raise self.error("weight", "another column than data.target")
 
     def require(self, kind: str) -> None:
-        """Raise a ConfigError if there is no path, of a file of that ``kind``, or neither a target nor something to reconstruct."""
+        """Raise a ConfigError without a path, which must be of that ``kind``, or without a target or ``reconstruct``."""
         if not self.path:
             raise self.error("path", f"the path of {kind}")
         if self.target is None and not self.reconstruct:
             raise self.error("target", "the name of a column, or data.reconstruct=true")
 
     def encoded(self, y: Array, inputs: int) -> tuple[Array, Sequence[str] | None]:
-        """Return targets (N,) or (N, outputs) as the numbers that :meth:`split` takes, with the names of the classes if they are; log what they are.
+        """Return targets (N,) or (N, outputs) as the numbers that :meth:`split` takes, and the names of the classes, if any; log the task.
 
         Args:
-            y: targets as they are in the file.
+            y: targets as in the file.
             inputs: number of values of an input.
 
         Raises:
@@ -68,7 +68,7 @@ class LabelledFile(Weighted):
     def _outputs(self, y: Array) -> Array:
         """Return the targets (N, outputs) of a regression as float64."""
         if self.task == "classification" or self.task == "auto" and y.dtype.kind != "f":
-            advice = "classes are one label each, (N,); data.task=regression takes them for numbers"
+            advice = "classes must be one label per example, (N,); data.task=regression reads them as numbers"
             raise ConfigError(f"{self.path}: target '{self.target}' is {y.dtype} {y.shape}: {advice}")
         values, _ = encode(y.reshape(-1), "regression", str(self.target))
         log.info("regression of the %d columns of '%s'", y.shape[1], self.target)

@@ -1,4 +1,4 @@
-"""Arrays of examples from an npz file or a folder of npy files: inputs, targets and event weights, in one set or in the file's own two."""
+"""Arrays of examples from an npz file or a folder of npy files: inputs, targets and event weights, as one set or as training and test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pquant.errors import ConfigError
 
 @dataclass(frozen=True)
 class Part:
-    """Examples of a file: the name of their inputs, "x", "x_train" or "x_test", the inputs ``x``, targets ``y`` and event weights, if any."""
+    """One set of examples of a file: the name of its inputs ("x", "x_train" or "x_test"), inputs ``x``, targets ``y``, and event weights, if any."""
 
     name: str
     x: Array
@@ -36,10 +36,10 @@ class Examples:
 
 
 def read_parts(path: str | Path, target: str | None, weight: str | None = None) -> list[Part]:
-    """Return the examples under the names ``x`` and ``target``, or those under ``x_train``, ``x_test`` and so on; without ``target`` targets are 0.
+    """Return the examples in the arrays ``x`` and ``target``, or in ``x_train``, ``x_test`` and so on; without ``target`` the targets are 0.
 
     Raises:
-        ConfigError: no such file or arrays, arrays of both kinds, or weights that are none.
+        ConfigError: no such file or arrays, arrays of both kinds, or invalid weights.
     """
     names = tuple(name for name in ("x", target, weight) if name is not None)
     arrays = read_npz(path, names, tuple(f"{name}_{part}" for part in ("train", "test") for name in names))
@@ -56,10 +56,10 @@ def _part(path: str | Path, suffix: str, target: str | None, weight: str | None,
 
 
 def joined(path: str | Path, parts: Sequence[Part]) -> Examples:
-    """Return the examples of all parts together, those of the file's own test set last.
+    """Return the examples of all parts, joined, with the file's own test set last.
 
     Raises:
-        ConfigError: numbers in one array of targets and text in the other, or another number of outputs.
+        ConfigError: the arrays of targets differ in kind (numbers or text) or in the number of outputs.
     """
     if len({part.y.shape[1:] for part in parts}) > 1:
         raise ConfigError(f"{path}: expected as many outputs in both targets, got {' and '.join(str(part.y.shape) for part in parts)}")
@@ -71,7 +71,7 @@ def joined(path: str | Path, parts: Sequence[Part]) -> Examples:
 
 
 def finite(path: str | Path, name: str, x: Array) -> Array:
-    """Return the inputs in the array ``name`` as float32; ConfigError if some are not finite then, naming the first."""
+    """Return the inputs in the array ``name`` as float32; a ConfigError names the first value that is not finite in float32."""
     with np.errstate(over="ignore"):
         kept = x.astype(np.float32)
     good = np.isfinite(kept)
@@ -86,7 +86,7 @@ def checked_weights(path: str | Path, name: str, weight: Array, count: int) -> A
     """Return the event weights in the column or array ``name`` as float64 (count,).
 
     Raises:
-        ConfigError: no numbers, another shape, a weight that is missing, infinite or negative, or all are 0.
+        ConfigError: the weights are not numbers, have another shape, are missing, infinite or negative, or are all 0.
     """
     if weight.dtype.kind not in "iuf" or weight.shape != (count,):
         raise ConfigError(f"{path}: data.weight: expected numbers ({count},) in '{name}', got {weight.dtype} {weight.shape}")

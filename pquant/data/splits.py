@@ -1,4 +1,4 @@
-"""The result of every data source: three datasets, and the input and output sizes that a model needs."""
+"""The result of a data source: three datasets, and the input and output sizes that a model needs."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,16 +15,16 @@ EXAMPLES = 32
 
 @dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """What a data source does to raw inputs, ``(raw - offset) / scale``, and the names of features and classes: all that a deployed model needs.
+    """The preprocessing of raw inputs, ``(raw - offset) / scale``, and the names of features and classes, as a finalized model needs them.
 
     Attributes:
-        offset: in raw units; broadcasts with one input.
-        scale: likewise.
-        features: the names along the last axis of an input; empty where they have none.
+        offset: offset in raw units; broadcasts with one input.
+        scale: scale in raw units; broadcasts with one input.
+        features: the names along the last axis of an input; empty without names.
         classes: the names of the classes, in the order of the outputs; empty for a regression.
-        note: what offset and scale do not say.
+        note: a remark on preprocessing that offset and scale do not describe.
         padding: whether an item (the last axis of an input) whose raw values are all 0 is padding, and stays 0.
-        missing: raw values by feature that stand for missing ones; None if none may be missing.
+        missing: raw values by feature that replace missing values; None if no value may be missing.
         channels_last: whether raw inputs are images (height, width, channels), whose channels come first in an input.
     """
 
@@ -53,8 +53,8 @@ class Splits:
 
     Inputs are float32 without the batch axis; targets int64 class indices when ``num_classes`` is given, else float32 of shape ``(outputs,)``.
     Weights are float32 scalars, at least 0, with mean 1 in each set.
-    In its own units such a target is ``target * target_scale + target_offset``. ``preprocessing`` is None where the source does not state it.
-    ``augment`` changes batches of training inputs at random; None: they stay as they are.
+    A float target in its own units is ``target * target_scale + target_offset``. ``preprocessing`` is None if the source does not state it.
+    ``augment`` changes batches of training inputs at random; None: no augmentation.
     """
 
     train: Dataset[tuple[Tensor, ...]]
@@ -68,17 +68,17 @@ class Splits:
 
     @property
     def units(self) -> dict[str, float]:
-        """The scale and offset that turn a regression's outputs into the target's own units, by name; none for classes."""
+        """The scale and offset, by name, that convert regression outputs to the units of the target; {} for classes."""
         return {"target_scale": self.target_scale, "target_offset": self.target_offset} if self.num_classes is None else {}
 
     @property
     def described(self) -> dict[str, Any]:
-        """What turns raw inputs into those of the model and its outputs into units, and names them, for the files of a model and its exports."""
+        """The preprocessing of inputs, the units of outputs, and names, as written to the files of a model and its exports."""
         return (self.preprocessing.described() if self.preprocessing else {}) | self.units
 
     @property
     def interface(self) -> dict[str, Any]:
-        """All that ``model.json`` says of inputs and outputs: :attr:`described`, their shapes, and what the outputs are."""
+        """The description of inputs and outputs in ``model.json``: :attr:`described`, their shapes, and the meaning of the outputs."""
         task = "regression" if self.num_classes is None else "classification"
         return self.described | {"input_shape": list(self.input_shape), "num_outputs": self.num_outputs, "task": task}
 
@@ -120,7 +120,7 @@ def examples(splits: Splits) -> Tensor:
     """Return the inputs of the first training examples, up to 32: (examples, *input_shape).
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: the training set is empty.
     """
     count = min(EXAMPLES, len(splits.train))  # type: ignore[arg-type]
     if not count:

@@ -1,4 +1,4 @@
-"""From arrays to splits: held out by seed with the classes in proportion, standardised by the training part."""
+"""Conversion of arrays to splits: validation and test sets drawn by seed, stratified by class, and standardised by the training set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Fractions(Settings):
     reconstruct: bool = False
 
     def __post_init__(self) -> None:
-        """Check the fields, and that rows are left to train on."""
+        """Check the fields, and that rows are left for training."""
         super().__post_init__()
         if self.validation_fraction + self.test_fraction >= 1:
             raise self.error("validation_fraction", f"below 1 - test_fraction = {1 - self.test_fraction:g}")
@@ -63,10 +63,16 @@ class Fractions(Settings):
         features: Sequence[str] = (),
         weight: Array | None = None,
     ) -> Splits:
-        """Return the splits of inputs (N, ...) and targets, indices (N,) of ``classes``, or real numbers (N,) or (N, outputs) when that is None.
+        """Return the splits of examples.
 
-        The last ``test_rows`` rows are the test set if the file has its own; with 0 it is drawn too. With ``reconstruct`` the inputs are the targets.
-        ``features`` are the names along the last axis of the inputs, if they have any. ``weight`` (N,) are event weights, if there are any.
+        Args:
+            x: inputs (N, ...).
+            y: targets: indices (N,) of ``classes``, or real numbers (N,) or (N, outputs) if ``classes`` is None.
+            seed: seed of the draw of validation and test set.
+            classes: names of the classes; None for a regression.
+            test_rows: number of last rows that are the test set; 0: the test set is drawn.
+            features: names along the last axis of the inputs, if any.
+            weight: event weights (N,), if any.
 
         Raises:
             ConfigError: too few examples, in a class or in total, values too large to scale, or a set whose weights are all 0.
@@ -85,7 +91,7 @@ class Fractions(Settings):
         return splits if weight is None else with_weights(splits, [weight[part] for part in parts])
 
     def _targeted(self, inputs: Sequence[Tensor], targets: Sequence[Array], classes: Sequence[str] | None) -> Splits:
-        """Return the splits of inputs as the model gets them."""
+        """Return the splits of scaled inputs with their targets."""
         if self.reconstruct:
             return reconstruction(inputs)
         if classes or not self.scale_target:
@@ -96,7 +102,7 @@ class Fractions(Settings):
         return dataclasses.replace(splits, target_scale=scale, target_offset=offset)
 
     def scale(self, parts: Sequence[Tensor]) -> Preprocessing:
-        """Shift and scale the features of all ``parts`` in place by mean and deviation of the first; return what was done."""
+        """Shift and scale the features of all ``parts`` in place by mean and standard deviation of the first; return the preprocessing."""
         return standardize(parts, 0, self.standardize == POWER_OF_TWO)
 
 
@@ -130,10 +136,12 @@ def with_weights(splits: Splits, weights: Sequence[Array]) -> Splits:
 
 
 def fill_missing(parts: Sequence[Tensor]) -> Tensor:
-    """Replace missing values (NaN) in all ``parts`` (N, features), in place, by the mean of the first by feature; return these means (features,).
+    """Replace missing values (NaN) in all ``parts`` (N, features), in place, by the means of the features in the first part.
+
+    Return these means (features,).
 
     Raises:
-        ConfigError: all values of a feature are missing in the first.
+        ConfigError: all values of a feature are missing in the first part.
     """
     means = parts[0].nanmean(0)
     if bool(means.isnan().any()):
@@ -146,17 +154,17 @@ def fill_missing(parts: Sequence[Tensor]) -> Tensor:
 
 
 def portion(total: int, fraction: float) -> int:
-    """Return ``fraction`` of ``total`` rows as a number, at least 1."""
+    """Return the number of rows that is ``fraction`` of ``total``, at least 1."""
     return max(1, round(total * fraction))
 
 
 def hold_out(rows: Array, y: Array, count: int, seed: int, classes: Sequence[str] | None) -> tuple[Array, Array]:
-    """Return ``rows`` without ``count`` of them, and those ``count``; stratified by the class ``y[row]`` if there are classes.
+    """Split ``rows`` into the remaining rows and ``count`` held-out rows, stratified by the class ``y[row]`` if there are classes.
 
-    The rows equal those of scikit-learn's ``train_test_split``, whose import takes more than a second.
+    The result equals that of scikit-learn's ``train_test_split``, whose import takes more than a second.
 
     Raises:
-        ConfigError: too few rows, or a class too small; it names the smallest class and its number of examples.
+        ConfigError: too few rows, or a class is too small; the message names the smallest class and its number of examples.
     """
     left, random = len(rows) - count, np.random.RandomState(seed)
     message = f"cannot hold out {count} of {len(rows)} examples"
@@ -178,7 +186,7 @@ def hold_out(rows: Array, y: Array, count: int, seed: int, classes: Sequence[str
 
 
 def proportional(counts: Array, total: int, random: np.random.RandomState) -> Array:
-    """Return ``total`` split in proportion to ``counts``: the largest remainders are rounded up, drawn where they are equal."""
+    """Return ``total`` divided in proportion to ``counts``; the largest remainders are rounded up, and equal ones are drawn at random."""
     exact = counts / counts.sum() * total
     parts = np.floor(exact)
     remainders = exact - parts
@@ -192,9 +200,9 @@ def proportional(counts: Array, total: int, random: np.random.RandomState) -> Ar
 
 
 def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...], power_of_two: bool = False) -> Preprocessing:
-    """Shift and scale all ``parts`` in place by mean and deviation over ``dim`` of the first; a constant feature is only shifted.
+    """Shift and scale all ``parts`` in place by mean and standard deviation over ``dim`` of the first; a constant feature is only shifted.
 
-    Return what was done to one example.
+    Return the preprocessing of one example.
     """
     mean, scale = moments(parts[0], dim)
     if power_of_two:
@@ -205,17 +213,17 @@ def standardize(parts: Sequence[Tensor], dim: int | tuple[int, ...], power_of_tw
 
 
 def as_power_of_two(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the power of two nearest to each scale, in logarithm, and the multiple of 1/8 of it nearest to each mean."""
+    """Round mean and scale to simple values: return the multiple of 1/8 of the rounded scale nearest to each mean, and the nearest power of two."""
     power = torch.exp2(torch.log2(scale).round())
     step = power / OFFSET_STEPS
     return (mean / step).round() * step, power
 
 
 def moments(values: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over ``dim``, which is kept; 1 for the deviation of a constant.
+    """Return mean and standard deviation over ``dim``, whose axes stay with size 1; the deviation of a constant is 1.
 
     Raises:
-        ConfigError: the squares of the values are beyond floating point.
+        ConfigError: the squares of the values exceed the range of floating point.
     """
     std, mean = torch.std_mean(values, dim=dim, correction=0, keepdim=True)
     if bool(torch.isinf(std).any()):

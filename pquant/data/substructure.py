@@ -1,4 +1,4 @@
-"""What a jet looks like inside: the 16 high-level features of the jet benchmark, from its particles and those that grooming leaves.
+"""Jet substructure: the 16 high-level features of the jet benchmark, from all particles of a jet and from those after grooming.
 
 Energy correlators and their ratios: I. Moult, L. Necib, J. Thaler, "New angles on energy correlation functions", arXiv 1609.07483. The choice of
 features: E. Coleman et al., arXiv 1709.08705; J. Duarte et al., arXiv 1804.06913.
@@ -20,7 +20,7 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Correlators:
-    """The correlators of one power of the angles: 1e2, and of three particles 1e3, 2e3, 3e3, with the 1, 2 or 3 smallest angles."""
+    """The energy correlators for one power of the angles: 1e2 of pairs, and 1e3, 2e3 and 3e3 of triplets with the 1, 2 or 3 smallest angles."""
 
     e2: float
     e3_1: float
@@ -35,7 +35,7 @@ def angles(rapidity: Array, phi: Array) -> Array:
 
 
 def correlators(share: Array, distances: Array, powers: Sequence[float]) -> list[Correlators]:
-    """Return, for each power of the angles, the correlators of particles with shares (N,) of the transverse momentum and distances (N, N)."""
+    """Return the correlators for each power of the angles, from the fractions (N,) of the transverse momentum and the angular distances (N, N)."""
     first, second = np.triu_indices(len(share), 1)
     of_pair, weight = distances[first, second], share[first] * share[second]
     sums = np.zeros((len(powers), 3))
@@ -53,16 +53,16 @@ def correlators(share: Array, distances: Array, powers: Sequence[float]) -> list
 def features(all_pt: Array, pt: Array, rapidity: Array, phi: Array, mass: float) -> Array:
     """Return the features (16,) of a jet.
 
-    Angles to the power 0, 1 or 2 are the ``_b0``, ``_b1``, ``_b2`` of a name. With z the shares of the transverse momentum: C1 = 1e2;
-    C2 = 3e3 / 1e2^2; D2 = 3e3 / 1e2^3; D2 with a power a of the angles in 3e3 and b in 1e2 = 3e3(a) / 1e2(b)^(3 a / b), so that ``d2_a1_b1`` is
-    ``d2_b1``; M2 = 1e3 / 1e2; N2 = 2e3 / 1e2^2. They and the mass are those of the groomed jet; multiplicity and zlogz = sum z ln z of the whole.
+    ``_b0``, ``_b1`` and ``_b2`` in a name are the power 0, 1 or 2 of the angles. C1 = 1e2; C2 = 3e3 / 1e2^2; D2 = 3e3 / 1e2^3; M2 = 1e3 / 1e2;
+    N2 = 2e3 / 1e2^2. D2 with power a in 3e3 and b in 1e2 is 3e3(a) / 1e2(b)^(3 a / b), so that ``d2_a1_b1`` is ``d2_b1``. These features and the mass
+    are computed from the groomed jet; multiplicity and zlogz = sum z ln z, with z the fractions of the transverse momentum, from the whole jet.
 
     Args:
         all_pt: transverse momentum of the particles of the jet, (M,).
-        pt: transverse momentum of those that grooming leaves, (N,), N at least 3.
-        rapidity: their rapidity, (N,).
-        phi: their azimuth, (N,).
-        mass: of the groomed jet, in GeV.
+        pt: transverse momentum of the particles after grooming, (N,), N at least 3.
+        rapidity: rapidity of the particles after grooming, (N,).
+        phi: azimuth of the particles after grooming, (N,).
+        mass: mass of the groomed jet, in GeV.
     """
     of_all, z = all_pt / all_pt.sum(), pt / pt.sum()
     one, two = correlators(z, angles(rapidity, phi), (1, 2))

@@ -1,4 +1,4 @@
-"""Any table with a target column."""
+"""The data source for tables with a target column."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Table(LabelledFile):
     missing: Missing = "error"
 
     def __post_init__(self) -> None:
-        """Check the fields, and that the column of weights is no feature."""
+        """Check the fields, and that the column of weights is not a feature."""
         super().__post_init__()
         if self.weight is not None and self.weight in (*(self.features or ()), *self.drop):
             raise self.error("weight", "a column that data.features and data.drop do not name")

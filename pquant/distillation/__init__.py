@@ -1,4 +1,4 @@
-"""Knowledge distillation: a teacher's outputs and features as further targets of training."""
+"""Knowledge distillation: training with the outputs and features of a teacher as additional targets."""
 
 from pquant.distillation.losses import Distiller, NoDistiller, feature_loss, soft_target_loss
 from pquant.distillation.teacher import Distillation, NoDistillation, Teacher

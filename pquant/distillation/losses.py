@@ -1,4 +1,4 @@
-"""The losses of distillation, and what adds them to a training step."""
+"""The distillation losses, and the classes that add them to a training step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pquant.training.stage import Stage
 from pquant.training.weighting import squared_error, weighted_mean
 
 OutputLoss = Callable[..., Tensor]
-"""Of the student's and the teacher's outputs, and ``weight``: those of the examples, or None."""
+"""A loss of the student's and the teacher's outputs; its argument ``weight`` holds the weights of the examples, or None."""
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
@@ -36,36 +36,36 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], weight: T
 
     With ``weight`` (batch,) it is a weighted mean over outputs (batch, ...).
 
-    It is the hint of A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3, without a regressor between.
+    It is the hint of A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3, without the regressor.
     """
     return torch.stack([squared_error(mine.float(), target.float(), weight) for mine, target in zip(student, teacher, strict=True)]).sum()
 
 
 class Recorder:
-    """A forward hook that keeps the last output of a layer in training mode, or in evaluation mode, while it is ``on``; a copy of it is off."""
+    """A forward hook that stores the last output of a layer while it is ``on``, either in training or in evaluation mode. Copies are off."""
 
     def __init__(self, training: bool, on: bool = False) -> None:
         self.training, self.on = training, on
         self.output: Any = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Keep the output."""
+        """Store the output."""
         if self.on and module.training is self.training:
             self.output = output
 
     def __deepcopy__(self, memo: Any) -> Self:
-        """Return one that is off."""
+        """Return a recorder that is off."""
         return type(self)(self.training)
 
     def taken(self) -> Any:
-        """Return the output that was kept, and forget it."""
+        """Return the stored output, and clear it."""
         output, self.output = self.output, None
         return output
 
 
 @contextmanager
 def recording(model: nn.Module, recorders: Mapping[str, Recorder]) -> Iterator[None]:
-    """Let recorders see the outputs of the layers of ``model`` that they are named after."""
+    """Attach each recorder to the layer of ``model`` of the same name in the block."""
     handles = [model.get_submodule(name).register_forward_hook(recorder) for name, recorder in recorders.items()]
     try:
         yield
@@ -75,10 +75,10 @@ def recording(model: nn.Module, recorders: Mapping[str, Recorder]) -> Iterator[N
 
 
 class Weights(NamedTuple):
-    """How much the terms of a loss count.
+    """The weights of the terms of the loss.
 
     Attributes:
-        soft: share of the loss on the teacher's outputs; the task's own has the rest.
+        soft: weight of the loss on the teacher's outputs; the loss of the task has weight 1 - soft.
         features: factor of the loss on features.
     """
 
@@ -87,24 +87,24 @@ class Weights(NamedTuple):
 
 
 class NoDistiller:
-    """No teacher: a step has the task's loss and the penalty."""
+    """No teacher: the loss of a step is the loss of the task plus the penalty."""
 
     metrics: tuple[str, ...] = ()
-    """Columns of a run's metrics beside those of the two losses."""
+    """Names of the metrics of additional losses."""
     teacher: TeacherModel | None = None
 
     def warnings(self, seed: int) -> list[str]:
-        """Return what may be wrong with the teacher of a run with this ``seed``."""
+        """Return possible problems with the teacher of a run with this ``seed``."""
         return []
 
     def take_baseline(self, trained: nn.Module) -> None:
         """Let the float baseline, now trained, be the teacher, if that is what the teacher is."""
 
     def to(self, device: torch.device) -> None:
-        """Go to a device."""
+        """Move the teacher, if any, to a device."""
 
     def set_stage(self, stage: Stage) -> None:
-        """Follow the change to another stage."""
+        """Start a stage."""
 
     @contextmanager
     def attached(self, student: nn.Module) -> Iterator[None]:
@@ -112,27 +112,27 @@ class NoDistiller:
         yield
 
     def losses(self, x: Tensor, output: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return what the teacher adds to the losses of a batch, after the forward of the student that gave ``output``."""
+        """Return the losses that the teacher adds for a batch; ``output`` is the student's output for ``x``."""
         return ()
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:
-        """Return what a step differentiates, from the task's loss, the penalty and what :meth:`losses` gave."""
+        """Return the total loss from the loss of the task, the penalty and the result of :meth:`losses`."""
         return losses[0] + losses[1]
 
     def keep(self, folder: Path) -> dict[str, Any]:
-        """Keep the teacher in a run's folder; return what the checkpoint holds of it."""
+        """Save the teacher in a run's folder; return its entry in the checkpoint."""
         return {}
 
 
 class Distiller(NoDistiller):
-    """Adds a teacher's losses to training steps: its forward is in evaluation mode, in float32, without gradients and without random numbers.
+    """Adds the losses of a teacher to training steps. The teacher runs in evaluation mode, in float32, without gradients and random numbers.
 
     Args:
-        teacher: the teacher, frozen here; it is no part of the student, and so of no optimizer.
-        loss: of the (student's, teacher's) outputs.
-        weights: of the two terms.
-        features: teacher's layers by student's layers.
-        stages: when it teaches.
+        teacher: the teacher, which is frozen. It is not part of the student, so that no optimizer updates it.
+        loss: loss of the student's and the teacher's outputs.
+        weights: weights of the terms.
+        features: names of the teacher's layers by names of the student's layers.
+        stages: stages in which the teacher is used.
     """
 
     metrics = ("train/distillation",)
@@ -162,11 +162,11 @@ class Distiller(NoDistiller):
             self.module.load_state_dict(trained.state_dict())
 
     def to(self, device: torch.device) -> None:
-        """Bring the teacher to a device."""
+        """Move the teacher to a device."""
         self.module.to(device)
 
     def set_stage(self, stage: Stage) -> None:
-        """Teach in this stage or not."""
+        """Start a stage, and use the teacher if the stage is in ``stages``."""
         self.active = stage in self.stages
         for recorder in self.student_features.values():
             recorder.on = self.active
@@ -178,12 +178,12 @@ class Distiller(NoDistiller):
             yield
 
     def losses(self, x: Tensor, output: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return (distillation,): the weighted sum of the losses on outputs and features, () where it does not teach.
+        """Return (distillation,), the weighted sum of the losses on outputs and features; () in stages without the teacher.
 
         Args:
             x: inputs of the batch.
-            output: what the student gave for them, float32.
-            weight: of the examples, (batch,), if they have any.
+            output: output of the student for these inputs, float32.
+            weight: weights of the examples, (batch,), if any.
         """
         if not self.active:
             return ()
@@ -197,13 +197,13 @@ class Distiller(NoDistiller):
         return (distillation,)
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:
-        """Return (1 - share) task + penalty + distillation; without the last, task + penalty."""
+        """Return (1 - soft) task + penalty + distillation; in stages without the teacher, task + penalty."""
         if len(losses) == 2:
             return losses[0] + losses[1]
         return (1 - self.weights.soft) * losses[0] + losses[1] + losses[2]
 
     def keep(self, folder: Path) -> dict[str, Any]:
-        """Keep the teacher in a run's folder, once; return the digest of its file for the checkpoint."""
+        """Save the teacher in a run's folder, once; return the digest of its file for the checkpoint."""
         if self.teacher.digest is None:
             self.teacher.digest = keep(self.teacher, folder)
         return {"teacher": self.teacher.digest}

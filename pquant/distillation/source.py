@@ -1,6 +1,6 @@
-"""Where a teacher comes from: the float baseline of the run, another run's folder, or a file of weights; and how a run keeps it.
+"""The source of a teacher: the float baseline of the run, another run's folder, or a file of weights.
 
-A run keeps its teacher in its own folder, with all that builds it again, so that it resumes with the same one whatever becomes of the source.
+A run saves its teacher in its own folder, with everything needed to build it again, so that it resumes with the same teacher if the source changes.
 """
 
 import copy
@@ -30,13 +30,13 @@ FIELD = "distillation.source"
 
 @dataclass
 class TeacherModel:
-    """A teacher and where it comes from.
+    """A teacher and its source.
 
     Attributes:
-        module: the teacher, with its weights, unless it is a baseline that is to be trained.
-        baseline: whether it is the float baseline of the run.
-        sections: of the run that it comes from, if any: the sections that build it again, and the seed.
-        digest: SHA-256 of the file in which this run keeps it, None for one that is not kept yet.
+        module: the teacher with its weights; a float baseline has its weights only after training.
+        baseline: whether the teacher is the float baseline of the run.
+        sections: sections of the teacher's run that build it again, and the seed of that run; empty for other sources.
+        digest: SHA-256 of the file in which this run has saved the teacher; None before it is saved.
     """
 
     module: nn.Module
@@ -47,17 +47,17 @@ class TeacherModel:
 
 @dataclass(frozen=True)
 class Kept:
-    """The teacher that a run has kept: the run's folder, and the digest that its checkpoint holds."""
+    """The saved teacher of a run: the folder of the run, and the digest in its checkpoint."""
 
     folder: Path
     digest: str
 
 
 def load_teacher(source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:
-    """Return the teacher that a new run takes from ``source``; for "float" a copy of the float model, which is to be trained.
+    """Return the teacher of a new run from ``source``; for "float" a copy of the float model, which is trained later.
 
     Raises:
-        ConfigError: there is no such run or file, a run has no finalized model, or the weights do not fit the module.
+        ConfigError: the run or file does not exist, a run has no finalized model, or the weights do not fit the module.
     """
     if source == FLOAT:
         return TeacherModel(copy.deepcopy(float_model), baseline=True)
@@ -69,10 +69,10 @@ def load_teacher(source: str, model: Model | None, float_model: nn.Module, split
 
 
 def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.Module, splits: Splits) -> TeacherModel:
-    """Return the teacher that a run has kept; its source is not looked at.
+    """Return the saved teacher of a run, without reading its source.
 
     Raises:
-        ConfigError: the file is missing, or another one than the checkpoint says.
+        ConfigError: the file is missing, or its digest differs from that in the checkpoint.
     """
     path = kept.folder / TEACHER
     if not path.is_file():
@@ -92,7 +92,7 @@ def kept_teacher(kept: Kept, source: str, model: Model | None, float_model: nn.M
 
 
 def keep(teacher: TeacherModel, folder: Path) -> str:
-    """Write the teacher into a run's folder, atomically; return the digest of the file."""
+    """Write the teacher to a run's folder, atomically; return the digest of the file."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in teacher.module.state_dict().items() if isinstance(value, Tensor)}
     content = tensor_bytes(tensors, {"sections": json.dumps(teacher.sections)})
     write_atomic(folder / TEACHER, content)

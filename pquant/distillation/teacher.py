@@ -1,4 +1,4 @@
-"""The distillation section: a teacher for the network in training.
+"""The settings of the distillation section: a teacher for the network in training.
 
 G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; for features A. Romero et al., "FitNets: Hints
 for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
@@ -27,12 +27,12 @@ Shapes = dict[str, torch.Size | None]
 
 
 class Distillation(Protocol):
-    """Makes what adds a teacher's losses to training steps."""
+    """The interface of the distillation settings."""
 
     def distiller(self, student: nn.Module, float_model: nn.Module, splits: Splits, training: Training, kept: Kept | None) -> NoDistiller:
-        """Return it for a compressed model; raise a ConfigError for a teacher that cannot teach it.
+        """Return the distiller of a compressed model; raise a ConfigError if the teacher does not fit the model or the data.
 
-        ``kept`` is the teacher of the run that is resumed.
+        ``kept`` is the saved teacher of a resumed run, else None.
         """
         ...
 
@@ -47,7 +47,7 @@ class NoDistillation(Settings):
     """No teacher."""
 
     def distiller(self, student: nn.Module, float_model: nn.Module, splits: Splits, training: Training, kept: Kept | None) -> NoDistiller:
-        """Return what adds no losses."""
+        """Return a distiller that adds no losses."""
         return NoDistiller()
 
     def warnings(self, splits: Splits) -> list[str]:
@@ -58,10 +58,10 @@ class NoDistillation(Settings):
 @schema("distillation", "teacher")
 @dataclass(frozen=True)
 class Teacher(Settings):
-    """A trained network whose outputs, and features, the network in training is to reproduce beside the targets of the data.
+    """A trained network whose outputs and features are additional targets of the network in training.
 
-    A step differentiates (1 - weight) task + weight soft + feature_weight features + penalty. Soft is the soft-target loss of the logits, or for a
-    regression the mean squared error to the teacher's outputs.
+    The loss of a step is (1 - weight) task + weight soft + feature_weight features + penalty. Here soft is the soft-target loss of the logits, or for
+    a regression the mean squared difference from the teacher's outputs.
 
     Args:
         source: "float": the float baseline, which the run trains first; the folder of a run: its finalized model; a file ``*.safetensors``: weights
@@ -116,11 +116,11 @@ class Teacher(Settings):
         return found
 
     def distiller(self, student: nn.Module, float_model: nn.Module, splits: Splits, training: Training, kept: Kept | None) -> Distiller:
-        """Return what adds the teacher's losses to the training steps of a compressed model; neither model changes.
+        """Return the distiller of a compressed model; neither model changes.
 
         Raises:
-            ConfigError: no stage in which to teach has epochs, there is no such teacher, it does not take the data or gives other outputs, or a
-                layer of ``features`` is unknown, unused, or of another shape than its pair.
+            ConfigError: none of ``stages`` has epochs, the teacher does not exist, does not take the data or returns outputs of another shape, or a
+                layer in ``features`` is unknown, unused, or has an output of another shape than its pair.
         """
         lengths = dict(zip(STAGES, (training.pretraining_epochs, training.epochs, training.fine_tuning_epochs), strict=True))
         if not any(lengths[stage] for stage in self.stages):

@@ -1,4 +1,4 @@
-"""What each layer computes, with any kind of values that implements hardware arithmetic."""
+"""The arithmetic of each layer, for any kind of values that implements hardware arithmetic."""
 
 import math
 from collections.abc import Callable
@@ -64,7 +64,7 @@ class Values(Protocol):
 
 @singledispatch
 def compute(layer: nn.Module, shape: tuple[int, ...], *inputs: Any) -> Any:
-    """Return the result of a finalized layer, of a shape without the batch axis, for its quantized inputs, before its output quantizer.
+    """Return the result of a finalized layer for its quantized inputs, before its output quantizer; ``shape`` is that of the result.
 
     Raises:
         ConfigError: hardware cannot compute the layer.
@@ -78,13 +78,13 @@ def is_supported(layer: nn.Module) -> bool:
 
 
 def quantized(value: Any, quantizer: Any) -> Any:
-    """Return values after a finalized quantizer."""
+    """Return values quantized by a finalized quantizer."""
     form = Format.of(quantizer)
     return value if form is None else value.quantize(form)
 
 
 def parameters(layer: Any, which: str) -> Constants:
-    """Return a finalized layer's weight or bias as integers; the weight of a transposed convolution with its outputs first."""
+    """Return a finalized layer's weight or bias as integers; the weight of a transposed convolution has its outputs first."""
     values = getattr(layer, which)
     arranged = layer.arranged(values) if which == "weight" and isinstance(layer, CompressedLayer) else values
     return Constants.of(f"{which} of layer '{layer.name}'", arranged, getattr(layer, f"{which}_quantizer"))
@@ -102,12 +102,12 @@ def total(x: Any) -> Any:
 
 
 def mean(x: Any) -> Any:
-    """Return the means over the last axis; those over a number of values that is not a power of 2 are real."""
+    """Return the means over the last axis; they are real values if the number of values is not a power of 2."""
     return averaged(total(x), np.array(x.shape[-1]))
 
 
 def averaged(sums: Any, sizes: np.ndarray) -> Any:
-    """Return sums divided by sizes that broadcast with them: by one power of 2 for all as a shift, else as real values."""
+    """Return sums divided by sizes that broadcast with them: as a shift if all sizes are the same power of 2, else as real values."""
     different = {int(size) for size in sizes.flat}
     if len(different) == 1 and (size := different.pop()) > 0 and size.bit_count() == 1:
         return sums.shift(-(size.bit_length() - 1))
@@ -122,7 +122,7 @@ def _divided_by(size: int) -> Function:
 
 
 def in_float32(function: Callable[[Tensor], Tensor]) -> Function:
-    """Return a function of float64 arrays that gives what a torch function of float32 tensors gives."""
+    """Return a function of float64 arrays that computes a torch function in float32."""
     return lambda values: function(torch.from_numpy(values).float()).double().numpy()
 
 

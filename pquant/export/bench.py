@@ -1,4 +1,4 @@
-"""The interface modules of a design, and a test bench that feeds it vectors and compares what comes out."""
+"""The interface modules of a design, and a test bench that applies test vectors and compares the outputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,17 @@ class Design:
 
     @property
     def suffix(self) -> str:
-        """Of its source files."""
+        """File suffix of the source files."""
         return SUFFIX[self.flavor]
 
     @property
     def core(self) -> str:
-        """The module whose ports hold all values, packed."""
+        """Name of the module whose two ports hold all input and output values, packed."""
         return f"{self.name}_wrapper"
 
     @property
     def top(self) -> str:
-        """The outermost module."""
+        """Name of the outermost module."""
         return self.core if self.interface == "packed" else f"{self.name}_{self.interface}"
 
     @property
@@ -50,7 +50,7 @@ class Design:
         }[self.interface]
 
     def write(self, folder: Path) -> None:
-        """Write the outermost module into ``src``, if it is another one than alkaid writes."""
+        """Write the outermost module into ``src``, unless it is the module that alkaid writes."""
         if self.interface == "packed":
             return
         path = folder / "src" / f"{self.top}.{self.suffix}"
@@ -91,7 +91,7 @@ class Design:
         }
 
     def _connections(self) -> str:
-        """Return how a test bench connects its packed words."""
+        """Return the port connections of the test bench, which holds packed words."""
         arrow, to, brackets = ("{} => {}", " downto ", "()") if self.flavor == "vhdl" else (".{}({})", ":", "[]")
         if self.interface == "packed":
             return ", ".join(arrow.format(port, port) for port in ("model_inp", "model_out"))

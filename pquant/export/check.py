@@ -1,4 +1,4 @@
-"""Checks before training: can the model become hardware?"""
+"""Checks, before training, that a model can be exported to hardware."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator
@@ -32,11 +32,11 @@ ALL_MODES = frozenset((*ROUND, *SATURATING, *WRAPPING))
 
 
 def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[str] = ALL_MODES) -> Graph:
-    """Return the graph of a compressed or finalized model that can become hardware.
+    """Return the graph of a compressed or finalized model, after checking that it can be exported to hardware.
 
     Args:
         model: the model.
-        input_shape: of one input, without the batch axis.
+        input_shape: shape of one input, without the batch axis.
         modes: the rounding and overflow modes of the target.
 
     Raises:
@@ -48,7 +48,7 @@ def checked(model: nn.Module, input_shape: tuple[int, ...], modes: Collection[st
 
 
 def refuse(export: str, problems: Iterable[str]) -> None:
-    """Raise a ConfigError that tells the first of some problems, each once, and how many more there are; do nothing without one."""
+    """Raise a ConfigError with the first different problems and the number of further ones; do nothing without problems."""
     different = list(dict.fromkeys(problems))
     if different:
         more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
@@ -56,22 +56,22 @@ def refuse(export: str, problems: Iterable[str]) -> None:
 
 
 def check_arithmetic(model: nn.Module, input_shape: tuple[int, ...], most_bits: int | None = None) -> None:
-    """Compute one input in integers with a compressed model as if its training had ended: only the formats tell what tables would be too large.
+    """Compute one input in integers with a compressed model as if training had ended. This finds tables that are too large for the current formats.
 
     Args:
         model: the compressed model.
-        input_shape: of one input, without the batch axis.
-        most_bits: of a sum, its sign included, that the target computes; null for any.
+        input_shape: shape of one input, without the batch axis.
+        most_bits: largest width of a sum in the target, sign included, in bits; None: any.
 
     Raises:
-        ConfigError: a layer cannot be computed, or needs wider sums; it is named.
+        ConfigError: a layer cannot be computed, or needs wider sums; the message names it.
     """
     graph = record(finalize(model), input_shape)
     check_widths(accumulators(graph), most_bits)
 
 
 def check_widths(rows: Iterable[Accumulator], most_bits: int | None) -> None:
-    """Raise a ConfigError that names a layer whose sums need more bits than a target computes."""
+    """Raise a ConfigError that names a layer whose sums need more than ``most_bits`` bits."""
     for row in rows:
         if most_bits is not None and row.partial_bits > most_bits:
             raise ConfigError(
@@ -80,7 +80,7 @@ def check_widths(rows: Iterable[Accumulator], most_bits: int | None) -> None:
 
 
 def multiplications(graph: Graph) -> int:
-    """Return the number of multiplications in one inference, those by pruned weights included."""
+    """Return the number of multiplications in one inference, including those by pruned weights."""
     total = 0
     for step in graph.layers:
         layer: Any = step.layer
@@ -110,17 +110,17 @@ def _problems(graph: Graph, modes: Collection[str]) -> Iterator[str]:
                 yield f"{step.name} has values of more than {CONSTANT_BITS} significant bits"
             known = True
         elif isinstance(step, (SumStep, ReduceStep, ScaleStep)) and not known:
-            yield f"{step.name} takes values that nothing quantized: try quantization.quantize_output=true"
+            yield f"{step.name} takes values that are not quantized: try quantization.quantize_output=true"
         fixed.append(known)
     yield from _of_input(graph)
     if not fixed[graph.output]:
-        yield "nothing quantizes what the model returns: try quantization.quantize_output=true"
+        yield "the outputs of the model are not quantized: try quantization.quantize_output=true"
 
 
 def _of_input(graph: Graph) -> Iterator[str]:
-    """Say that trained bits of the model's input may come to differ where one port cannot hold them."""
+    """Yield a problem if several layers quantize the model's input with trained bits that one port could not represent exactly."""
     found: list[tuple[str, Format, np.ndarray]] = []
-    with suppress(ConfigError):  # of an input that is not quantized, which has an error of its own
+    with suppress(ConfigError):  # an unquantized input has another error
         found += input_formats(graph)
     names = dict.fromkeys(name for name, _, _ in found)
     layers = [step.layer for step in graph.layers if step.name in names]
@@ -143,10 +143,10 @@ def _significant_bits(constants: np.ndarray) -> int:
 def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collection[str]) -> Iterator[str]:
     layer: Any = step.layer
     if not is_supported(layer) and not isinstance(layer, NORMS):
-        yield f"is a {type(layer).__name__}, which is not supported: leave it out, and give the model what it makes, as the vectors of an embedding"
+        yield f"is a {type(layer).__name__}, which is not supported: leave it out, and use its outputs, such as embedding vectors, as inputs"
         return
     if not all(known or not getattr(layer, place).is_float for known, place in zip(fixed, layer.input_quantizers, strict=True)):
-        yield "takes values that nothing quantizes: enable its input's quantizer"
+        yield "takes values that are not quantized: enable its input quantizer"
     for tensor in layer.tensors:
         quantizer = getattr(layer, f"{tensor}_quantizer", None)
         width = None if quantizer is None or quantizer.is_float or quantizer.format() is None else _width(quantizer)
@@ -155,7 +155,7 @@ def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collectio
         if tensor in ("input", "output"):
             for mode in ("round_mode", "overflow_mode"):
                 if getattr(quantizer, mode, next(iter(modes))) not in modes:
-                    yield f"has {mode} {getattr(quantizer, mode)}, which the target does not know"
+                    yield f"has {mode} {getattr(quantizer, mode)}, which the target does not support"
         elif quantizer is not None and quantizer.is_float and (tensor not in ("weight", "bias") or _has(layer, tensor)):
             yield f"has {'an' if tensor[0] in 'aeio' else 'a'} {tensor} that stays float"
     bits = _table_bits(step, graph)
@@ -164,7 +164,7 @@ def _of_layer(step: LayerStep, fixed: list[bool], graph: Graph, modes: Collectio
 
 
 def _table_bits(step: LayerStep, graph: Graph) -> int | None:
-    """Return the bits of the input of the largest table of a layer, as its formats are now; None without a table, or for unknown formats."""
+    """Return the input bits of the largest table of a layer with its current formats; None without a table, or if the formats are not known."""
     layer: Any = step.layer
     if isinstance(layer, PQSoftmax):
         if layer.exponential_quantizer.is_float:
@@ -186,17 +186,17 @@ def _width(quantizer: Any) -> int:
 
 
 def _averaged(step: LayerStep, graph: Graph) -> int:
-    """Return over how many values a mean goes."""
+    """Return the number of values in a mean."""
     return math.prod(graph.shape(step.inputs[0])) // math.prod(step.shape)
 
 
 def _has(layer: Any, tensor: str) -> bool:
-    """Return whether a layer has a weight or bias; the function of an activation holds its own."""
+    """Return whether a layer has a weight or bias; parameters of an activation do not count."""
     return not isinstance(layer, (PQActivation, PQScale)) and (isinstance(layer, NORMS) or getattr(layer, tensor, None) is not None)
 
 
 def _makes_reals(step: LayerStep, graph: Graph) -> bool:
-    """Return whether a layer's results are not fixed-point values: those of a table, or means over a number of values that is not a power of 2."""
+    """Return whether a layer's results are real values: results of a table, or means over a number of values that is not a power of 2."""
     layer: Any = step.layer
     if isinstance(layer, PQActivation):
         return bool(layer.function) or layer.kind == "tanh" and not layer.hard

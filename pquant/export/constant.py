@@ -23,15 +23,15 @@ ADVICE = (
 
 
 def check_outputs(graph: Graph, verified: Verified, classes: Sequence[str] = ()) -> None:
-    """Refuse a finalized model whose outputs are the same on all vectors, and warn of single outputs that are.
+    """Refuse a finalized model whose outputs are all constant over the test vectors, and log a warning for single constant outputs.
 
     Args:
-        graph: the model's.
-        verified: its outputs on the vectors.
-        classes: the names of the outputs, if they have any.
+        graph: the graph of the model.
+        verified: its outputs on the test vectors.
+        classes: the names of the outputs, if any.
 
     Raises:
-        ConstantOutputError: all outputs are constant; the message names the first layer that nothing of the input passes, and the reason.
+        ConstantOutputError: all outputs are constant; the message names the first layer whose output is constant, and the reason.
     """
     outputs = verified.outputs.reshape(verified.count, -1)
     constant = (outputs == outputs[:1]).all(axis=0)
@@ -45,7 +45,7 @@ def check_outputs(graph: Graph, verified: Verified, classes: Sequence[str] = ())
 
 
 def _first(graph: Graph, verified: Verified) -> str:
-    """Return the first layer on the way to the output that gives one value, with what is wrong with it."""
+    """Return, as text, the first layer whose output is constant, with the reason."""
     given = np.ldexp(verified.inputs[:EXAMPLES].astype(np.float64), -verified.input_f)
     values = [value.floats() for value in replay(graph, quantized_input(graph, given))]
     constant = [bool((value == value[:1]).all()) for value in values]

@@ -1,4 +1,4 @@
-"""The exporter interface, what all exporters to hardware share, and the exporter that does nothing."""
+"""The exporter interface, the common settings of exporters to hardware, and the exporter that does nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class HardwareExport(Settings):
-    """What all exporters to hardware share.
+    """The common settings of exporters to hardware.
 
     Args:
         raw_inputs: whether the exported network takes raw inputs: its first layer subtracts the offsets of the data and divides by the scales, which

@@ -15,8 +15,9 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Real:
-    """Values that are not fixed-point numbers yet, (batch, *shape) float64: the model's input, a tanh, a mean over a number of values that is not
-    a power of 2.
+    """Values that are not quantized yet, (batch, *shape) float64.
+
+    Examples are the model's input, a tanh, and a mean over a number of values that is not a power of 2.
     """
 
     x: np.ndarray
@@ -48,7 +49,7 @@ class Fixed:
 
     Attributes:
         n: int64 of (batch, *shape).
-        f: fractional bits that all share.
+        f: fractional bits of all values.
         low, high: int64 of ``shape``: the bounds of n for any input.
         peak: the largest intermediate |n| in the sums and products that computed the values.
     """
@@ -97,7 +98,7 @@ class Fixed:
         return Fixed(self.n * factors.n, self.f + factors.f, np.minimum(*ends), np.maximum(*ends), peak)
 
     def multiply(self, other: "Fixed") -> "Fixed":
-        """Return the products with other values of the same shape; squares, if they are the same values, are not negative."""
+        """Return the products with other values of the same shape. With the values themselves, the products are squares, with a range from 0."""
         peak = _peak(self._sizes() * other._sizes().astype(np.float64))
         ends = np.stack([a * b for a in (self.low, self.high) for b in (other.low, other.high)])
         low = np.where((self.low < 0) & (self.high > 0), 0, ends.min(0)) if other is self else ends.min(0)
@@ -109,7 +110,7 @@ class Fixed:
         return Fixed(n, self.f, low, high, self.peak)
 
     def constant(self, values: Constants) -> "Fixed":
-        """Return constants as values of as many examples as this has."""
+        """Return constants as values with the batch size of this object."""
         return Fixed(np.broadcast_to(values.n, (len(self.n), *values.n.shape)), values.f, values.n, values.n)
 
     def shift(self, bits: int) -> "Fixed":
@@ -138,12 +139,12 @@ class Fixed:
         return Fixed(new.n, new.f, *ends.n)
 
     def relu(self) -> "Fixed":
-        """Return the values, 0 for negative ones."""
+        """Return the values, with negative ones replaced by 0."""
         n, low, high = (np.maximum(n, 0) for n in (self.n, self.low, self.high))
         return Fixed(n, self.f, low, high, self.peak)
 
     def clip(self, bound: int) -> "Fixed":
-        """Return the values, those beyond -bound or bound replaced by it."""
+        """Return the values, clipped to [-bound, bound]."""
         mine = self.at(max(self.f, 0))
         n, low, high = (np.clip(n, -bound << mine.f, bound << mine.f) for n in (mine.n, mine.low, mine.high))
         return Fixed(n, mine.f, low, high, mine.peak)
@@ -199,7 +200,7 @@ def _gather(arrays: list[np.ndarray], index: np.ndarray, axes: int) -> np.ndarra
 def _matmul(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the products by group of (..., groups, inputs) and (groups, inputs, outputs).
 
-    They go through float64, which has every digit of sums below 2^53.
+    They are computed in float64, in which sums below 2^53 are exact.
     """
     products = [x[..., group, :].astype(np.float64) @ weight[group].astype(np.float64) for group in range(len(weight))]
     return np.stack(products, axis=-2).astype(np.int64)

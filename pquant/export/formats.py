@@ -13,7 +13,7 @@ EXACT_BITS = 53
 
 @dataclass(frozen=True)
 class Format:
-    """Bits and modes of data: integer arrays that broadcast with it, without the batch axis; see :mod:`pquant.quantization.fixed_point`."""
+    """Bits and modes of data: integer arrays that broadcast with the data, without the batch axis; see :mod:`pquant.quantization.fixed_point`."""
 
     k: np.ndarray
     i: np.ndarray
@@ -57,7 +57,7 @@ class Format:
         return np.ldexp(low.astype(np.float64), -self.f), np.ldexp(high.astype(np.float64), -self.f)
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Return float64 values of (batch, *shape), exact as long as both they and the result have at most 53 bits."""
+        """Return float64 values (batch, *shape) in this format; exact if values and results have at most 53 bits."""
         low, high = self.bounds()
         n = _round(np.ldexp(x, self.f), self.round_mode)
         n = np.clip(n, low, high) if self.overflow_mode.startswith("SAT") else self._wrap(n, low)
@@ -78,7 +78,7 @@ def _without_batch(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _round(x: np.ndarray, mode: str) -> np.ndarray:
-    """Return rounded integers; the code adds no half to ``x``, as that sum could itself round."""
+    """Return rounded integers, without adding 1/2 to ``x``, since the sum could be rounded itself."""
     down = np.floor(x)
     above = x - down
     up = {
@@ -95,7 +95,7 @@ def _round(x: np.ndarray, mode: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Constants:
-    """Weights as integers n times 2^-f, with the least such f."""
+    """Weights as integers n times 2^-f, with the smallest possible f."""
 
     n: np.ndarray
     f: int
@@ -105,7 +105,7 @@ class Constants:
         """Return the integers of finalized parameters.
 
         Raises:
-            ConfigError: parameters that stayed float, or a value outside its format; ``what`` names the tensor.
+            ConfigError: the parameters are float, or a value is not in its format; the message names the tensor, ``what``.
         """
         x = values.detach().cpu().double().numpy()
         form = Format.of(quantizer)

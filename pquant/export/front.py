@@ -16,7 +16,7 @@ COSTS = ("rtl/luts_yosys", "rtl/luts_estimated", "ebops")
 
 
 def write_front(folder: Path, summaries: list[dict[str, Any]]) -> None:
-    """Write ``front.csv`` and ``front.svg`` from the summaries of models, each with its ``epoch``; ``luts.html``, too, of 3 or more in Verilog."""
+    """Write ``front.csv`` and ``front.svg`` from summaries of models, each with its ``epoch``; with 3 or more Verilog exports also ``luts.html``."""
     metric = next(name for name in METRICS if f"val/{name}" in summaries[0])
     cost = next(name for name in COSTS if all(name in summary for summary in summaries))
     columns = ("epoch", f"val/{metric}", f"test/{metric}", "ebops", "sparsity")

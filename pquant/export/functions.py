@@ -1,4 +1,4 @@
-"""What torch's functions outside of layers are in hardware: moves, sums, extremes and shifts of bits."""
+"""The hardware steps of torch functions outside layers: moves, sums, extremes and bit shifts."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from pquant.layers.example import tensors_in
 from pquant.layers.merge import is_shift
 
 EXAMPLES = 7
-"""Examples of a recorded batch: a number that few other axes have, nor divides them."""
+"""Batch size of a recorded forward: a number that rarely equals or divides the size of another axis."""
 SUMS = {
     **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), (1, 1)),
     **dict.fromkeys(("sub", "__sub__", "__isub__", "sub_", "subtract"), (1, -1)),
@@ -47,8 +47,8 @@ POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "
 class Operand:
     """A value of the graph: its number, its shape without the batch axis, and the batch axis of its tensor.
 
-    ``joined`` says that this axis has the positions of each example too, as after ``x.reshape(batch * positions, features)``: then ``shape`` has the
-    positions on it.
+    ``joined`` says that the batch axis also contains the positions of each example, as after ``x.reshape(batch * positions, features)``; ``shape``
+    then has the positions on this axis.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a function: what it is, what it got, the tensors among that with their values, and the tensors that it made."""
+    """A call of a function: the function, its arguments, the tensors among them with their values, and the tensors that it returned."""
 
     name: str
     where: str
@@ -90,28 +90,28 @@ class Call:
 
 
 Made = Iterator[tuple[Tensor, list[Step], Operand]]
-"""A tensor, the steps that make it, and a value with its batch axis."""
+"""Triples of a tensor, the steps that compute it, and an operand that describes its batch axis."""
 
 
 def without_batch(shape: tuple[int, ...], like: Operand) -> tuple[int, ...]:
-    """Return a shape without the batch axis, which is that of another value."""
+    """Return a shape without the batch axis, whose index is that of the operand ``like``."""
     if like.joined:
         return *shape[: like.axis], shape[like.axis] // EXAMPLES, *shape[like.axis + 1 :]
     return tuple(size for at, size in enumerate(shape) if at != like.axis)
 
 
 def by_example(values: np.ndarray, like: Operand) -> np.ndarray:
-    """Return the values of a batch with its axis, which is that of another value, as the first one of its own."""
+    """Return the values of a batch with the batch axis, whose index is that of the operand ``like``, moved to the front."""
     if like.joined:
         values = values.reshape(*values.shape[: like.axis], EXAMPLES, -1, *values.shape[like.axis + 1 :])
     return np.moveaxis(values, like.axis, 0)
 
 
 def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return what a sum, a pair or a join takes in order, numbers as tensors.
+    """Return the operands of a sum, maximum, minimum or concatenation in order, with numbers as tensors.
 
     Raises:
-        ConfigError: it takes a factor beside that.
+        ConfigError: the call has a factor too.
     """
     if name in JOINS:
         return tensors_in((args, kwargs))
@@ -124,15 +124,15 @@ def in_order(where: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def overwrites(name: str) -> bool:
-    """Return whether a function writes into the tensor that it takes first."""
+    """Return whether a function writes into its first argument."""
     return name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name not in ("__invert__", "__int__", "__index__", "__iter__")
 
 
 def called(call: Call, before: int) -> Made:
-    """Yield each tensor that a call makes, with its steps, of which the first is step ``before``, and its batch axis.
+    """Yield each tensor that a call returns, with its steps, which are numbered from ``before``, and its batch axis.
 
     Raises:
-        ConfigError: hardware has no such function; it is named.
+        ConfigError: the function cannot be exported; the message names it.
     """
     name, like = call.name, call.operands[0]
     if not call.made[0].is_floating_point():
@@ -158,7 +158,7 @@ def called(call: Call, before: int) -> Made:
 
 
 def _extreme(call: Call, kind: Literal["max", "min"], before: int) -> list[Step]:
-    """Return the larger or smaller one of two values that broadcast, or of one and 0: both beside each other in a last axis, and its extreme."""
+    """Return the steps for the larger or smaller of two values that broadcast, or of one value and 0: join both in a last axis and reduce it."""
     shape = call.shape(call.made[0])
     starts = np.cumsum([0, *(operand.size for operand in call.operands)])
     places = [np.arange(one.size).reshape(one.shape) + start for one, start in zip(call.operands, starts, strict=False)]
@@ -172,7 +172,7 @@ def _over_last(call: Call, index: np.ndarray, kind: Literal["max", "min"], shape
 
 
 def _clamped(call: Call, before: int) -> list[Step]:
-    """Return a clamp between numbers: the larger one of a value and the lowest, the smaller one of that and the highest."""
+    """Return the steps of a clamp: the maximum of the value and the lower bound, then the minimum of the result and the upper bound."""
     names = ("max",) if "max" in call.name else ("min", "max")
     bounds = dict(zip(names, call.args[1:], strict=False)) | {name: value for name, value in call.kwargs.items() if name in names}
     x = call.operands[0]
@@ -192,7 +192,7 @@ def _clamped(call: Call, before: int) -> list[Step]:
 
 
 def _pool(call: Call, before: int) -> list[Step]:
-    """Return a max pool: its windows in a last axis, and their largest values."""
+    """Return the steps of a max pool: its windows in a last axis, and their largest values."""
     x, sizes = call.operands[0], tuple(call.made[0].shape[-POOLS[call.name] :])
     if len(call.made) > 1 or len(x.shape) != 1 + len(sizes) or x.axis or x.joined:
         raise call.refused()
@@ -229,7 +229,7 @@ def _factor(call: Call) -> float:
     """Return the factor of a product or quotient with a number.
 
     Raises:
-        ConfigError: the other factor is no number, or no power of two.
+        ConfigError: the other factor is not a number, or not a power of two.
     """
     others = [value for value in (*call.args, *call.kwargs.values()) if value is not call.given[0]]
     if "div" in call.name and next(iter((*call.args, *call.kwargs.values()))) is not call.given[0]:
@@ -261,7 +261,7 @@ def _moved(call: Call, before: int) -> Made:
 
 
 def _replaced(value: Any, call: Call) -> Any:
-    """Return arguments with each operand's values replaced by numbers for their places: 1 + example * total + place; 0 is a padded zero."""
+    """Return arguments with the values of each operand replaced by numbers of their places, 1 + example * total + place; 0 is a padded zero."""
     if isinstance(value, Tensor):
         at = next((at for at, tensor in enumerate(call.given) if tensor is value), None)
         if at is None:
@@ -276,7 +276,7 @@ def _replaced(value: Any, call: Call) -> Any:
 
 
 def _index(call: Call, moved: Tensor, total: int) -> tuple[Any, Operand]:
-    """Return the places of one example, and a value with the batch axis.
+    """Return the places of one example, and an operand that describes the batch axis.
 
     Raises:
         ConfigError: the examples of a batch are mixed.

@@ -14,7 +14,7 @@ class Step:
 
     Attributes:
         name: the layer's dotted name, or a description such as "add in 'block1'".
-        inputs: the values it takes: 0 is the model's input, s + 1 what step s gives.
+        inputs: numbers of the input values: 0 is the model's input, s + 1 the result of step s.
         shape: the shape of its result, without the batch axis.
     """
 
@@ -25,7 +25,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LayerStep(Step):
-    """A call of a layer, with one value for each of its ``input_quantizers``; ``batch_axis`` is that of the tensor which the layer gives."""
+    """A call of a layer, with one value for each of its ``input_quantizers``; ``batch_axis`` is that of the layer's output tensor."""
 
     layer: nn.Module
     batch_axis: int = 0
@@ -33,7 +33,7 @@ class LayerStep(Step):
 
 @dataclass(frozen=True)
 class ConstantStep(Step):
-    """Values that do not depend on the model's input: float64 of ``shape``, which broadcast with others from the last axis on."""
+    """Values that do not depend on the model's input: float64 of ``shape``, which broadcast with other values."""
 
     constants: np.ndarray
 

@@ -31,7 +31,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Accumulator:
-    """The accumulator of one layer: bits, sign included, of its result and of its largest partial sum, and whether float32 holds that exactly."""
+    """The accumulator of one layer: bits (sign included) of its result and of its largest partial sum, and whether float32 is exact for it."""
 
     layer: str
     bits: int
@@ -41,7 +41,7 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class Verified:
-    """A model that equals its integers on ``count`` vectors: quantized inputs and outputs as integers with f fractional bits, and widths by layer."""
+    """A model that equals its integer model on ``count`` vectors: inputs and outputs as integers with f fractional bits, accumulators by layer."""
 
     inputs: np.ndarray
     input_f: int
@@ -69,12 +69,12 @@ def accumulators(graph: Graph) -> list[Accumulator]:
 
 
 def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
-    """Compare a finalized model, layer by layer, with its integers on float32 vectors (count, *input shape).
+    """Compare a finalized model, layer by layer, with its integer model on float32 vectors (count, *input shape).
 
     If an accumulator needs more than float32's 24 bits, a warning names the layer and the model is compared in float64.
 
     Raises:
-        ExportError: they differ; layer, place and both values are named.
+        ExportError: they differ; the message has the layer, the place and both values.
     """
     rows = accumulators(graph)
     wide = [row for row in rows if not row.float32_exact]
@@ -103,12 +103,12 @@ def verify(model: nn.Module, graph: Graph, vectors: np.ndarray) -> Verified:
 
 
 def _in_float32(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Return what a table holds that is made in float32."""
+    """Return the values of a table, whose function is computed in float32."""
     return function(x.float()).to(x.dtype)
 
 
 def _paired(graph: Graph, outputs: Sequence[tuple[str, torch.Tensor]], count: int) -> Iterator[tuple[LayerStep, torch.Tensor]]:
-    """Yield each step of a layer with its output for ``count`` examples; a call on constants alone, which is no step, has the values of one."""
+    """Yield each layer step with its output for ``count`` examples. A call on constants alone is not a step, and has the values of one example."""
     given = iter(outputs)
     for step in graph.layers:
         size = count * math.prod(step.shape)
@@ -116,7 +116,7 @@ def _paired(graph: Graph, outputs: Sequence[tuple[str, torch.Tensor]], count: in
 
 
 def _outputs_of(model: nn.Module, names: Collection[str]) -> list[tuple[str, torch.Tensor]]:
-    """Return a list to which every call of one of some layers appends its name and output, as it is before anything writes into it."""
+    """Return a list to which each call of the named layers appends the name and a copy of the output."""
     seen: list[tuple[str, torch.Tensor]] = []
     for name, module in model.named_modules():
         if name in names:
@@ -125,7 +125,7 @@ def _outputs_of(model: nn.Module, names: Collection[str]) -> list[tuple[str, tor
 
 
 def first_difference(seen: np.ndarray, expected: np.ndarray) -> tuple[int, ...]:
-    """Return the vector and the place of the first of the values of two arrays of one shape that differ."""
+    """Return the index (vector, *place) of the first value that differs between two arrays of one shape."""
     return tuple(np.argwhere(seen != expected)[0].tolist())
 
 
@@ -148,7 +148,7 @@ def _compare(name: str, seen: torch.Tensor, value: Any, start: int) -> None:
 def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping[str, Any] | None = None) -> None:
     """Write ``integers.npz`` (weights, biases, places, test vectors and their outputs as integers) and ``integers.json``, which describes them.
 
-    ``layers`` has the constants and formats of each layer; ``steps`` says what takes which values: 0 is the input, s + 1 what step s gives.
+    ``layers`` has the constants and formats of each layer. ``steps`` lists the input values of each step: 0 is the input, s + 1 the result of step s.
     ``data`` is :attr:`pquant.data.Splits.described`.
     """
     arrays: dict[str, np.ndarray] = {"vectors.inputs": verified.inputs, "vectors.outputs": verified.outputs}
@@ -169,7 +169,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / "integers.npz", content.getvalue())
     described = {
-        "about": "value = integer * 2^-f, with the f beside the array; formats are k (sign), i (integer bits), f (fractional bits)",
+        "about": "value = integer * 2^-f, with the f given with each array; formats are k (sign), i (integer bits), f (fractional bits)",
         "data": dict(data or {}),
         "vectors": {"inputs": {"f": verified.input_f}, "outputs": {"f": verified.output_f}},
         "layers": layers,
@@ -181,7 +181,7 @@ def write_integers(graph: Graph, verified: Verified, folder: Path, data: Mapping
 
 
 def _described(number: int, step: Step, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return a step as text and numbers; the places of a move and constants that are arrays go to ``arrays``."""
+    """Return a step as plain values; the places of a move, and array constants, are added to ``arrays``."""
     row: dict[str, Any] = {"name": step.name, "kind": type(step).__name__.removesuffix("Step").lower(), "inputs": step.inputs, "shape": step.shape}
     if isinstance(step, MoveStep):
         arrays[f"steps.{number}.index"] = step.index

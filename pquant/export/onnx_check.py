@@ -1,4 +1,4 @@
-"""Checks before training: can the dialect of hls4ml or FINN express a model?"""
+"""Checks, before training, that the dialect of hls4ml or FINN can express a model."""
 
 import math
 from collections.abc import Iterator
@@ -123,7 +123,7 @@ def _of_formats(step: LayerStep, dialect: str) -> Iterator[str]:
 
 
 def has_equal_windows(step: LayerStep, shape: tuple[int, ...]) -> bool:
-    """Return whether all windows of an average pool cover the kernel's whole area, and none reaches beyond the padding."""
+    """Return whether every window of an average pool covers the whole kernel, without places beyond the padding."""
     kernel, stride, pads = pool_geometry(step.layer, len(shape) - 1)
     whole = set(pool_sizes(shape, step.layer, step.shape[1:]).flat) == {math.prod(kernel)}
     ends = zip(step.shape[1:], stride, kernel, shape[1:], pads, strict=True)

@@ -1,4 +1,4 @@
-"""QONNX as FINN reads it, and what it has in common with hls4ml's."""
+"""The common base of the QONNX dialects of FINN and hls4ml, and the dialect of FINN."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from pquant.export.replay import call, quantized_input
 from pquant.export.windows import pool_geometry
 from pquant.layers.activation import PQActivation
 
-# Modes that are the same for values that are not negative.
+# Rounding modes that are equal for values that are not negative.
 SAME_UNSIGNED = {"TRN_ZERO": "TRN", "RND_INF": "RND"}
 MINUS, ONE, TWO = (Constants(np.array(number), 0) for number in (-1, 1, 2))
 ONE_BIT = Format(np.array(0), np.array(1), np.array(0), "TRN", "SAT")
@@ -27,14 +27,14 @@ Bits = tuple[int, int, int]
 
 
 class DialectGraph(QonnxGraph):
-    """What both read: examples one by one, one Quant node per quantizer, constants that nothing shares."""
+    """QONNX that both tools read: batch size 1, one Quant node per quantizer, constants that are not shared between nodes."""
 
     ports = ("global_in", "global_out")
     batch = 1
     shares_constants = False
 
     def quantizer(self, x: Node, form: Format) -> str:
-        """Return the name of ``x`` in a format."""
+        """Return the name of ``x``, quantized to a format."""
         k, i, f = (int(bits.ravel()[0]) for bits in (form.k, form.i, form.f))
         narrow = form.overflow_mode == "SAT_SYM"
         if k + i + f < 1 + narrow * k:
@@ -48,7 +48,7 @@ class DialectGraph(QonnxGraph):
         return self.quantizer_of(x, (k, i, f), narrow, mode)
 
     def zero(self, x: Node) -> Node:
-        """Return zeros, which formats of no bits have: the part above its highest value of a value."""
+        """Return zeros, for formats without bits: the part of ``x`` above its highest value."""
         if not isinstance(x.range, Fixed):
             x = x.quantize(ONE_BIT)
         return self.rectified(x.plus(Constants(np.array(-int(x.range.high.max())), x.range.f)))
@@ -58,7 +58,7 @@ class DialectGraph(QonnxGraph):
         raise NotImplementedError
 
     def weight(self, weight: Constants, form: Format | None) -> str:
-        """Return a weight after a Quant node of the fewest bits that hold it, at least two."""
+        """Return a weight after a Quant node with the fewest bits that hold it, at least two."""
         return self.quant(self.constant(weight.floats), fewest_bits(weight), False, "ROUND")
 
     def average(self, step: LayerStep, x: Node) -> str | None:
@@ -85,20 +85,20 @@ class DialectGraph(QonnxGraph):
         return y.plus(ONE).name
 
     def rectified(self, x: Node) -> Node:
-        """Return the values, 0 for negative ones: an unsigned Quant node that changes nothing else."""
+        """Return the values, with negative ones replaced by 0, by an unsigned Quant node that changes nothing else."""
         values = x.range.relu()
         return Node(self, self.quant(self.op("Relu", x.name), holding(values), False, "FLOOR"), values)
 
     def sum(self, step: SumStep, inputs: list[Node]) -> Node:
-        """Return the sum or difference of two values, broadcast before."""
+        """Return the sum or difference of two values, which are broadcast first."""
         return call(step, inputs)
 
     def reduce(self, step: ReduceStep, x: Node) -> Node:
-        """Return the sum or an extreme over axes, moved to the end before."""
+        """Return the sum or an extreme over axes, which are moved to the end first."""
         return call(step, [x])
 
     def merge(self, step: LayerStep, inputs: list[Node]) -> str | None:
-        """Return the larger or smaller one of two values; other functions are written out."""
+        """Return the larger or smaller of two values, or None: other functions are written as several operators."""
         layer: Any = step.layer
         if layer.kind not in ("maximum", "minimum"):
             return None
@@ -125,10 +125,10 @@ def holding(values: Fixed) -> Bits:
 
 
 class FinnGraph(DialectGraph):
-    """Inputs that are quantized already, ReLUs before unsigned Quant nodes, and no value on the threshold between two steps.
+    """QONNX for FINN: inputs are quantized already, a ReLU stands before each unsigned Quant node, and no value lies on a rounding threshold.
 
-    FINN turns a Quant node into thresholds at half steps, whatever its rounding, and qonnx rounds to the nearest: a small offset moves values off the
-    thresholds, so that both round to the same step.
+    FINN turns a Quant node into thresholds at half steps for every rounding mode, and qonnx rounds to the nearest. A small offset moves values off
+    the thresholds, so that both round to the same step.
     """
 
     def input_range(self) -> Any:

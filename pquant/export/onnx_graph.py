@@ -26,9 +26,9 @@ REDUCTIONS = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
 
 
 class PlainGraph(Writer):
-    """Standard operators alone: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits.
+    """A graph of standard operators: a quantizer is Max, Min, Mul and Floor, Ceil or Round, all exact in float32 up to 24 bits.
 
-    Layers that ONNX has are one operator; the arithmetic of others is written out.
+    Layers that ONNX has become one operator; other layers are written as several operators.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -46,7 +46,7 @@ class PlainGraph(Writer):
         self.finish(self.batched(values[graph.output]))
 
     def shared(self, x: Node) -> Node:
-        """Return a value that several steps take."""
+        """Return a value that several steps use."""
         return x
 
     def input_range(self) -> Any:
@@ -54,7 +54,7 @@ class PlainGraph(Writer):
         return Real(np.zeros((1, *self.graph.input_shape)))
 
     def quantize(self, x: Node, form: Format) -> Node:
-        """Return ``x`` in a format."""
+        """Return ``x``, quantized to a format."""
         form = form.within(x.shape)
         values = x.range.quantize(form)
         return constant(self, Constants(values.n[0], values.f)) if x.is_constant else Node(self, self.quantizer(x, form), values)
@@ -100,7 +100,7 @@ class PlainGraph(Writer):
         return self.op(REDUCTIONS[kind], x.name, self.constant([-1], np.int64), keepdims=int(kind == "sum"))
 
     def number(self, values: Constants) -> str:
-        """Return constants of no format of their own."""
+        """Return the name of constants without a format."""
         return self.constant(values.floats)
 
     def times(self, x: Node, factors: Constants) -> str:
@@ -168,7 +168,7 @@ class PlainGraph(Writer):
 
     def _layer(self, step: LayerStep, inputs: list[Node]) -> Node:
         layer: Any = step.layer
-        if not isinstance(layer, PQSoftmax):  # which scales its input before it quantizes it
+        if not isinstance(layer, PQSoftmax):  # a softmax scales its input before it quantizes it
             forms = [Format.of(getattr(layer, place)) for place in layer.input_quantizers]
             inputs = [x if form is None else x.quantize(form) for x, form in zip(inputs, forms, strict=True)]
         name = self.operator(step, inputs)
@@ -184,7 +184,7 @@ class PlainGraph(Writer):
         return x
 
     def operator(self, step: LayerStep, inputs: list[Node]) -> str | None:
-        """Return the result of a layer for its quantized inputs that is one operator of ONNX, or None."""
+        """Return the result of a layer for its quantized inputs if the layer is one operator of ONNX, else None."""
         layer: Any = step.layer
         if isinstance(layer, PQDense):
             return self.dense(layer, inputs[0])
@@ -205,7 +205,7 @@ class PlainGraph(Writer):
         return y if bias is None else self.op("Add", y, self.number(bias))
 
     def bias_of(self, layer: Any) -> Constants | None:
-        """Return the bias of a layer, None if there is none or it is all 0."""
+        """Return the bias of a layer; None without a bias, or if it is all 0."""
         bias = None if layer.bias is None else parameters(layer, "bias")
         return bias if bias is not None and bias.n.any() else None
 
@@ -243,7 +243,7 @@ class PlainGraph(Writer):
         return self.op("ConvTranspose", *inputs, pads=both, output_padding=more, **geometry)
 
     def average(self, step: LayerStep, x: Node) -> str | None:
-        """Return the result of an average pool whose windows are all alike."""
+        """Return the result of an average pool whose windows all have the same size."""
         kernel, stride, pads = pool_geometry(step.layer, len(x.shape) - 1)
         alike = has_equal_windows(step, x.shape)
         return self.op("AveragePool", x.name, kernel_shape=kernel, strides=stride, pads=pads * 2, count_include_pad=1) if alike else None

@@ -1,4 +1,4 @@
-"""QONNX as hls4ml reads it."""
+"""The QONNX dialect of hls4ml."""
 
 import math
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ ELEMENTWISE = ("Quant", "Relu", "Add", "Sub", "Mul", "Max", "Min")
 
 
 class Hls4mlGraph(DialectGraph):
-    """Channels-last convolutions and pools, and constants behind Quant nodes, so that hls4ml knows the exact precision of everything.
+    """QONNX for hls4ml: channels-last convolutions and pools, and constants after Quant nodes, so that hls4ml knows every precision exactly.
 
-    hls4ml rounds down or halves to even: halves are rounded up by an offset of half a step and truncation. It merges products and sums with constants
-    with what follows, and may forget a precision then, so a Quant node that changes nothing stands between them.
+    hls4ml rounds down, or halves to even. Rounding halves up is done by an offset of half a step and truncation. hls4ml merges products and sums with
+    constants into the following node, and may lose a precision; a Quant node that changes nothing prevents this.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._axes: dict[str, int] = {}  # of values that are channels-last, without the batch's
+        self._axes: dict[str, int] = {}  # number of axes of channels-last values, without the batch axis
         self._swapped: dict[str, str] = {}
         self._fixed: set[str] = set()
-        self._loose: dict[str, Bits] = {}  # of results that hls4ml merges with what follows
+        self._loose: dict[str, Bits] = {}  # formats of results that hls4ml would merge with the following node
         super().__init__(graph)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; values change their layout where it needs another."""
+        """Add a node; inputs are transposed if the node needs another layout."""
         axes = [self._axes[x] for x in inputs if x in self._axes]
         elementwise = kind in ELEMENTWISE and axes
         if kind in MERGING:
@@ -51,7 +51,7 @@ class Hls4mlGraph(DialectGraph):
         return y
 
     def _apart(self, x: str) -> str:
-        """Return a value that hls4ml merges with no sum or product that follows."""
+        """Return a value that hls4ml does not merge with a following sum or product."""
         if x not in self._loose:
             return x
         y = self.quant(x, self._loose[x], False, "FLOOR")
@@ -98,7 +98,7 @@ class Hls4mlGraph(DialectGraph):
         return self.first(x.name)
 
     def shared(self, x: Node) -> Node:
-        """Return a value that several steps take, of which hls4ml would give all the format of one."""
+        """Return a value that several steps use; a separate node prevents hls4ml from giving all of them the format of one."""
         if isinstance(x.range, Real) or self._maker(x.name) == "Quant":
             return x
         return Node(self, self.quant(x.name, holding(x.range), False, "FLOOR"), x.range)
@@ -146,7 +146,7 @@ class Hls4mlGraph(DialectGraph):
         return name
 
     def _laid(self, x: Node, values: Constants) -> Constants:
-        """Return constants as the layout of ``x`` needs them."""
+        """Return constants in the layout of ``x``."""
         if x.name not in self._axes or values.n.ndim == 0:
             return values
         whole = values.n.reshape(*(1,) * (len(x.shape) - values.n.ndim), *values.n.shape)
@@ -170,10 +170,10 @@ class Hls4mlGraph(DialectGraph):
         return joined
 
     def gathered(self, nodes: Sequence[Node], index: np.ndarray) -> str:
-        """Return values by a dense layer that selects them, of which nothing but wires is left where weights are constants of the logic.
+        """Return values selected by a dense layer, which becomes plain wires where weights are constants of the logic.
 
         Raises:
-            ConfigError: it has too many weights.
+            ConfigError: the dense layer would have too many weights.
         """
         data = [node for node in nodes if not node.is_constant]
         kept = np.concatenate([np.full(math.prod(node.shape), not node.is_constant) for node in nodes] + [[False]])
@@ -190,7 +190,7 @@ class Hls4mlGraph(DialectGraph):
         return self.reshape(y if isinstance(range, Real) else self.quant(y, holding(range), False, "FLOOR"), index.shape)
 
     def over_last(self, x: Node, kind: str) -> str:
-        """Return the sum, kept as an axis of one value, or the largest or smallest value over the last axis: of a dense layer or a max pool."""
+        """Return the sum, kept as an axis of one value, or the largest or smallest value over the last axis, by a dense layer or a max pool."""
         *lead, size = x.shape
         if kind == "sum":
             return self.product(x, Constants(np.ones((size, 1), np.int64), 0))
@@ -209,8 +209,8 @@ class Hls4mlGraph(DialectGraph):
     def reshape(self, x: str, shape: tuple[int, ...]) -> str:
         """Return values in a shape.
 
-        hls4ml takes a transposition before a flattening into the weight that follows, and then fails, but not before two. It has no shape without
-        axes.
+        hls4ml merges a transposition before a flattening into the following weight, and then fails; with two reshapes it does not. It does not
+        support shapes without axes.
         """
         shape = shape or (1,)
         if len(shape) == 1:
@@ -223,7 +223,7 @@ class Hls4mlGraph(DialectGraph):
         return self._rows(x, Constants(weight.n.T, weight.f), self.bias_of(layer))
 
     def _rows(self, x: Node, weight: Constants, bias: Constants | None) -> str:
-        """Return the result of a dense layer; of more than one row, of a convolution with a kernel of 1."""
+        """Return the result of a dense layer; for more than one row, by a convolution with a kernel of size 1."""
         lead, (inputs, outputs) = x.shape[:-1], weight.n.shape
         if math.prod(lead) == 1:
             flat = x.name if not lead else self.reshape(x.name, (inputs,))
@@ -237,7 +237,7 @@ class Hls4mlGraph(DialectGraph):
         return self.reshape(y, (*lead, outputs))
 
     def conv(self, x: Node, weight: Constants, form: Format | None, bias: Constants | None, geometry: dict[str, Any]) -> str:
-        """Return a convolution with a weight (outputs, inputs, *kernel), which is dilated by zeros: hls4ml reads dilations wrongly."""
+        """Return a convolution with a weight (outputs, inputs, *kernel), with zeros instead of dilation, which hls4ml reads wrongly."""
         axes = weight.n.ndim - 1
         weight, geometry = dilated(weight, geometry["dilations"]), geometry | {"dilations": (1,) * (axes - 1)}
         name = self.last(x.name, axes)
@@ -247,7 +247,7 @@ class Hls4mlGraph(DialectGraph):
         return y
 
     def _conv_last(self, x: str, weight: Constants, bias: Constants | None, geometry: dict[str, Any]) -> str:
-        """Return a convolution of a value with its channels last; without a bias hls4ml would merge it with a sum that follows."""
+        """Return a convolution of a channels-last value; without a bias hls4ml would merge it with a following sum."""
         given = Constants(np.moveaxis(weight.n, 1, -1), weight.f)
         added = self.number(Constants(np.zeros(len(weight.n), np.int64), 0) if bias is None else bias)
         weights = self.number(given)
@@ -255,7 +255,7 @@ class Hls4mlGraph(DialectGraph):
         return self.op("Conv", x, weights, added, domain=CHANNELS_LAST, kernel_shape=weight.n.shape[2:], **geometry)
 
     def pool(self, x: Node, geometry: dict[str, Any], more: dict[str, Any]) -> str:
-        """Return a max pool; hls4ml reads those over one axis wrongly, so they get a second one."""
+        """Return a max pool; a second axis is added to pools over one axis, which hls4ml reads wrongly."""
         axes, (channels, *sizes) = len(x.shape), x.shape
         name = self.last(x.name, axes)
         if axes == 2:

@@ -1,4 +1,4 @@
-"""A recorded finalized model as an ONNX graph with nodes for quantizers: those of QONNX, or QuantizeLinear."""
+"""A recorded finalized model as an ONNX graph with quantizer nodes: Quant nodes of QONNX, or QuantizeLinear."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from pquant.export.onnx_graph import PlainGraph
 from pquant.export.onnx_values import Node
 from pquant.export.onnx_writer import GENERAL
 
-# Modes of qonnx for values of any sign, and those that are the same for values that are not negative.
+# qonnx's rounding modes for values of any sign, and those that are equal for values that are not negative.
 ROUNDING = {"TRN": "FLOOR", "TRN_ZERO": "DOWN", "RND_CONV": "ROUND", "RND_INF": "HALF_UP", "RND_ZERO": "HALF_DOWN"}
 UNSIGNED = ROUNDING | {"RND": "HALF_UP", "RND_MIN_INF": "HALF_DOWN"}
 
 
 class QonnxGraph(PlainGraph):
-    """Quant nodes of QONNX for weights and data, if one can express the quantizer; otherwise standard operators.
+    """Quant nodes of QONNX for weights and data, if a Quant node can express the quantizer; otherwise standard operators.
 
-    A Quant saturates, has one number of bits and at least two of them when signed, and rounds halves to even, up or down in size: a signed RND
-    (halves up) is a truncation to half steps, half a step added, and another truncation. qonnx adds a half to round halves up or down, which float32
-    may round, so values that are no fixed-point numbers yet are not given to those modes.
+    A Quant node saturates, has one number of bits (at least two if signed), and rounds halves to even, or up or down in magnitude. A signed RND
+    (halves up) is therefore a truncation to half steps, an addition of half a step, and another truncation. To round halves up or down, qonnx adds a
+    half, and float32 may round this sum; so these modes are not used for values that are not fixed-point numbers yet.
     """
 
     def quantizer(self, x: Node, form: Format) -> str:
@@ -51,7 +51,7 @@ class QonnxGraph(PlainGraph):
 
 
 class QdqGraph(PlainGraph):
-    """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV becomes one."""
+    """QuantizeLinear and DequantizeLinear around data of at most 8 bits; they round halves to even, so only RND_CONV quantizers use them."""
 
     def quantizer(self, x: Node, form: Format) -> str:
         """Return the name of ``x`` in a format."""

@@ -15,7 +15,7 @@ MOST_AXES = 4
 
 
 class Builder(Protocol):
-    """What writes the nodes."""
+    """The interface of a graph that nodes are written to."""
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str: ...  # noqa: D102
 
@@ -38,12 +38,12 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """Values with the name of what holds them, and their range for any input.
+    """Values in an ONNX graph: their name, and their range for any input.
 
     Attributes:
-        graph: where nodes are written.
-        name: of a node's result, or of an initializer without a batch axis for constants.
-        range: of one example.
+        graph: the graph that nodes are written to.
+        name: name of a node's output, or, for constants, of an initializer without a batch axis.
+        range: range of the values of one example.
     """
 
     graph: Builder
@@ -142,7 +142,7 @@ class Node:
         return self.made(self.range.clip(bound), "Clip", self.name, self.graph.constant(-bound), self.graph.constant(bound))
 
     def real(self, functions: Callable[[np.ndarray], np.ndarray] | np.ndarray) -> "Node":
-        """Return a function of the values, or an array of functions, which broadcasts with them: what tables hold for each value in its range."""
+        """Return a function of the values, or of an array of functions that broadcasts with them: tables with one entry per value in its range."""
         each = functions if isinstance(functions, np.ndarray) else np.array(functions, dtype=object)
         return Node(self.graph, self._looked_up(each), self.range.real(functions))
 
@@ -177,7 +177,7 @@ def constant(graph: Builder, values: Constants) -> Node:
 
 
 def in_float32(x: np.ndarray) -> np.ndarray:
-    """Return float64 values as float32; those that float32 does not hold become an odd neighbour, so that none becomes a tie of a rounding."""
+    """Return float64 values as float32. A value that float32 cannot represent becomes its odd neighbour, so that none becomes a tie in rounding."""
     near = x.astype(np.float32)
     other = np.nextafter(near, np.where(near < x, np.inf, -np.inf).astype(np.float32))
     return np.where((near == x) | (near.view(np.int32) & 1 == 1), near, other)
@@ -189,7 +189,7 @@ def is_order(index: np.ndarray) -> bool:
 
 
 def transposition(index: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the order of the axes if an index transposes values of a shape of few axes."""
+    """Return the order of the axes if an index transposes values of a shape with few axes, else None."""
     if len(shape) > MOST_AXES or sorted(index.shape) != sorted(shape):
         return None
     places = np.arange(math.prod(shape)).reshape(shape)

@@ -13,10 +13,10 @@ DOMAINS = {"": OPSET, GENERAL: 1, CHANNELS_LAST: OPSET}
 
 
 class Writer:
-    """Collects nodes and constants, and makes a model of them.
+    """Collects nodes and constants, and builds a model from them.
 
     Args:
-        shapes: of the input and the output, without the batch axis.
+        shapes: shapes of the input and the output, without the batch axis.
     """
 
     ports = ("input", "output")
@@ -65,7 +65,7 @@ class Writer:
         return self.op("Reshape", x, self.constant([-1, *shape], np.int64))
 
     def finish(self, name: str) -> None:
-        """Let a value be the output."""
+        """Make a value the output of the graph."""
         given, returned = self.ports
         if name == given:
             self.nodes.append(helper.make_node("Identity", [name], [returned]))

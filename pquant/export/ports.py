@@ -1,4 +1,4 @@
-"""The ports of the design: which element has which bits, and words of them for test benches."""
+"""The ports of a design: the bits of each element, and hexadecimal words for test benches."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ class Port:
     """Elements of one width packed into a port, the first in the lowest bits.
 
     Attributes:
-        names: of the elements, unique and valid in Verilog and VHDL.
-        formats: (k, i, f) of each element, of which the first k + i + f bits of its place are enough.
+        names: names of the elements, unique and valid in Verilog and VHDL.
+        formats: (k, i, f) of each element, whose k + i + f bits are part of its place in the port.
     """
 
     names: tuple[str, ...]
@@ -22,14 +22,14 @@ class Port:
 
     @classmethod
     def of(cls, prefix: str, formats: Iterable[tuple[int, int, int]], shape: tuple[int, ...], last: Sequence[str] = ()) -> "Port":
-        """Return the port of values of a shape, each named by its place, for which ``last`` has names along the last axis, or none."""
+        """Return the port of values of a shape, each named by its index; ``last`` has names along the last axis, or is empty."""
         labels = list(last) if shape and len(last) == shape[-1] else [str(at) for at in range(shape[-1] if shape else 1)]
         names = ["_".join((prefix, *map(str, place[:-1]), labels[place[-1]])) for place in np.ndindex(shape or (1,))]
         return cls(tuple(_unique([identifier(name) for name in names])), tuple((int(k), int(i), int(f)) for k, i, f in formats))
 
     @property
     def elements(self) -> int:
-        """How many there are."""
+        """The number of elements."""
         return len(self.formats)
 
     @property
@@ -50,8 +50,8 @@ class Port:
     def rows(self) -> list[dict[str, Any]]:
         """Return, for each element, its name, whether it is signed, its bits and fractional bits, and its place.
 
-        That is the first and last of its bits in the port, and how many the port has for it above and below these. An element without bits of its own
-        is a constant 0: it has one bit.
+        The place is the first and last bit of the element in the port, and the number of extra bits that the port has above and below them. An
+        element without bits is a constant 0 and has one bit.
         """
         rows = []
         for at, (name, (k, i, f)) in enumerate(zip(self.names, self.formats, strict=True)):
@@ -63,7 +63,7 @@ class Port:
         return rows
 
     def words(self, n: np.ndarray, f: int) -> list[str]:
-        """Return one hexadecimal word per row of integers n, which stand for n * 2^-f; axes after the first are flattened."""
+        """Return one hexadecimal word per row of integers n with values n * 2^-f; axes after the first are flattened."""
         rows = n.reshape(len(n), -1)
         whole = rows << (self.f - f) if self.f >= f else rows >> (f - self.f)
         mask = (1 << self.bits) - 1
@@ -72,7 +72,7 @@ class Port:
 
 
 def identifier(text: str) -> str:
-    """Return a name that Verilog and VHDL take: letters, digits and single underscores, a letter first and no underscore last."""
+    """Return a valid name in Verilog and VHDL: letters, digits and single underscores, with a letter first and no underscore last."""
     return re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
 
 

@@ -1,4 +1,4 @@
-"""What a deployed model's inputs and outputs are, as text for people."""
+"""A description of the inputs and outputs of an exported model as Markdown."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +11,13 @@ SHOWN = 64
 
 
 def markdown(splits: Splits, round_mode: str, overflow_mode: str) -> str:
-    """Return how raw inputs become those of the model, what its outputs are, and whether hardware could do the first exactly."""
+    """Return a description of the preprocessing of raw inputs, whether hardware could do it exactly, and of the outputs."""
     return "\n".join([*_inputs(splits.preprocessing, round_mode, overflow_mode), "", *_outputs(splits)]) + "\n"
 
 
 def _inputs(done: Preprocessing | None, round_mode: str, overflow_mode: str) -> Iterator[str]:
     if done is None:
-        yield "The data source does not state what it does to raw inputs."
+        yield "The data source does not state its preprocessing of raw inputs."
         return
     same = not bool(done.offset.any()) and bool((done.scale == 1).all())
     if done.note:

@@ -1,4 +1,4 @@
-"""What layers compute that multiply data with data: merges, softmax, norms by the statistics of an example."""
+"""The arithmetic of layers that multiply data with data: merges, softmax, and norms by the statistics of an example."""
 
 import string
 from typing import Any
@@ -37,7 +37,7 @@ def _(layer: PQMerge, shape: tuple[int, ...], a: Any, b: Any) -> Any:
 
 
 def products_of(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Return the number of products that a merge of values of two shapes makes."""
+    """Return the number of products in a merge of values of two shapes."""
     if layer.kind not in PRODUCTS:
         return 0
     if layer.kind == "mul":
@@ -46,7 +46,7 @@ def products_of(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def equation(layer: PQMerge, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[str, str, str]:
-    """Return the letters of both factors and of the result, without the batch axis."""
+    """Return the einsum letters of both factors and of the result, without the batch axis."""
     if layer.equation is None:
         lead = string.ascii_lowercase[: max(len(a), len(b)) - 2]
         first, second = (lead[len(lead) - max(len(shape) - 2, 0) :] for shape in (a, b))

@@ -1,4 +1,4 @@
-"""A first layer that does in hardware what the data source did to raw inputs, where fixed-point arithmetic does it exactly."""
+"""A first layer that does the preprocessing of raw inputs in hardware, if fixed-point arithmetic can do it exactly."""
 
 import copy
 from dataclasses import replace
@@ -22,12 +22,12 @@ NAME = "raw_inputs"
 
 
 class RawInputs(ChannelAffine):
-    """(raw - offset) / scale by channel, for raw inputs in a format of their own; scales are powers of two, so that it is exact.
+    """(raw - offset) / scale by channel, for raw inputs with their own format; it is exact, since scales are powers of two.
 
     Args:
-        form: of the raw inputs, in the shape of one.
-        offset: (channels,).
-        scale: (channels,), powers of two.
+        form: format of the raw inputs, in the shape of one input.
+        offset: offset of each channel, (channels,).
+        scale: scale of each channel, (channels,), powers of two.
     """
 
     def __init__(self, form: Format, offset: Tensor, scale: Tensor) -> None:
@@ -46,12 +46,12 @@ class RawInputs(ChannelAffine):
 
 
 def deployed(model: nn.Module, splits: Splits, raw_inputs: bool) -> tuple[nn.Module, Splits]:
-    """Return a finalized model and its data as they are exported: with ``raw_inputs`` both take raw inputs.
+    """Return the finalized model and the data of an export; with ``raw_inputs`` the inputs of both are raw.
 
-    The raw inputs have the format that :func:`raw_format` gives.
+    The format of raw inputs is that of :func:`raw_format`.
 
     Raises:
-        ConfigError: offsets and scales that fixed-point arithmetic does not do exactly, or a model with a layer of that name.
+        ConfigError: offsets and scales that are not exact in fixed-point arithmetic, or a model that already has a layer of this name.
     """
     if not raw_inputs:
         return model, splits
@@ -88,10 +88,10 @@ def check_raw_inputs(splits: Splits) -> tuple[Tensor, Tensor]:
 
 
 def raw_format(form: Format, offset: np.ndarray, scale: np.ndarray) -> Format:
-    """Return the format of raw inputs for a format of the model's, its offsets and scales, arrays of one shape.
+    """Return the format of raw inputs for a format of the model's inputs, and offsets and scales, all in one shape.
 
-    It holds all values that the model's inputs can have, and for rounding half up (RND) half steps, too: then lower bits can be cut off (TRN), and
-    what the model rounds is what it would round of the whole number. Other roundings than RND and TRN stay as they are.
+    It holds all values of the model's inputs. For rounding half up (RND) it also holds half steps: lower bits can then be truncated (TRN), and the
+    model rounds the truncated value as it would round the full value. Rounding modes other than RND and TRN do not change.
     """
     exponent = np.frexp(scale)[1] - 1
     own = np.array([Constants.from_floats(np.array([value])).f for value in offset.ravel()]).reshape(offset.shape)
@@ -105,11 +105,11 @@ def raw_format(form: Format, offset: np.ndarray, scale: np.ndarray) -> Format:
 
 
 def _with_first_layer(model: nn.Module, layer: RawInputs) -> nn.Module:
-    """Return a copy of a model whose inputs go through ``layer`` first; its own layers keep their names."""
+    """Return a copy of a model with ``layer`` before its first layer; the other layers keep their names."""
     if hasattr(model, NAME):
         raise ConfigError(f"export.raw_inputs adds a layer '{NAME}', which the model has already")
     whole = copy.deepcopy(model)
-    if isinstance(whole, nn.Sequential):  # calls all its modules in order
+    if isinstance(whole, nn.Sequential):  # it calls all its modules in order
         children = dict(whole.named_children())
         whole._modules.clear()
         whole._modules.update({NAME: layer} | children)
@@ -124,7 +124,7 @@ def _through_first_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor
 
 
 class _Raw(Dataset[tuple[Tensor, ...]]):
-    """Examples whose inputs are raw again."""
+    """A dataset with the preprocessing of its inputs undone."""
 
     def __init__(self, data: Any, done: Preprocessing) -> None:
         self.data, self.done = data, done
@@ -145,7 +145,7 @@ def _by_channel(values: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _constant(values: Tensor) -> FoldedQuantizer:
-    """Return the format of constants: fractional bits that hold all of them."""
+    """Return the format of constants, with enough fractional bits for all of them."""
     constants = Constants.from_floats(values.detach().double().numpy())
     bits = int(np.abs(constants.n).max(initial=0)).bit_length()
     return FoldedQuantizer(*(torch.tensor(float(number)) for number in (1, bits - constants.f, constants.f)))

@@ -1,4 +1,4 @@
-"""Record the graph of a model: which calls of layers and functions make its output of its input."""
+"""Recording of the graph of a model: the calls of layers and functions that compute its output from its input."""
 
 import inspect
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from pquant.layers.softmax import PQSoftmax
 
 LARGEST = 2**15
 ANYWHERE = (PQDense, PQActivation, PQScale, PQLayerNorm, PQRMSNorm)
-"""Layers that take any axis for that of the batch, or one that joins batch and positions, as they look at the last ones alone."""
+"""Layers that work on the last axes alone, so that any other axis may be the batch axis, or join batch and positions."""
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -68,9 +68,9 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
 
 
 class _Recorder(TorchFunctionMode):
-    """Records the calls of layers, and of functions outside them. It keeps all tensors, so that no id is used twice.
+    """Records the calls of layers, and of functions outside layers. It keeps all tensors alive, so that ids are unique.
 
-    Tensors that are not made of the model's input are constants of the steps that take them.
+    Tensors that are not computed from the model's input are constants of the steps that use them.
     """
 
     def __init__(self, example: Tensor) -> None:
@@ -113,7 +113,7 @@ class _Recorder(TorchFunctionMode):
         self._add(output, LayerStep(name, tuple(operand.number for operand in inputs), shape, layer, like.axis), like)
 
     def _operand(self, value: Any, where: str, ndim: int, like: Operand) -> Operand:
-        """Return a value of the model, or a new constant, which has the batch axis of another value if it has ``ndim`` axes."""
+        """Return the operand of a value of the model, or of a new constant, which has the batch axis of ``like`` if it has ``ndim`` axes."""
         self.refuse([value])
         if id(value) in self.values:
             return self.values[id(value)]
@@ -139,7 +139,7 @@ class _Recorder(TorchFunctionMode):
         self._kept.append(output)
 
     def refuse(self, tensors: list[Any]) -> None:
-        """Raise the error of a function that made one of some tensors, if hardware has no such function."""
+        """Raise the stored error if one of the tensors was computed by a function that cannot be exported."""
         for tensor in tensors:
             if id(tensor) in self._opaque:
                 raise self._opaque[id(tensor)]
@@ -149,7 +149,7 @@ class _Recorder(TorchFunctionMode):
         self.values.pop(id(tensor), None)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``, and record it if it takes values of the model and no layer is running."""
+        """Run ``func``, and record the call if it uses values of the model outside layers."""
         kwargs = kwargs or {}
         known = [] if self._leaf_depth else self._known(func, (args, kwargs))
         if not known:
@@ -172,7 +172,7 @@ class _Recorder(TorchFunctionMode):
         return outputs
 
     def _overwritten(self, where: str, made: list[Tensor]) -> None:
-        """Refuse further use of all tensors that share the memory of one that a function writes into."""
+        """Refuse further use of all tensors that share memory with a tensor that a function writes into."""
         owners = [_owner(one) for one in made]
         for tensor in self._kept:
             if id(tensor) in self.values and any(_owner(tensor) is owner for owner in owners) and all(tensor is not one for one in made):
@@ -182,7 +182,7 @@ class _Recorder(TorchFunctionMode):
         return f"{_name(func)} in '{self._inside[-1] or 'model'}'"
 
     def _known(self, func: Any, call: Any) -> list[Tensor]:
-        """Return the tensors that a function takes values of the model from."""
+        """Return the arguments of a function that are values of the model."""
         tensors = tensors_in(call)
         if _name(func) not in FACTORIES:
             self.refuse(tensors)
@@ -198,14 +198,14 @@ class _Recorder(TorchFunctionMode):
                 self._add(tensor, steps[-1], like)
             refused = ConfigError(f"export: {call.where} gives indices, which cannot be exported to hardware")
             self._opaque |= {id(indices): refused for indices in call.made[1:] if id(indices) not in self.values}
-        except ConfigError as error:  # of values that nothing may need
+        except ConfigError as error:  # raised only if a later step uses the value
             for tensor in call.made:
                 self._forget(tensor, error)
         self._kept += call.made
 
 
 def _is_matrix(layer: Any, value: Any, number: int) -> bool:
-    """Return whether a constant factor of a product has no batch axis, however many axes it has."""
+    """Return whether a constant is a factor of a product that has no batch axis, for any number of axes."""
     if not isinstance(layer, PQMerge) or not isinstance(value, Tensor):
         return False
     if layer.equation is not None:
@@ -215,7 +215,7 @@ def _is_matrix(layer: Any, value: Any, number: int) -> bool:
 
 
 def _takes(layer: Any, like: Operand, ndim: int, tracked: list[Tensor]) -> bool:
-    """Return whether a layer that gives ``ndim`` axes computes each example on its own, with a batch axis like that of a value."""
+    """Return whether a layer with an output of ``ndim`` axes computes each example independently, with the batch axis of ``like``."""
     if isinstance(layer, PQMerge) and not _keeps_batch(layer, ndim, tracked):
         return False
     if not like.joined:
@@ -237,7 +237,7 @@ def _keeps_batch(layer: PQMerge, ndim: int, tracked: list[Tensor]) -> bool:
 
 
 def _owner(tensor: Tensor) -> Tensor:
-    """Return the tensor of whose memory another one is a view."""
+    """Return the tensor that owns the memory of a view, or the tensor itself."""
     return tensor if tensor._base is None else tensor._base
 
 

@@ -1,4 +1,4 @@
-"""Compute a recorded model with any kind of values that implements hardware arithmetic."""
+"""Computation of a recorded model with any kind of values that implements hardware arithmetic."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +19,10 @@ MINUS = Constants(np.array(-1), 0)
 
 
 def replay(graph: Graph, x: Any, callback: Callable[[Step, Any], None] = lambda step, value: None) -> list[Any]:
-    """Return all values of a finalized model's graph, 0 being its input ``x``; ``callback`` gets each layer's result before its output quantizer.
+    """Return all values of a finalized model's graph; value 0 is the input ``x``. ``callback`` gets each layer's result before its output quantizer.
 
     Raises:
-        ConfigError: a layer that hardware cannot compute, named.
+        ConfigError: hardware cannot compute a layer; the message names it.
     """
     values = [x]
     for step in graph.steps:
@@ -38,7 +38,7 @@ def replay(graph: Graph, x: Any, callback: Callable[[Step, Any], None] = lambda 
 
 
 def call(step: Step, inputs: list[Any]) -> Any:
-    """Return the result of a step, of a layer before its output quantizer."""
+    """Return the result of a step; for a layer, before its output quantizer."""
     if isinstance(step, MoveStep):
         return inputs[0].gather(step.index, *inputs[1:])
     if isinstance(step, ScaleStep):
@@ -51,19 +51,19 @@ def call(step: Step, inputs: list[Any]) -> Any:
         first = whole[0] if step.signs[0] > 0 else whole[0].times(MINUS)
         return first if len(whole) == 1 else first.add(whole[1], step.signs[1])
     assert isinstance(step, LayerStep) and isinstance(step.layer, QuantizedLayer)
-    if not isinstance(step.layer, PQSoftmax):  # which scales its input before it quantizes it
+    if not isinstance(step.layer, PQSoftmax):  # a softmax scales its input before it quantizes it
         inputs = [quantized(value, getattr(step.layer, place)) for value, place in zip(inputs, step.layer.input_quantizers, strict=True)]
     return compute(step.layer, step.shape, *inputs)
 
 
 def input_format(graph: Graph) -> Format:
-    """Return the format in which hardware gets the model's input, in the input's own shape; values that nothing uses have no bits.
+    """Return the format of the model's input in hardware, in the shape of the input; values that no layer uses have no bits.
 
-    It is the format of the layers that quantize the input. Where they differ, it is one that holds them all: with half a step more for a rounded one,
-    values that are cut off there are rounded by each layer as it would round the float input.
+    It is the format of the layers that quantize the input. If their formats differ, it is one that contains all of them. For a rounded format it has
+    one more fractional bit, so that each layer rounds the truncated input as it would round the float input.
 
     Raises:
-        ConfigError: an input that is used unquantized, or in formats that no format holds.
+        ConfigError: the input is used unquantized, or in formats that no single format contains.
     """
     found = list(input_formats(graph))
     if not found:
@@ -85,7 +85,7 @@ def input_format(graph: Graph) -> Format:
 
 
 def nests(modes: Iterable[tuple[str, str]]) -> bool:
-    """Return whether one format holds several with these rounding and overflow modes, so that each gives what it gives for the float values."""
+    """Return whether one format can contain several formats with these rounding and overflow modes, so that all results are those of float inputs."""
     rounding, overflow = ({mode[at] for mode in modes} for at in (0, 1))
     return rounding <= {"TRN", "RND"} and (overflow == {"WRAP"} or overflow <= {"SAT", "SAT_SYM"})
 
@@ -96,7 +96,7 @@ def _format(graph: Graph, bits: np.ndarray, round_mode: str, overflow_mode: str)
 
 
 def input_formats(graph: Graph) -> Iterator[tuple[str, Format, np.ndarray]]:
-    """Yield each layer that takes the model's input, the format in which it does, and the places of its values in the input, -1 for other values."""
+    """Yield the name of each layer that uses the model's input, its input format, and the places of its values in the input, -1 for other values."""
     places: dict[int, np.ndarray] = {0: np.arange(math.prod(graph.input_shape)).reshape(graph.input_shape)}
     for at, step in enumerate(graph.steps, 1):
         taken = [value for value in step.inputs if value in places]
@@ -117,7 +117,7 @@ def input_formats(graph: Graph) -> Iterator[tuple[str, Format, np.ndarray]]:
 
 
 def _form(step: Step, number: int) -> Format | None:
-    """Return the format in which a layer takes its input of that number as it is."""
+    """Return the format of a layer's input ``number``; None if the layer does not quantize it directly."""
     if not isinstance(step, LayerStep) or isinstance(step.layer, PQSoftmax) and step.layer.factor != 1:
         return None
     layer: Any = step.layer
@@ -125,5 +125,5 @@ def _form(step: Step, number: int) -> Format | None:
 
 
 def quantized_input(graph: Graph, x: np.ndarray) -> Any:
-    """Return float64 examples (batch, *input shape) as the hardware gets them."""
+    """Return float64 examples (batch, *input shape) quantized to the input format of the hardware."""
     return Real(x).quantize(input_format(graph))

@@ -20,7 +20,7 @@ from pquant.tracking.files import MetricsCsv, write_atomic
 
 STATIC = Path(alkaid_rtl.__file__).parent / "verilog" / "source"
 INPUT, CONSTANT = -1, 5
-"""alkaid's numbers of two kinds of operation."""
+"""alkaid's opcodes of inputs and constants."""
 
 LAYERS = "layers"
 TITLES = {
@@ -34,17 +34,17 @@ TITLES = {
     "last_stage": "last stage",
 }
 Count = Callable[[Path, Sequence[str], str], Mapping[str, Mapping[str, int]]]
-"""Gives the cells of each module, from a folder, the names of its source files, and the top module."""
+"""A function that returns the cells of each module, given a folder, the names of its source files, and the top module."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The operations of the logic that one layer, or one sum, adds to those before it.
+    """The operations that one layer, or one sum, adds to the logic of the layers before it.
 
     Attributes:
         name: the layer's dotted name; all calls of a layer are one part.
-        logic: them as logic of their own.
-        latencies: ns from the model's input to the result of the first and of the last one, as alkaid estimates it.
+        logic: these operations as separate logic.
+        latencies: alkaid's estimate of the time in ns from the model's input to the results of the first and of the last operation.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Part:
 
 
 def parts(graph: Graph) -> list[Part]:
-    """Return the parts of a finalized model's logic in order. Each operation is in one part, so that their estimates add up to the whole's.
+    """Return the parts of a finalized model's logic in order. Each operation is in one part, so that the estimates of the parts add up.
 
-    An operation belongs to the first layer whose result depends on it. One that the model's output does not depend on is in no part.
+    An operation belongs to the first layer whose result depends on it. Operations that the output does not depend on are in no part.
     """
     comb = logic(graph, every_layer=True)
     owners = _owners(comb, graph)
@@ -71,12 +71,12 @@ def parts(graph: Graph) -> list[Part]:
 def write_resources(graph: Graph, ebops: Mapping[str, float | None], target: Path, cutoff: float | None, count: Count | None) -> list[dict[str, Any]]:
     """Write ``resources.csv`` to ``target`` and return its rows.
 
-    A row has the layer, its EBOPs, LUTs as alkaid estimates them, with ``count`` the cells of Yosys, the delay in ns from the model's input to its
-    last result, and the first and last pipeline stage that it has logic in.
+    A row has the layer, its EBOPs, LUTs as alkaid estimates them, with ``count`` the cells that Yosys counts, the delay in ns from the model's input
+    to its last result, and its first and last pipeline stage.
 
     Args:
-        graph: the finalized model's.
-        ebops: of each layer, by its name; a sum has none.
+        graph: the graph of the finalized model.
+        ebops: EBOPs of each layer, by name; a sum has none.
         target: the folder; ``layers`` in it gets the files of Yosys.
         cutoff: the largest delay in ns between two registers; None without registers.
         count: counts the cells of modules; None: they are not counted.
@@ -98,7 +98,7 @@ def write_resources(graph: Graph, ebops: Mapping[str, float | None], target: Pat
 
 
 def table(rows: Sequence[Mapping[str, Any]], estimated: int, counted: int | None) -> str:
-    """Return the rows as a table with what their sums mean; ``estimated`` and ``counted`` are the LUTs of the whole, by alkaid and by Yosys."""
+    """Return the rows as a table, and explain their sums; ``estimated`` and ``counted`` are the LUTs of the model, by alkaid and by Yosys."""
     if not rows:
         return ""
     titles = {name: title for name, title in TITLES.items() if any(name in row for row in rows)}
@@ -135,7 +135,7 @@ def count_parts(found: Sequence[Part], folder: Path, count: Count) -> list[dict[
 
 
 def _top(modules: Mapping[str, CombLogic]) -> str:
-    """Return the module that holds all others, with their ports as its own."""
+    """Return a module that contains all others, with the ports of all of them."""
     widths = {name: (int(comb.inp_kifs.sum()), int(comb.out_kifs.sum())) for name, comb in modules.items()}
     ports = [f"input [{given - 1}:0] {name}_inp, output [{made - 1}:0] {name}_out" for name, (given, made) in widths.items()]
     parts = [f"{name} {name}_inst (.model_inp({name}_inp), .model_out({name}_out));" for name in modules]
@@ -143,12 +143,12 @@ def _top(modules: Mapping[str, CombLogic]) -> str:
 
 
 def _outputs(comb: CombLogic, graph: Graph) -> list[int]:
-    """Return the operations that give the model's output."""
+    """Return the operations that compute the model's output."""
     return list(_of_steps(comb, graph))[graph.output - 1]
 
 
 def _of_steps(comb: CombLogic, graph: Graph) -> Iterator[list[int]]:
-    """Yield the operations that give each step's result."""
+    """Yield the operations that compute the result of each step."""
     at = 0
     for step in graph.steps:
         size = math.prod(step.shape)
@@ -157,7 +157,7 @@ def _of_steps(comb: CombLogic, graph: Graph) -> Iterator[list[int]]:
 
 
 def _owners(comb: CombLogic, graph: Graph) -> np.ndarray:
-    """Return for each operation the step that it belongs to; -1 for inputs, constants, and what the model's output does not depend on."""
+    """Return, for each operation, the step that it belongs to; -1 for inputs, constants, and operations that the output does not depend on."""
     live = _ancestors(comb, _outputs(comb, graph))
     owners = np.full(len(comb.ops), -1)
     for number, indices in enumerate(_of_steps(comb, graph)):
@@ -167,7 +167,7 @@ def _owners(comb: CombLogic, graph: Graph) -> np.ndarray:
 
 
 def _ancestors(comb: CombLogic, indices: Sequence[int], among: np.ndarray | None = None) -> np.ndarray:
-    """Return which operations those at ``indices`` depend on, themselves included, going only through those ``among``."""
+    """Return a mask of the operations that those at ``indices`` depend on, including themselves, along paths inside ``among``."""
     allowed = np.ones(len(comb.ops), dtype=bool) if among is None else among
     found = np.zeros(len(comb.ops), dtype=bool)
     left = [index for index in indices if allowed[index]]
@@ -180,7 +180,7 @@ def _ancestors(comb: CombLogic, indices: Sequence[int], among: np.ndarray | None
 
 
 def _cut(comb: CombLogic, own: Sequence[int], owners: np.ndarray, outputs: Sequence[int]) -> CombLogic:
-    """Return the operations ``own`` as logic whose inputs are what they read of others, and whose outputs are what others read of them."""
+    """Return the operations ``own`` as separate logic: its inputs are results of other operations, its outputs are the results that others use."""
     mine = set(own)
     read = {index for at in own for index in comb.ops[at].addr} - mine
     inputs_first = sorted((1, index, index) if comb.ops[index].opcode != INPUT else (0, *comb.ops[index].data, index) for index in read)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 TOP = "net"
 SHOWN = 64
 MOST_BITS = 32
-"""Of a sum, its sign included: alkaid computes constants beside it in 32 bits, and gives wrong logic beyond."""
+"""Largest width of a sum, sign included: alkaid computes constants of sums in 32 bits, and returns wrong logic for wider ones."""
 MODES = frozenset("TRN TRN_ZERO RND RND_CONV RND_ZERO RND_INF RND_MIN_INF SAT SAT_SYM WRAP".split())
 
 
@@ -86,7 +86,7 @@ class RTL(HardwareExport):
         check_arithmetic(model, input_shape, MOST_BITS)
 
     def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
-        """Return the graph of a model that can be exported with the tools there are."""
+        """Return the graph of a model, after checking that it can be exported with the installed tools."""
         if importlib.util.find_spec("alkaid") is None:
             raise ConfigError(f"export=rtl needs alkaid: {extra('rtl')}")
         if self.flavor == "vhdl" and (self.interface == "axi_stream" or self.synthesize == "yes"):

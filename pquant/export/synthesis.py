@@ -16,7 +16,7 @@ from pquant.tracking.files import write_atomic
 
 SCRIPT = "import sys; from pyosys import libyosys; libyosys.run_pass('script ' + sys.argv[1], libyosys.Design())"
 KINDS = {"luts": ("LUT", "SRL"), "flip_flops": ("FD",), "carries": ("CARRY",)}
-"""Beginnings of the names of cells. A shift register takes a look-up table."""
+"""Prefixes of cell names. A shift register uses a look-up table."""
 TOP_USES = ("set_property top ", "synth_design -top ", "-name TOP_LEVEL_ENTITY ")
 TOP_NAME = re.compile(r'"?\$\{?top_module\}?"?')
 
@@ -39,7 +39,7 @@ def count_cells(command: list[str], script: Path) -> dict[str, int]:
 
 
 def count_modules(command: list[str], folder: Path, sources: Sequence[str], top: str, family: str) -> dict[str, dict[str, int]]:
-    """Write and run ``synth.ys`` in a folder, and return the cells of each module as ``count_cells`` does; ``keep_hierarchy`` keeps a module apart.
+    """Write and run ``synth.ys`` in a folder, and return the cells of each module as ``count_cells`` does; ``keep_hierarchy`` modules are counted.
 
     Raises:
         ExportError: Yosys failed.
@@ -68,14 +68,14 @@ def _cells(design: Mapping[str, Any]) -> dict[str, int]:
 
 
 def name_top(folder: Path, top: str) -> None:
-    """Let alkaid's scripts for Vivado and Quartus build ``top``; they would build the module inside it, whose elements have different widths."""
+    """Make alkaid's scripts for Vivado and Quartus build ``top`` instead of the module inside it, whose elements have different widths."""
     for script in folder.glob("build_*_prj.tcl"):
         lines = script.read_text(encoding="utf-8").splitlines(keepends=True)
         write_atomic(script, "".join(TOP_NAME.sub(top, line) if any(use in line for use in TOP_USES) else line for line in lines))
 
 
 def name_ports(folder: Path, clock: str, inputs: str, outputs: str) -> None:
-    """Let alkaid's constraints name the ports of the outermost module, as Vivado's patterns; they name those of the module inside it."""
+    """Make alkaid's constraints name the ports of the outermost module, as Vivado patterns, instead of those of the module inside it."""
     for path in (folder / "src").glob("*.[xs]dc"):
         text = path.read_text(encoding="utf-8")
         for own, port in (("{clk}", clock), ("{model_inp[*]}", inputs), ("{model_out[*]}", outputs)):

@@ -16,10 +16,10 @@ def test_vectors(data: Dataset, form: Format, count: int, seed: int = 0) -> np.n
     The edges are all-lowest, all-highest, zero, the steps next to zero, values far beyond the range, and random corners of it.
 
     Args:
-        data: pairs whose first is an input.
-        form: the format of the input, of its shape.
-        count: how many, at least 48 to hold all edges.
-        seed: for the random ones.
+        data: dataset whose examples begin with an input.
+        form: format of the input, in its shape.
+        count: number of vectors; at least 48 to contain all edges.
+        seed: seed of the random values.
     """
     random = np.random.default_rng(seed)
     low, high = form.limits()

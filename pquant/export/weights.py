@@ -14,7 +14,7 @@ from pquant.tracking.files import write_atomic, write_json
 
 
 def save_model(model: nn.Module, folder: Path, described: dict[str, Any] | None = None) -> None:
-    """Write the weights of a finalized model, per layer its shape, sparsity and the k, i, f of each quantizer, and what inputs and outputs are.
+    """Write the weights of a finalized model, and a description: inputs and outputs, and per layer shape, sparsity and k, i, f of each quantizer.
 
     ``described`` is :attr:`pquant.data.Splits.interface`.
     """
@@ -30,7 +30,7 @@ def save_model(model: nn.Module, folder: Path, described: dict[str, Any] | None 
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load ``model.safetensors`` into a finalized model of the same architecture and settings; nothing in the file is run."""
+    """Load ``model.safetensors`` into a finalized model of the same architecture and settings; no code in the file is executed."""
     model.load_state_dict(safetensors.torch.load_file(path))
 
 

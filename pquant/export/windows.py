@@ -1,4 +1,4 @@
-"""Which values the windows of convolutions and pools cover."""
+"""The places that the windows of convolutions and pools cover."""
 
 import math
 from collections.abc import Sequence
@@ -56,13 +56,13 @@ def pool_sizes(shape: tuple[int, ...], layer: Any, sizes: tuple[int, ...]) -> np
 
 
 def pool_geometry(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return (kernel, stride, padding) of a pool over ``rank`` axes, each a number an axis."""
+    """Return (kernel, stride, padding) of a pool over ``rank`` axes, with one number per axis."""
     stride = layer.kernel_size if layer.stride is None else layer.stride
     return _each(layer.kernel_size, rank), _each(stride, rank), _each(layer.padding, rank)
 
 
 def padding(layer: Any) -> list[tuple[int, int]]:
-    """Return a convolution's (before, after) an axis."""
+    """Return the padding (before, after) of a convolution for each axis."""
     if layer.padding == "valid":
         return [(0, 0)] * len(layer.kernel_size)
     if layer.padding == "same":

@@ -1,4 +1,4 @@
-"""The values of :mod:`pquant.export.replay` as alkaid's symbolic wires, from which it makes logic."""
+"""The values of :mod:`pquant.export.replay` as alkaid's symbolic wires, which alkaid turns into logic."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +15,7 @@ from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph
 from pquant.export.replay import input_format, replay
 
-# alkaid's estimates: adders cost a LUT a bit, and carries of any length one delay; with -1 for the latter it gives products of data negative delays.
+# alkaid's estimates: adders cost a LUT a bit, and carries of any length one delay; with -1 for carries, products of data get negative delays.
 COSTS = HWConfig(1, 65534, -1)
 WINDOW = 24
 TRIALS = 500
@@ -49,10 +49,10 @@ def logic(graph: Graph, every_layer: bool = False) -> CombLogic:
 
 
 def _optimized(traced: CombLogic, given: np.ndarray) -> CombLogic:
-    """Return logic in fewer operations that gives the same for inputs (examples, values).
+    """Return logic with fewer operations and the same results for the inputs ``given`` (examples, values).
 
-    alkaid traces its result again for tighter ranges, which may give a product of a value with itself another sign, or the input of a table a wider
-    range than the table has. Then that step is left out.
+    alkaid traces its result again for tighter ranges. This can change the sign of a square, or widen the input range of a table beyond the table. In
+    these cases the second trace is left out.
     """
     with suppress(AssertionError, RuntimeError):
         expected = traced.predict(given, n_threads=1)
@@ -65,7 +65,7 @@ def _optimized(traced: CombLogic, given: np.ndarray) -> CombLogic:
 class Wires:
     """Symbolic fixed-point values.
 
-    If they are not fixed-point yet (:class:`pquant.export.fixed.Real`), an array of ``functions`` is still to be applied.
+    If the values are not fixed-point yet (:class:`pquant.export.fixed.Real`), ``functions`` holds the functions that quantization will apply.
     """
 
     def __init__(self, wires: np.ndarray, functions: np.ndarray | None = None) -> None:
@@ -135,7 +135,7 @@ class Wires:
         return Wires(_array([wire.max_of(-float(bound)).min_of(float(bound)) for wire in self.wires.ravel()], self.shape))
 
     def real(self, functions: Function | np.ndarray) -> "Wires":
-        """Return values whose quantization will be a table of a function, or each of one of an array of functions, which broadcasts with them."""
+        """Return values whose quantization will be a table of a function, or of an array of functions that broadcasts with the values."""
         each = np.empty((), dtype=object)
         each[()] = functions
         return Wires(self.wires, np.broadcast_to(functions if isinstance(functions, np.ndarray) else each, self.shape))
@@ -171,13 +171,13 @@ def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _row_product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return x @ matrix, for wires (inputs,): alkaid gets those that are no constants, and the columns that depend on one."""
+    """Return x @ matrix, for wires (inputs,): alkaid gets only wires that are not constants, and columns that depend on one of them."""
     live = np.array([wire.low < wire.high for wire in x])
     constants = np.array([float(wire.low) for wire in x[~live]]) @ matrix[~live]
     out = _array([_constant(value) for value in constants], constants.shape)
     for part in windows(matrix[live]):
         used = part.any(axis=0)
-        # alkaid makes tables of products with bits, and takes a bit for 0 or 1, also where it is a sign: 0 or -1
+        # alkaid makes tables of products with single bits, and reads a bit as 0 or 1, even if it is a sign: 0 or -1
         signs = any(wire.low < 0 and sum(wire.kif) == 1 for wire in x[live])
         given = FVArray(x[live], {"binary_lut": False} if signs else None, hwconf=COSTS)
         out[used] += np.asarray(given @ part[:, used])
@@ -185,9 +185,9 @@ def _row_product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def windows(matrix: np.ndarray) -> list[np.ndarray]:
-    """Return matrices that sum to ``matrix``, of float32 values, in none of which a column has more than WINDOW bits from highest to lowest.
+    """Return float32 matrices that sum to ``matrix``; no column of a matrix spans more than WINDOW bits from highest to lowest.
 
-    alkaid's solver counts in int32 and silently gives wrong sums beyond.
+    alkaid's solver uses int32 and silently returns wrong sums for wider columns.
     """
     mantissas, tops = np.frexp(matrix)
     digits = np.ldexp(mantissas, 53).astype(np.int64)
@@ -221,7 +221,7 @@ def _same(values: np.ndarray) -> np.ndarray:
 
 
 def _times(a: FVariable, b: FVariable) -> FVariable:
-    """Return a product, of which a factor may be a constant."""
+    """Return the product of two wires; one factor may be a constant."""
     if a.low == a.high:
         a, b = b, a
     if b.low < b.high:
@@ -238,7 +238,7 @@ def _extreme(wires: list[FVariable], which: Literal["max", "min"]) -> FVariable:
 
 
 def _looked_up(wire: FVariable, function: Function, form: Format | None = None) -> FVariable:
-    """Return a function of a wire, in a format where one is given."""
+    """Return a function of a wire, quantized to ``form`` if it is given."""
     entries = round((wire.high - wire.low) / wire.step) + 1 if wire.high > wire.low else 1
     check_table(entries)
     table = function(np.float64(wire.low) + np.float64(wire.step) * np.arange(entries))

@@ -1,4 +1,4 @@
-"""Which kind of job Hydra runs now."""
+"""The kind of the current Hydra job: a trial of a study or a single run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From the finetuning section to the language of Hydra's sweeper: the resolvers of ``conf/hydra/sweeper/study.yaml``."""
+"""Conversion of the finetuning section to sweep expressions of Hydra's sweeper: the resolvers of ``conf/hydra/sweeper/study.yaml``."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ KEYWORDS = {"true", "false", "null", "nan", "inf"}
 
 
 def search_expressions(search: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[str, str]:
-    """Return a sweep expression for each field of the search, and for those of a grid given as the sampler's ``search_space``.
+    """Return a sweep expression for each field of the search, and for each field of a grid sampler's ``search_space``.
 
     Raises:
-        ConfigError: no range, or no list of choices.
+        ConfigError: a value that is not a range or a list of choices.
     """
     given = HyperparameterSearch(**search)
     grid = HyperparameterSearch(categorical=sampler["params"].get("search_space") or {}).categorical
@@ -40,7 +40,7 @@ def range_expression(low: float, high: float, step: float | str) -> str:
 
 
 def choice_expression(values: list[Any]) -> str:
-    """Return the expression of one of the values; only the short form knows null."""
+    """Return the expression of a choice among the values; Hydra's grammar supports null only in the short form."""
     listed = ",".join(map(literal, values))
     return listed if None in values else f"choice({listed})"
 
@@ -61,7 +61,7 @@ def literal(value: Any) -> str:
 
 
 def optuna_object(module: str, chosen: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the node that builds ``optuna.<module>.<type>`` with its params, to which more params can be added; a grid comes from the search."""
+    """Return the node that builds ``optuna.<module>.<type>`` with its params, as a partial. The ``search_space`` of a grid sampler is left out."""
     if chosen["type"] is None:
         return None
     params = {name: value for name, value in chosen["params"].items() if name != "search_space"}

@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def own_gpu(folder: Path) -> Iterator[None]:
-    """Make the first free GPU the current one while the context lasts; if none is free, the first. With fewer than two GPUs it does nothing.
+    """Make the first free GPU the current device in the block; if no GPU is free, use the first. With fewer than two GPUs it does nothing.
 
-    Each job locks its GPU by a file in the study's folder. A launcher that shows each job a single GPU (Slurm, Ray) has chosen already.
+    Each job locks its GPU by a file in the study's folder. Launchers that make only one GPU visible to each job (Slurm, Ray) choose it themselves.
     """
     count = torch.cuda.device_count()
     for index in range(count) if count > 1 else ():

@@ -1,4 +1,4 @@
-"""What a job is to a study, and a job that belongs to none."""
+"""The interface between a job and a study, and the job of a single run."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,10 +13,10 @@ metrics."""
 
 
 class Job(Protocol):
-    """What a study asks of a job."""
+    """The interface of a job."""
 
     def conduct(self, work: Work) -> list[float] | float | None:
-        """Do the work; return the values that are optimized."""
+        """Run ``work``; return the values of the objectives."""
         ...
 
 
@@ -24,5 +24,5 @@ class SingleRun:
     """A job that is not a trial."""
 
     def conduct(self, work: Work) -> float | None:
-        """Do the work; return the validation metric."""
+        """Run ``work``; return the validation metric, or None without one."""
         return validation_metric(work(lambda row: None, False))

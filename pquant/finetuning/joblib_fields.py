@@ -1,4 +1,4 @@
-"""Which fields of Hydra's Joblib launcher a study uses."""
+"""Checks of the fields of Hydra's Joblib launcher in a study."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,7 +9,9 @@ INSTEAD = {"timeout": "; finetuning.trial_timeout limits the time of a trial"}
 
 
 def check_joblib(launcher: DictConfig, threads: int) -> None:
-    """Refuse fields of the Joblib launcher that have no effect, as a study starts each trial in a loky worker itself; other launchers need nothing.
+    """Refuse fields of the Joblib launcher that have no effect, since a study itself starts each trial in a loky worker.
+
+    Other launchers are not checked.
 
     Args:
         launcher: the node ``hydra.launcher``.

@@ -1,4 +1,4 @@
-"""What the error of a launcher says about the job of a trial."""
+"""Interpretation of the errors that launchers raise for the job of a trial."""
 
 import re
 
@@ -11,16 +11,16 @@ LOST = {
     ("ray", "LocalRayletDiedError"),
     ("joblib", "TerminatedWorkerError"),
 }
-"""The errors, by package and class, of jobs that ended without a word: cancelled, killed, or gone with their machine."""
+"""The errors, by package and class, of jobs that ended without an error of their own: cancelled, killed, or on a machine that failed."""
 
 NO_OUTPUT = re.compile(r"Job (\S+) .*?has not produced any output \(state: (.+?)\)", re.DOTALL)
-"""The first lines of submitit's error about such a job, which quotes the job's whole log."""
+"""Matches the first lines of submitit's error for such a job; the error contains the whole log of the job."""
 TRACE = re.compile(r"with trace:\n-+\n(.*?)\n-+\n", re.DOTALL)
-"""What submitit quotes of a job that raised an error."""
+"""Matches the traceback in submitit's error for a job that raised an error."""
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Return whether a job ended without reporting an error of its own, so that its trial can go on in another job."""
+    """Return whether a job ended without reporting an error of its own, so that its trial can resume in another job."""
     return (type(error).__module__.partition(".")[0], type(error).__name__) in LOST
 
 

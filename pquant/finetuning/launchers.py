@@ -1,7 +1,7 @@
-"""Starts the trials of a study on Hydra's launchers, each on its own, so that the next trial starts as soon as one ends.
+"""Starts the trials of a study one by one on Hydra's launchers, so that the next trial starts as soon as one ends.
 
-A launcher of Hydra takes a batch of jobs and returns when all have ended, and it must not be called from several threads, as it copies Hydra's
-global state. So the study's process itself starts each job here, with the functions that the launchers use, and gets a future of it.
+A launcher of Hydra takes a batch of jobs and returns when all have ended. It must not be called from several threads, since it copies Hydra's global
+state. Therefore this module starts each job from the study's process, with the functions that the launchers use, and returns a future for it.
 """
 
 import logging
@@ -32,19 +32,19 @@ class Starter(Protocol):
     """Starts jobs."""
 
     def start(self, jobs: Jobs) -> dict[JobFuture, int]:
-        """Start jobs, no more than there are free places; return each by its future. A job that could not start has failed."""
+        """Start at most as many jobs as there are free places; return the number of each job by its future. A job that cannot start fails."""
         ...
 
     def stop(self) -> None:
-        """End what still runs on this machine."""
+        """End the jobs that still run on this machine."""
         ...
 
 
 class Batches:
-    """Any other launcher: jobs that start together end before the next start. The basic launcher gets one job at a time.
+    """Starts batches of jobs on any other launcher: all jobs of a batch end before the next batch starts. The basic launcher gets one job at a time.
 
     Args:
-        launcher: a launcher that is set up.
+        launcher: a launcher, after its ``setup``.
     """
 
     def __init__(self, launcher: Launcher) -> None:
@@ -56,15 +56,15 @@ class Batches:
         return {_called(lambda index=index: ended.result()[index]): number for index, number in enumerate(jobs)}  # type: ignore[misc]
 
     def stop(self) -> None:
-        """Nothing runs between two calls."""
+        """Do nothing: no job runs between two calls of ``start``."""
 
 
 class Processes:
-    """Joblib: each place has a worker process of its own, so that one that dies takes no other trial with it.
+    """Starts jobs as Joblib does, with one worker process per place, so that a worker that dies does not end other trials.
 
     Args:
-        launcher: Hydra's Joblib launcher, set up.
-        places: jobs in parallel.
+        launcher: Hydra's Joblib launcher, after its ``setup``.
+        places: number of jobs in parallel.
     """
 
     def __init__(self, launcher: Any, places: int) -> None:
@@ -98,24 +98,24 @@ class Processes:
 
 
 class Submitted:
-    """A launcher that hands each job over to other processes, which end it.
+    """Base class for launchers that submit each job to other processes (Ray, a cluster).
 
     Args:
-        launcher: Hydra's launcher, set up.
+        launcher: Hydra's launcher, after its ``setup``.
     """
 
     def __init__(self, launcher: Any) -> None:
         self.launcher = launcher
 
     def start(self, jobs: Jobs) -> dict[JobFuture, int]:
-        """Hand over each job."""
+        """Submit each job."""
         return {_waited_for(_called(partial(self._start, number, overrides))): number for number, overrides in jobs.items()}
 
     def stop(self) -> None:
-        """Those processes do so: Ray with the study's own, while jobs of a cluster go on, whose results the study knows when it is started again."""
+        """Do nothing. Ray ends its tasks with the study's process; jobs of a cluster continue, and the study reads their results when it resumes."""
 
     def _start(self, number: int, overrides: Sequence[str]) -> Callable[[], Any]:
-        """Hand over a job; return what waits for its result."""
+        """Submit a job; return a function that waits for its result."""
         raise NotImplementedError
 
 
@@ -154,7 +154,7 @@ class ClusterJobs(Submitted):
 
 @contextmanager
 def starter(launcher: Launcher, places: int) -> Iterator[Starter]:
-    """Yield what starts up to ``places`` jobs in parallel on a launcher that is set up; an error in the context ends those of this machine."""
+    """Yield the starter for up to ``places`` parallel jobs of a launcher; an error in the block ends the jobs on this machine."""
     name = type(launcher).__name__
     if name == "JoblibLauncher":
         chosen: Starter = Processes(launcher, places)
@@ -171,7 +171,7 @@ def starter(launcher: Launcher, places: int) -> Iterator[Starter]:
 
 
 def trials_at_once(launcher: DictConfig, asked: int | None) -> int:
-    """Return how many trials run in parallel: as many as ``asked``, if the launcher can, else as many as it can.
+    """Return how many trials run in parallel: as many as ``asked``, limited to what the launcher can run.
 
     The basic launcher runs one, others their ``n_jobs`` or ``array_parallelism``, or one per core of this machine.
     """
@@ -193,7 +193,7 @@ def trials_at_once(launcher: DictConfig, asked: int | None) -> int:
 
 
 def threads_per_job(launcher: DictConfig, jobs: int) -> int:
-    """Return the threads of each job: its share of this machine's cores, or as many as the launcher gives it; 0 leaves it to torch."""
+    """Return the CPU threads of each job: an equal share of this machine's cores, or the number that the launcher sets; 0: torch's default."""
     if given := launcher.get("cpus_per_task") or launcher.get("inner_max_num_threads"):
         return int(given)
     here = "n_jobs" in launcher or str(launcher._target_).endswith(".LocalLauncher")
@@ -201,14 +201,14 @@ def threads_per_job(launcher: DictConfig, jobs: int) -> int:
 
 
 def _unusable(last: JobFuture) -> bool:
-    """Return whether a worker has died, or was interrupted anywhere, as in an import, with its last job."""
+    """Return whether a worker died or was interrupted in its last job, so that it cannot run another."""
     if last.exception():
         return isinstance(last.exception(), BrokenExecutor)
     return isinstance(last.result()._return_value, TrialTimeoutError)
 
 
 def _of_cores(number: int) -> int:
-    """Return a number of jobs; one that is negative counts down from all cores, as joblib's."""
+    """Return a number of jobs. A negative number counts down from all cores, as in joblib: -1 is all cores."""
     return number if number > 0 else max(1, _cores() + 1 + number)
 
 
@@ -217,7 +217,7 @@ def _cores() -> int:
 
 
 def _called(function: Callable[[], Any]) -> Future[Any]:
-    """Return the future of a call that has been made."""
+    """Call the function, and return a future with its result or error."""
     future: Future[Any] = Future()
     try:
         future.set_result(function())
@@ -227,7 +227,7 @@ def _called(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _waited_for(started: Future[Callable[[], Any]]) -> JobFuture:
-    """Return the future of a job, whose end a thread waits for; it keeps no process from ending."""
+    """Return the future of a job; a daemon thread waits for the end of the job."""
     if started.exception():
         return _called(started.result)
     future: JobFuture = Future()

@@ -1,4 +1,4 @@
-"""The end of workers whose study was killed: without it they would train on beside a study that resumes, and then wait for ever."""
+"""Ends workers whose study was killed. Otherwise they would continue to train while the study resumes, and then wait forever."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def end_with(study: int) -> None:
-    """End this process once the process ``study`` has ended, on POSIX systems; the trial under way resumes from its checkpoint with the study."""
+    """End this process once the process ``study`` has ended, on POSIX systems; its current trial resumes from the checkpoint with the study."""
     if os.name == "posix":
         threading.Thread(target=_wait_and_exit, args=(study,), daemon=True).start()
 

@@ -26,12 +26,12 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", T
 class ResultFiles:
     """The result files of a study, kept up to date while the context lasts.
 
-    Each update writes all rows again, so updates are as rare as keeps them to a twentieth of the study's time, whatever the number of trials.
+    Each update writes all rows again. Updates are limited to a twentieth of the study's time, for any number of trials.
 
     Args:
         study: the study.
-        folder: its folder.
-        objectives: the names of its objectives.
+        folder: the folder of the study.
+        objectives: the names of the objectives.
     """
 
     def __init__(self, study: optuna.Study, folder: Path, objectives: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class ResultFiles:
         self.next = 0.0
 
     def __enter__(self) -> "ResultFiles":
-        """Return the files, as they are."""
+        """Return the object itself; it writes nothing yet."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -18,7 +18,7 @@ CALLED_BY_OPTUNAS_CACHE = ("_create_new_trial", "_set_trial_param", "_get_trials
 
 
 class ServerStorage(RDBStorage):
-    """Optuna's storage in a database, whose calls are made again, for up to two minutes, while the server cannot be reached."""
+    """Optuna's storage in a database server. If the server cannot be reached, calls are repeated for up to two minutes."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, engine_kwargs={"pool_pre_ping": True})

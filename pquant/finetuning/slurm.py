@@ -1,4 +1,4 @@
-"""What a study checks of a Slurm cluster before it submits its first trial."""
+"""Checks of a Slurm cluster before a study submits its first trial."""
 
 import logging
 import subprocess
@@ -13,10 +13,10 @@ SECONDS_TO_ANSWER = 60
 
 
 def check_slurm(launcher: DictConfig) -> None:
-    """Check that Slurm answers and has the partitions that the launcher names, and warn where it keeps no accounts; other launchers need nothing.
+    """Check that Slurm responds and has the partitions of the launcher, and warn if it has no accounting. Other launchers are not checked.
 
     Raises:
-        ConfigError: no Slurm, or no such partition.
+        ConfigError: Slurm is not installed or does not respond, or a partition does not exist.
     """
     if not str(launcher._target_).endswith(".SlurmLauncher"):
         return
@@ -27,7 +27,7 @@ def check_slurm(launcher: DictConfig) -> None:
     try:
         _answer("sacct", "--noheader", "--allocations", "--format=JobID")
     except ConfigError as error:
-        log.warning("this cluster keeps no accounts (%s), so a job that Slurm ends is never missed: its trial seems to run for ever", error)
+        log.warning("this cluster has no accounting (%s), so a job that Slurm ends is not noticed, and its trial seems to run forever", error)
 
 
 def _answer(*command: str) -> str:

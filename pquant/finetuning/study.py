@@ -1,4 +1,4 @@
-"""A study of Optuna: its storage, the sampler of each trial, and the settings it was made with."""
+"""A study of Optuna: its storage, the sampler of each trial, and the settings of the study."""
 
 import json
 import warnings
@@ -34,8 +34,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @lru_cache(maxsize=8)
 def storage(name: str, folder: Path) -> BaseStorage:
-    """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal;
-    all trials of a process share it.
+    """Return the storage called ``name``: the URL of a database, or a file in ``folder``, ``*.db`` for SQLite and ``*.journal`` for Optuna's journal.
+
+    All trials of a process share the storage.
 
     Raises:
         ConfigError: the name is neither, or the database cannot be opened.
@@ -44,7 +45,7 @@ def storage(name: str, folder: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(folder / name)))
     try:
         if name.endswith(".db") and "://" not in name:
-            url = URL.create("sqlite", database=str(folder / name)).render_as_string()  # of any characters, ? and % too
+            url = URL.create("sqlite", database=str(folder / name)).render_as_string()  # escapes characters such as ? and %
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SECONDS_TO_WAIT}})
         if "://" in name:
             return ServerStorage(name)
@@ -55,7 +56,7 @@ def storage(name: str, folder: Path) -> BaseStorage:
 
 
 def open_study(name: str, store: BaseStorage, directions: Sequence[str], settings: Mapping[str, Any]) -> optuna.Study:
-    """Return the study ``name`` of a storage, created if there is none; all its trials have the same ``settings``.
+    """Return the study ``name`` of a storage; create it if it does not exist. All trials of a study have the same ``settings``.
 
     Raises:
         ConfigError: the study exists with other settings.
@@ -74,10 +75,10 @@ def open_study(name: str, store: BaseStorage, directions: Sequence[str], setting
 
 
 def check_state(study: optuna.Study) -> None:
-    """Refuse the state that CMA-ES keeps in a study's storage: Optuna reads it by ``pickle``, which runs what somebody else may have put there.
+    """Refuse a state of CMA-ES in the study's storage: Optuna reads it by ``pickle``, which executes code that others may have stored there.
 
     Raises:
-        ConfigError: there is such a state, and $PQUANT_ALLOW does not list the sampler.
+        ConfigError: the storage has such a state, and $PQUANT_ALLOW does not list the sampler.
     """
     kept = any(name.partition(":")[0] in CMA_ES_STATES for trial in study.get_trials(deepcopy=False) for name in trial.system_attrs)
     if kept and CMA_ES not in allowed_packages():
@@ -87,7 +88,7 @@ def check_state(study: optuna.Study) -> None:
 
 
 def retry_failed(study: optuna.Study) -> None:
-    """Queue each failed trial that was not yet tried again once more, with its parameters."""
+    """Queue each failed trial again with its parameters, unless it was queued again before."""
     tried = retried(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
         if trial.number not in tried:
@@ -95,7 +96,7 @@ def retry_failed(study: optuna.Study) -> None:
 
 
 def retried(study: optuna.Study) -> set[int]:
-    """Return the numbers of the failed trials that others try, or tried, again."""
+    """Return the numbers of the failed trials that other trials repeat."""
     return {trial.user_attrs[RETRIES] for trial in study.get_trials(deepcopy=False) if RETRIES in trial.user_attrs}
 
 
@@ -137,7 +138,7 @@ def pruner(node: DictConfig | None) -> BasePruner:
 def check_trial(
     kind: partial[BaseSampler], grid: Mapping[str, Sequence[Any]] | None, space: Mapping[str, BaseDistribution], node: DictConfig | None
 ) -> None:
-    """Draw and report two trials of a study that is kept nowhere, as Optuna checks some params only then.
+    """Check the params: draw and report two trials of a study in memory, since Optuna checks some params only then.
 
     Raises:
         ConfigError: the sampler or the pruner fails.
@@ -158,10 +159,10 @@ def check_trial(
 
 
 def drawn(trial: optuna.Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the parameters of a trial, which become a command; a storage may hold trials that somebody else made.
+    """Return the parameters of a trial. They are checked, since they become a command, and others may write to the storage.
 
     Raises:
-        ConfigError: other parameters than those of ``space``, or values that it does not have.
+        ConfigError: parameters that are not in ``space``, or values that are not in the range of a parameter.
     """
     strange = [name for name in (*trial.params, *space) if name not in trial.params or name not in space or not _has(space[name], trial.params[name])]
     if strange:

@@ -37,15 +37,15 @@ log = logging.getLogger(__name__)
 
 Space = dict[str, BaseDistribution]
 RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-"""Ray's workers use this environment, also under ``uv run``, instead of making one without Ray."""
+"""Makes Ray's workers use this environment under ``uv run`` too, instead of creating one without Ray."""
 SECONDS_BETWEEN_LOOKS = 0.5
-"""How often the study looks whether the process of a lost job has ended."""
+"""Interval in seconds at which the study checks whether the process of a lost job has ended."""
 MAY_DIFFER = ("hydra", "finetuning", "tracker", "progress", "resume", "dry_run")
 """Sections that may differ between the processes of one study."""
 
 
 class StudySweep(OptunaSweeperImpl):
-    """Hydra's implementation of a sweep, with the study in a storage; it takes Hydra's arguments, objectives, constraints and a pruner.
+    """Hydra's Optuna sweep with a study in a storage. It takes Hydra's arguments, objectives, constraints and a pruner.
 
     Raises:
         ConfigError: no trial can be drawn from the search space, the study has other settings, or too many trials failed.
@@ -141,7 +141,7 @@ class StudySweep(OptunaSweeperImpl):
         return {str(name): section for name, section in job.items() if name not in MAY_DIFFER and name not in search} | {"search": search} | optimized
 
     def _failing(self, study: optuna.Study, folder: Path) -> str | None:
-        """Return why the study stops, if too many trials have failed; those that run end first."""
+        """Return why the study stops, if too many trials have failed; running trials end first."""
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         again = retried(study) if failed else set()
         failed = [trial for trial in failed if trial.number not in again]
@@ -170,7 +170,7 @@ class StudySweep(OptunaSweeperImpl):
 
 
 def _ended_jobs(running: Collection[JobFuture], seconds: float | None) -> set[JobFuture]:
-    """Wait for the next end of a job, no longer than ``seconds``; return the jobs that have ended."""
+    """Wait until a job ends, at most ``seconds``; return the jobs that have ended."""
     if not running:
         time.sleep(seconds or 0)
     return wait(running, timeout=seconds, return_when=FIRST_COMPLETED).done
@@ -199,7 +199,7 @@ def _command(params: list[str], fixed: list[str]) -> str:
 
 
 def _end(ended: JobFuture) -> tuple[str, bool]:
-    """Return why a job that has ended has not told the study so, and whether it was lost without an error of its own."""
+    """Return why a job ended without reporting its end to the study, and whether it was lost without an error of its own."""
     if (error := ended.exception()) is not None:
         return launch_error(error), is_lost(error)
     failed = ended.result().status is JobStatus.FAILED

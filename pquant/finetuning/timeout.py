@@ -1,4 +1,4 @@
-"""The end of a trial that takes too long."""
+"""Time limit of a trial."""
 
 import faulthandler
 import os
@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SECONDS_TO_END = 15.0
-"""After its time has passed, a trial has this long to clean up before its process ends."""
+"""Seconds that a trial has to clean up, after its time limit, before its process ends."""
 
 
 class TrialTimeoutError(Exception):
-    """A trial did not end in its time."""
+    """A trial did not end within its time limit."""
 
 
 class _Alarm(BaseException):
-    """What the clock raises: no error, so that code which handles errors lets it pass."""
+    """The exception that the timer raises. It is not an Exception, so that code which handles errors does not catch it."""
 
 
 @contextmanager
 def limited(seconds: float | None, give_up: Callable[[str], None]) -> Iterator[None]:
-    """Raise :class:`TrialTimeoutError` in the main thread after ``seconds``; null: never.
+    """Raise :class:`TrialTimeoutError` in the main thread after ``seconds``; None: never.
 
-    Where the error cannot be raised, as inside a call of C++, or is caught, ``give_up`` gets the reason ``SECONDS_TO_END`` later, and the process
-    ends. Where even that fails, the process ends after as long again, with the stack of each thread on stderr.
+    If the error cannot be raised, as inside a call of C++, or is caught, ``give_up`` is called with the reason ``SECONDS_TO_END`` later, and the
+    process ends. If that fails too, the process ends after another ``SECONDS_TO_END``, and prints the stack of each thread to stderr.
     """
     if seconds is None:
         yield
@@ -55,7 +55,7 @@ def limited(seconds: float | None, give_up: Callable[[str], None]) -> Iterator[N
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise the alarm by the clock of the process; only its main thread can, and not on Windows."""
+    """Raise the alarm by a timer of the process; it works only in the main thread, and not on Windows."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A trial of a study, as its job sees it: it reports every epoch and its final state to the study."""
+"""The job of a trial: it reports every epoch and the final state of the trial to the study."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class StudyTrial:
-    """A trial of a study. It needs only the study's storage, so it can run in any process that reaches the storage.
+    """A trial of a study. It needs only the study's storage, so it can run in any process that has access to the storage.
 
     Args:
         sweeper: the node ``hydra.sweeper``.
@@ -42,9 +42,9 @@ class StudyTrial:
         self.seconds = 0.0
 
     def conduct(self, work: Work) -> list[float] | None:
-        """Do the work and report the trial's state to the study; return the objectives.
+        """Run ``work`` and report the trial's state to the study; return the objectives.
 
-        None if an objective is missing, if the trial was stopped early, or if another process runs it or has finished it.
+        Return None if an objective is missing, if the trial was stopped early, or if another process runs or has finished the trial.
         """
         try:
             with trial_lock(self.folder.parent, self.number), own_gpu(self.folder.parent):
@@ -110,7 +110,7 @@ class StudyTrial:
 
     @cached_property
     def trial(self) -> optuna.Trial:
-        """The trial in the storage, which is read without the others. Its study has a random sampler, which draws nothing here."""
+        """The trial in the storage, read without the other trials. Its study has a random sampler, which is not used here."""
         study = optuna.load_study(study_name=self.sweeper.study_name, storage=self.store, sampler=RandomSampler(), pruner=pruner(self.sweeper.pruner))
         return optuna.Trial(study, self.store.get_trial_id_from_study_id_trial_number(study._study_id, self.number))
 

@@ -28,7 +28,7 @@ OWNER = "owner"
 OWNER_LOCK = re.compile(r"owner-[\w.-]+\.lock")
 FAILURE = "failure"
 LOSSES, MOST_LOSSES = "losses", 3
-"""How often a trial's job was lost, and how often the trial runs again before it counts as failed."""
+"""Key of the number of lost jobs of a trial, and the largest number of times that a trial is repeated before it counts as failed."""
 SECONDS_TO_DIE = 60
 
 
@@ -47,7 +47,7 @@ class Claims:
 
     Args:
         study: the study.
-        store: its storage.
+        store: the storage of the study.
         folder: the study's folder.
     """
 
@@ -69,8 +69,9 @@ class Claims:
                 Path(self.owner.lock_file).unlink(missing_ok=True)
 
     def claim(self, count: int, total: int, sampler: Callable[[int], BaseSampler], space: Mapping[str, BaseDistribution]) -> list[optuna.trial.Trial]:
-        """Return up to ``count`` trials, with parameters from ``space``, that no other process has: interrupted ones first, then new ones
-        while there are fewer than ``total``.
+        """Return up to ``count`` trials with parameters from ``space`` that no other process runs.
+
+        Interrupted trials come first, then new ones, as long as the study has fewer than ``total`` trials.
         """
         with study_lock(self.folder):
             self._release_interrupted()
@@ -81,8 +82,8 @@ class Claims:
     def settle(self, number: int, reason: str, lost: bool = False) -> None:
         """Record a trial that was launched as failed for ``reason``, unless its job has reported its end or still runs.
 
-        A trial whose job was ``lost`` is queued again, with its checkpoint, up to three times; while the process of the job still dies,
-        ``settle_dying`` does so later.
+        A trial whose job was ``lost`` is queued again, with its checkpoint, up to three times. If the process of the job has not ended yet,
+        ``settle_dying`` does this later.
         """
         if not self._runs(number):
             self._record(number, reason, lost)
@@ -90,7 +91,7 @@ class Claims:
             self.dying[number] = reason, time.monotonic() + SECONDS_TO_DIE
 
     def settle_dying(self) -> bool:
-        """Settle the lost trials whose processes have ended since; return whether some processes still die."""
+        """Settle the lost trials whose processes have ended since; return whether some processes have not ended yet."""
         for number, (reason, end) in list(self.dying.items()):
             if not self._runs(number):
                 del self.dying[number]
@@ -132,7 +133,7 @@ class Claims:
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(OWNER)
-        known = isinstance(owner, str) and OWNER_LOCK.fullmatch(owner)  # a storage may hold any text
+        known = isinstance(owner, str) and OWNER_LOCK.fullmatch(owner)  # others may write any text to a storage
         sweeper_lives = bool(known) and _held(_locks(self.folder) / str(owner))
         return sweeper_lives or self._runs(trial.number)
 

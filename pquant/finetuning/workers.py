@@ -1,4 +1,4 @@
-"""The imports of every trial, made once by the process that joblib forks its workers from, so that workers start at once."""
+"""The imports of every trial. The process from which joblib forks its workers makes them once, so that workers start quickly."""
 
 import jinja2  # noqa: F401
 import matplotlib.figure  # noqa: F401

@@ -1,4 +1,4 @@
-"""Quantizers that are switched off: until the search has chosen the bits, a compressed model computes with float values."""
+"""Deferred quantization: a compressed model computes with float values until the search has chosen the bits."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 
 class DeferredQuantizer(NoQuantizer):
-    """Holds the quantizer whose place it takes, and lets values pass."""
+    """Replaces a quantizer, which it holds, and returns values unchanged."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ def defer(model: nn.Module) -> None:
 
 
 def release(model: nn.Module) -> None:
-    """Put the deferred quantizers back to work."""
+    """Restore the deferred quantizers of a compressed model."""
     for module in _layers(model):
         for place, quantizer in list(module.named_children()):
             if isinstance(quantizer, DeferredQuantizer):
@@ -35,7 +35,7 @@ def release(model: nn.Module) -> None:
 
 
 def released(quantizer: Quantizer) -> Quantizer:
-    """Return the quantizer whose place ``quantizer`` takes, or itself."""
+    """Return the quantizer that a deferred ``quantizer`` replaces, or ``quantizer`` itself if it is not deferred."""
     return quantizer.quantizer if isinstance(quantizer, DeferredQuantizer) else quantizer
 
 

@@ -1,7 +1,8 @@
 """The empirical Fisher information of weights and activations, from the gradient of each example.
 
-FIT: A Metric for Model Sensitivity, ICLR 2023, arXiv 2210.08502: the diagonal of E[grad grad^T] stands for the Hessian, so that moving the weights
-by d costs about 1/2 sum F d^2. The mean runs over single examples: a batch's mean gradient, squared, would underestimate it.
+FIT: A Metric for Model Sensitivity, ICLR 2023, arXiv 2210.08502: the diagonal F of E[grad grad^T] approximates the diagonal of the Hessian, so that a
+change d of the weights raises the loss by about 1/2 sum F d^2. The mean is over single examples: the squared mean gradient of a batch would
+underestimate it.
 """
 
 import math
@@ -23,7 +24,7 @@ Call = tuple[CompressedLayer, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class StoppingRule(Settings):
-    """How many examples the Fisher information is estimated from.
+    """The rule that decides how many examples are used to estimate the Fisher information.
 
     Args:
         tolerance: the estimate ends when the standard error of the whole trace, divided by the trace, is below this value. The error is computed from
@@ -49,8 +50,8 @@ class StoppingRule(Settings):
 class Fisher:
     """Fisher information by layer name.
 
-    ``weights`` holds the diagonal, of each weight's shape; ``inputs`` the trace of the input that the layer multiplies, summed over its calls;
-    ``traces`` the trace of the whole network's weights by batch.
+    ``weights`` holds the diagonal in the shape of each weight; ``inputs`` the trace for the quantized input of the layer, summed over its calls;
+    ``traces`` the trace over all weights of the network, for each batch.
     """
 
     weights: dict[str, Tensor]
@@ -59,17 +60,17 @@ class Fisher:
 
     @property
     def iterations(self) -> int:
-        """Batches that were used."""
+        """The number of batches used."""
         return len(self.traces)
 
     @property
     def error(self) -> float:
-        """Standard error of the trace, relative to it; infinite for less than two batches."""
+        """Relative standard error of the trace; infinite for less than two batches."""
         return relative_error(self.traces)
 
 
 def relative_error(values: tuple[float, ...] | list[float]) -> float:
-    """Return the standard error of the mean of ``values`` over their mean: 0 where all are 0, infinite for less than two."""
+    """Return the standard error of the mean of ``values``, divided by the mean; 0 if all are 0, infinite for less than two values."""
     if len(values) < 2:
         return math.inf
     each = torch.tensor(values, dtype=torch.float64)
@@ -80,11 +81,11 @@ def fisher(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], loss: Loss, 
     """Return the empirical Fisher information of all weight layers of a compressed ``model``, which is put in evaluation mode.
 
     Args:
-        model: what :func:`pquant.compress` gave, on the device of the batches.
-        batches: (input, target) tensors, the batch axis first, or (input, target, weight): then the information is a weighted mean, as the gradient
-            of each example is multiplied by the root of its weight.
+        model: a model that :func:`pquant.compress` returned, on the device of the batches.
+        batches: (input, target) tensors with the batch axis first, or (input, target, weight). With weights the information is a weighted mean: the
+            gradient of each example is multiplied by the root of its weight.
         loss: mean loss of a batch, a scalar, from (output, target), and weights (batch,) if there are any.
-        rule: when to stop; None goes through all batches.
+        rule: when to stop; None: use all batches.
     """
     model.eval()
     total: dict[str, Tensor] = {name: torch.zeros_like(layer.arranged(layer.weight)) for name, layer in weight_layers(model).items()}
@@ -120,21 +121,21 @@ def _gradients(total: Tensor, tensors: list[Tensor]) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def _squared_gradients(calls: list[Call], gradients: dict[int, Tensor]) -> Tensor:
-    """Return the sum over examples of the squared gradient of a weight that is used in these calls, of the weight's shape."""
+    """Return the sum over examples of the squared gradient of a weight that these calls use, in the shape of the weight."""
     used = [(layer, x, gradients[id(y)]) for layer, x, y in calls if id(y) in gradients]
     each = [vmap(partial(_gradient, layer, layer.arranged(layer.weight).detach()))(x.detach(), upstream) for layer, x, upstream in used]
     return torch.stack(each).sum(0).square_().sum(0) if each else torch.zeros_like(calls[0][0].arranged(calls[0][0].weight))
 
 
 def _gradient(layer: CompressedLayer, weight: Tensor, x: Tensor, upstream: Tensor) -> Tensor:
-    """Return the gradient of one example's loss with respect to the weight, given that with respect to the layer's output."""
+    """Return the gradient of one example's loss with respect to the weight, from the gradient ``upstream`` with respect to the layer's output."""
     pull = vjp(lambda values: type(layer).linear_map(layer, x.unsqueeze(0), values, None), weight)[1]
     return pull(upstream.unsqueeze(0))[0]
 
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
-    """Keep what each weight multiplies and makes, by the name of the layer that owns it: (layer, input, output) of each call."""
+    """Record (layer, input, output) of each call, by the name of the layer that owns the weight."""
     calls: dict[str, list[Call]] = {}
     owners = {id(layer.weight): name for name, layer in weight_layers(model).items()}
     layers = [module for module in model.modules() if isinstance(module, CompressedLayer)]

@@ -1,4 +1,4 @@
-"""The fitcompress section: search for each layer's bits and sparsity before training.
+"""The settings of the fitcompress section: a search for the bits and sparsity of each layer before training.
 
 B. Zandonati et al., "Towards Optimal Compression: Joint Pruning and Quantization", 2023, arXiv 2302.07612.
 """
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PruningSchedule(Settings):
-    """Shares of weights to try: 1 - 10^x.
+    """Pruned fractions of weights to try: 1 - 10^x.
 
     Args:
         start: first x.
         end: last x.
-        steps: how many x, evenly spaced.
+        steps: number of values of x, evenly spaced.
     """
 
     start: float = setting(0.0, le=0)
@@ -48,13 +48,13 @@ class PruningSchedule(Settings):
     steps: int = setting(40, ge=2)
 
     def __post_init__(self) -> None:
-        """Check the fields and that the curve falls."""
+        """Check the fields, and that x falls from ``start`` to ``end``."""
         super().__post_init__()
         if self.start <= self.end:
             raise self.error("start", f"above end = {self.end:g}")
 
     def shares(self) -> tuple[float, ...]:
-        """Return the shares, 0 first."""
+        """Return the pruned fractions, 0 first."""
         curve = torch.linspace(self.start, self.end, self.steps, dtype=torch.float64)
         return (0.0, *(share for share in (1 - 10**curve).tolist() if share > 0))
 
@@ -64,12 +64,12 @@ class PruningSchedule(Settings):
 class FITCompress(Settings):
     """A search for bits and sparsity before training; switched off by default.
 
-    Pretraining: values are float. As training begins: the search, on a copy of the model; its bits go to the weights' quantizers, its masks to the
-    pruners, and the weights stay as pretraining left them. Training and fine-tuning: with these bits and masks.
+    Pretraining: values are float. Start of the train stage: the search runs on a copy of the model; the quantizers of the weights get its bits, the
+    pruners get its masks, and the weights do not change. Training and fine-tuning use these bits and masks.
 
-    Weights of layers that ``quantization.layer_specific`` gives bits keep those, and data, biases and batch norms are quantized as that section says;
-    they count in no size. With ``optimize_pruning`` the masks come from the search and ``pruning`` must be "none", whose
-    ``disable_pruning_for_layers`` holds; without it any pruning method works with the bits that were found.
+    Weights whose bits are set in ``quantization.layer_specific`` keep those bits. Data, biases and batch norms have the bits of the quantization
+    section, and do not count in any size. With ``optimize_pruning`` the search makes the masks, and ``pruning`` must be "none"; its
+    ``disable_pruning_for_layers`` still applies. Without it, any pruning method works with the bits of the search.
 
     Args:
         enable_fitcompress: whether the search runs.
@@ -112,7 +112,7 @@ class FITCompress(Settings):
             raise self.error("optimize_pruning", "true when optimize_quantization is false: else there is nothing to search")
 
     def check(self, pruning: PruningMethod, quantization: Quantization, training: Training) -> None:
-        """Raise a ConfigError where the other sections do not go with the search."""
+        """Raise a ConfigError where settings of other sections conflict with the search."""
         if not self.enable_fitcompress:
             return
         if quantization.budget is not None:
@@ -130,21 +130,21 @@ class FITCompress(Settings):
         if self.optimize_pruning and not pruning.enable_pruning:
             raise ConfigError("FITCompress.optimize_pruning needs pruning.enable_pruning, got false")
         if not training.epochs:
-            raise ConfigError("FITCompress searches as the train stage begins: Training.epochs must be at least 1, got 0")
+            raise ConfigError("FITCompress searches at the start of the train stage: Training.epochs must be at least 1, got 0")
         if self.result is not None:
             Result.read(Path(self.result))
 
     def masks(self, given: PruningMethod) -> PruningMethod:
-        """Return the pruning method of the run: the masks that the search makes, or the one that is ``given``."""
+        """Return the pruning method of the run: the masks of the search with ``optimize_pruning``, else ``given``."""
         if not (self.enable_fitcompress and self.optimize_pruning):
             return given
         return SearchedMask(disable_pruning_for_layers=given.disable_pruning_for_layers, enable_pruning=given.enable_pruning)
 
     def prepare(self, model: nn.Module) -> list[str]:
-        """Let a compressed model's quantizers wait for the search; return what cannot be reached, empty when all is well.
+        """Defer the quantizers of a compressed model until the search; return a message if the goal cannot be reached, else [].
 
         Raises:
-            ConfigError: ``result`` is of another model.
+            ConfigError: ``result`` belongs to another model.
         """
         if not self.enable_fitcompress:
             return []
@@ -162,10 +162,10 @@ class FITCompress(Settings):
         return [f"FITCompress.compression_goal {self.compression_goal:g} is out of reach: the schedules end at {least:.4g} of the float32 size"]
 
     def apply(self, model: nn.Module, data: Dataset[tuple[Tensor, ...]], loss: Loss) -> Result:
-        """Give a compressed model the bits and masks that the search finds, or those of ``result``, and let its quantizers work.
+        """Set the bits and masks that the search finds, or those of ``result``, in a compressed model, and restore its quantizers.
 
         Args:
-            model: what :meth:`prepare` took, pretrained; its weights stay as they are.
+            model: the pretrained model that was given to :meth:`prepare`; its weights do not change.
             data: training examples (input, target).
             loss: mean loss of a batch, a scalar, from (output, target).
 
@@ -182,7 +182,7 @@ class FITCompress(Settings):
         return result
 
     def search(self, model: nn.Module, data: Dataset[tuple[Tensor, ...]], loss: Loss) -> Result:
-        """Return what the search finds for a compressed model, which is left untouched; see :meth:`apply`."""
+        """Return the result of the search for a compressed model, which is left untouched; see :meth:`apply`."""
         began = time.perf_counter()
         work = _searchable(model)
         first = fisher(work, self._examples(work, data), loss, self.fisher)
@@ -203,7 +203,7 @@ class FITCompress(Settings):
         if way.reached:
             log.info("FITCompress: %s after %d steps, %.1f s", size, len(result.path), time.perf_counter() - began)
         else:
-            log.warning("FITCompress cannot reach compression_goal %g with these schedules; training goes on with %s", self.compression_goal, size)
+            log.warning("FITCompress cannot reach compression_goal %g with these schedules; training continues with %s", self.compression_goal, size)
         return result
 
     def _examples(self, model: nn.Module, data: Dataset[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Pruning by masks that something else makes."""
+"""Pruning by masks that the search sets."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pquant.pruning.method import Pruner, PruningMethod
 
 @dataclass(frozen=True)
 class SearchedMask(PruningMethod):
-    """The masks of the search: nothing is pruned in pretraining, then the search sets each pruner's mask, and it stays."""
+    """Pruning by the masks of the search. Nothing is pruned in pretraining; then the search sets the mask of each pruner, which does not change."""
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Pruner:
         """Return a pruner whose mask keeps everything until it is set."""

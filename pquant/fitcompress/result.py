@@ -1,4 +1,4 @@
-"""What a search found: the record in ``fitcompress.json``, and how a model takes it on."""
+"""The result of a search: its record in ``fitcompress.json``, and its application to a model."""
 
 import json
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from pquant.quantization.quantizer import FixedPointQuantizer
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One layer: bits of a weight (32: float), its format (None: the one it has), number of weights, share of zeros, and what it adds to the loss.
+    """Result for one layer: bits of a weight (32: float), format (None: unchanged), number of weights, sparsity, and predicted rise of the loss.
 
-    ``fisher_trace`` and ``input_fisher_trace`` are the traces of the weight's and of the layer's input's Fisher information before compression.
+    ``fisher_trace`` and ``input_fisher_trace`` are the traces of the Fisher information of the weight and of the layer's input before compression.
     """
 
     bits: float
@@ -38,7 +38,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the path: what it does, the compression after it, and the length of the path up to it."""
+    """One step of the path: its description, the compression after it, and the length of the path up to it."""
 
     step: str
     compression: float
@@ -49,11 +49,11 @@ class Step:
 class Result:
     """The configuration that a search found.
 
-    ``compression`` is its size over float32's; ``reached`` says whether that is at most ``compression_goal``; ``pruning_share`` is the share of all
-    prunable weights that was pruned, ``predicted_loss`` what the loss is expected to rise by, from the weights and from the ``data`` bits, which
-    are not searched; ``shortest`` whether the path was proved to be the shortest; ``expanded`` how many configurations were looked into;
-    ``fisher_iterations`` and ``fisher_error`` how many batches the Fisher information was estimated from, and its relative standard error.
-    ``layer_specific`` holds the bits as the field of the quantization section takes them.
+    ``compression`` is the size divided by that of float32 weights; ``reached`` says whether it is at most ``compression_goal``. ``pruning_share`` is
+    the pruned fraction of all prunable weights. ``predicted_loss`` is the predicted rise of the loss, from the weights and from the bits of ``data``,
+    which are not searched. ``shortest`` says whether the path was proved to be the shortest; ``expanded`` is the number of expanded configurations.
+    ``fisher_iterations`` and ``fisher_error`` are the number of batches of the Fisher estimate, and its relative standard error. ``layer_specific``
+    holds the bits in the form of ``quantization.layer_specific``.
     """
 
     compression_goal: float
@@ -72,7 +72,7 @@ class Result:
 
     @classmethod
     def of(cls, model: nn.Module, space: CompressionSpace, way: Way, first: Fisher, goal: float) -> Self:
-        """Return the result of a search: the ``way`` through ``space`` for ``model``, with the Fisher information it began with."""
+        """Return the result of a search: the path ``way`` through ``space`` for ``model``, with the first Fisher information."""
         formats, losses, layers = space.formats(way.end), space.predicted_loss(way.end), weight_layers(model)
         found = {}
         for name, level in zip(space.names, way.end[1:], strict=True):
@@ -107,7 +107,7 @@ class Result:
         """Return the result that a run saved.
 
         Raises:
-            ConfigError: no such file, or not what a search writes.
+            ConfigError: no such file, or not the result of a search.
         """
         try:
             saved = json.loads(path.read_text())
@@ -117,7 +117,7 @@ class Result:
             raise ConfigError(f"FITCompress.result must be the fitcompress.json of an earlier run, got '{path}' ({error})") from error
 
     def check_names(self, model: nn.Module) -> None:
-        """Raise a ConfigError when this is the result of another model."""
+        """Raise a ConfigError if this result belongs to another model."""
         layers = weight_layers(model)
         check_patterns("FITCompress.result", self.layers, layers)
         for name, layer in layers.items():
@@ -132,7 +132,7 @@ def _layer(entry: Mapping[str, Any]) -> LayerResult:
 
 
 def saved_layer_rules(path: str) -> dict[str, Any]:
-    """Return the ``layer_specific`` of a saved result; as the config resolver ``fitcompress``, what ``quantization.layer_specific`` takes.
+    """Return the ``layer_specific`` of a saved result; configurations use it as the resolver ``fitcompress``.
 
     Raises:
         ConfigError: no such file, or not what a search writes.
@@ -141,7 +141,7 @@ def saved_layer_rules(path: str) -> dict[str, Any]:
 
 
 def _layer_rules(formats: Mapping[str, Format | None], layers: Mapping[str, CompressedLayer]) -> dict[str, Any]:
-    """Return ``layer_specific`` with the formats of the weights: a rule for each layer, which keeps what its own said, then all there were."""
+    """Return ``layer_specific`` with the formats of the weights: a rule per layer, which keeps its previous settings, then all previous rules."""
     rules: dict[str, Any] = {}
     for name, format in formats.items():
         own = layers[name].quantization.rule(name)
@@ -159,13 +159,13 @@ def _step(space: CompressionSpace, before: State, after: State) -> str:
 
 
 def _data_loss(layer: CompressedLayer, trace: float) -> float:
-    """Return 1/2 trace step^2 / 12: what rounding the layer's input is expected to add to the loss."""
+    """Return 1/2 trace step^2 / 12, the predicted rise of the loss from rounding the layer's input."""
     format = released(layer.operand()).format()
     return 0.0 if format is None else trace * float((4.0 ** -format[2]).mean()) / 24
 
 
 def final_masks(layers: Mapping[str, SearchedLayer], information: Tensors, share: float, formats: Mapping[str, Format | None]) -> Tensors:
-    """Return the masks of the prunable layers: the ``share`` of least F w^2 goes, and so does what rounds to 0."""
+    """Return the masks of the prunable layers, which drop the fraction ``share`` with the smallest F w^2, and all weights that round to 0."""
     prunable = {name: layer for name, layer in layers.items() if layer.prunable}
     kept = global_masks({name: information[name] * layer.weight.square() for name, layer in prunable.items()}, share)
     return {name: kept[name] & (layer.rounded(layer.weight * kept[name], formats[name]) != 0) for name, layer in prunable.items()}
@@ -173,7 +173,7 @@ def final_masks(layers: Mapping[str, SearchedLayer], information: Tensors, share
 
 @torch.no_grad()
 def take_on(model: nn.Module, formats: Mapping[str, Format | None], masks: Mapping[str, Tensor]) -> None:
-    """Give a compressed model's layers their weights' formats and masks, and let its quantizers work. No weight changes."""
+    """Set the formats and masks of the weights in a compressed model, and restore its quantizers. No weight changes."""
     release(model)
     for name, layer in weight_layers(model).items():
         format = formats[name]

@@ -1,6 +1,6 @@
 """A* in the space of compressed networks: shortest paths on g + lambda f, B. Zandonati et al., arXiv 2302.07612.
 
-Nothing here knows what a network is: a :class:`Space` says which states lie next to each other, how far apart, and how small each is.
+The search does not depend on networks: a :class:`Space` defines the neighbours of a state, distances, and the size of each state.
 """
 
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 State = tuple[int, ...]
 LOG_EVERY = 25
-"""Expanded states between two lines of progress."""
+"""Number of expanded states between two log lines of progress."""
 
 
 class Space(Protocol):
-    """What is searched. All four are functions of the states alone."""
+    """The space to search. The results of all four methods depend on the states alone."""
 
     def neighbours(self, state: State) -> Iterable[State]:
-        """Return the states one step further; no state is reached from itself."""
+        """Return the states one step further; steps never lead back to a state."""
         ...
 
     def distance(self, state: State, neighbour: State) -> float:
@@ -33,16 +33,16 @@ class Space(Protocol):
         ...
 
     def to_nothing(self, state: State) -> float:
-        """Return the distance from a state to the one of size 0."""
+        """Return the distance from a state to the state of size 0."""
         ...
 
 
 @dataclass(frozen=True)
 class Path:
-    """A way from the start: its states, and the length of the way up to each of them.
+    """A path from the start: its states, and the length of the path up to each of them.
 
-    ``reached`` says whether it ends at the goal; when not, it ends at the smallest state seen. ``shortest`` says that it was proved to be the
-    shortest of all ways to the goal (or that no way leads there). ``expanded`` counts the states whose neighbours were looked at.
+    ``reached`` says whether the path ends at the goal; if not, it ends at the smallest state found. ``shortest`` says whether the path was proved to
+    be the shortest to the goal (or that no path leads to the goal). ``expanded`` is the number of states whose neighbours were evaluated.
     """
 
     states: tuple[State, ...]
@@ -58,18 +58,18 @@ class Path:
 
     @property
     def length(self) -> float:
-        """Length of the whole way."""
+        """Length of the whole path."""
         return self.lengths[-1]
 
 
 def search(space: Space, start: State, goal: float, f_lambda: float = 1.0, greedy: bool = True, max_states: int = 20_000) -> Path:
-    """Return the shortest way found from ``start`` to a state whose compression is at most ``goal``.
+    """Return the shortest path found from ``start`` to a state whose compression is at most ``goal``.
 
-    A state's priority is g + f_lambda f, with g the length of the way to it and f = |compression - goal| to_nothing. Greedy: after each choice all
-    other open states are dropped, which leaves one way; of the goal states beside its end, the nearest is taken. Full: open states are kept until
-    none is left whose way is shorter than the best one to a goal. As ways only grow, this is exact for every ``f_lambda``, which sets
-    only the order in which states are looked at; the greedy way is the first bound. After ``max_states`` expanded states the full search returns
-    the best one so far, with ``shortest`` false. Ties go to the lesser state, so that the answer is always the same.
+    The priority of a state is g + f_lambda f, with g the length of the path to it and f = |compression - goal| to_nothing. The greedy search drops
+    all other open states after each choice, so that a single path remains; among goal states at the same step it takes the nearest. The full search
+    keeps open states until none has a shorter path than the best path to a goal. Since paths only grow, it is exact for every ``f_lambda``, which
+    sets only the order in which states are expanded; the greedy path is its first bound. After ``max_states`` expanded states the full search returns
+    the best path so far, with ``shortest`` false. Ties go to the smaller state, so that the result is always the same.
     """
     way = _Search(space, start, goal, f_lambda).run(math.inf, greedy=True, limit=math.inf)
     if greedy:
@@ -88,7 +88,7 @@ class _Search:
         self.open: list[tuple[float, State, float]] = []
 
     def run(self, bound: float, greedy: bool, limit: float) -> Path:
-        """Search for a way shorter than ``bound``."""
+        """Search for a path shorter than ``bound``."""
         expanded, best, smallest, least = 0, None, self.start, self.space.compression(self.start)
         if least <= self.goal:
             return self._path(self.start, True, True, 0)

@@ -1,4 +1,4 @@
-"""Compression space: every state is a pruning share and a bit width for each layer, every distance a square root of FIT."""
+"""The compression space: a state is a pruned fraction and a bit width for each layer; distances are square roots of FIT."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +19,12 @@ from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 Tensors = dict[str, Tensor]
 MOST_FRACTIONAL_BITS = 32
 SMALLER_RANGES = 3
-"""How many integer bits below those that hold every weight are tried: to saturate a few weights may cost less than a coarse step."""
+"""Formats are tried down to this many integer bits below those that hold every weight, as saturating few weights may cost less than a coarse step."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A layer's fixed-point format: one for all its weights."""
+    """The fixed-point format of all weights of a layer."""
 
     k: int
     i: int
@@ -33,13 +33,13 @@ class Format:
 
 @dataclass(frozen=True)
 class SearchedLayer:
-    """What the search knows of a layer.
+    """A layer in the search.
 
     Args:
         weight: the dense weight.
-        widths: bits of a weight at each level, 32 for float values; the first is where the search starts. A single one is not searched.
-        quantizer: what quantizes the weight where the widths are not searched.
-        keep_negatives: k of the searched formats; rounding and overflow are theirs too.
+        widths: bits of a weight at each level, 32 for float values; the search starts at the first. A single width is not searched.
+        quantizer: quantizer of the weight if the widths are not searched.
+        keep_negatives: k of the searched formats.
         prunable: whether the layer takes part in pruning.
     """
 
@@ -52,14 +52,14 @@ class SearchedLayer:
     prunable: bool
 
     def rounded(self, weight: Tensor, format: Format | None) -> Tensor:
-        """Return ``weight`` in a format, or None: as its own quantizer gives it."""
+        """Return ``weight`` quantized to a format; with None, quantized by its own quantizer."""
         if format is None:
             return self.quantizer(weight)
         return fixed_point(weight, format.k, format.i, format.f, self.round_mode, self.overflow_mode)
 
 
 def global_masks(scores: Mapping[str, Tensor], share: float) -> Tensors:
-    """Return a mask for each layer; together they drop the ``share`` of all weights that has the lowest scores (at least 0)."""
+    """Return a mask for each layer; together they drop the fraction ``share`` of all weights with the lowest scores. Scores are at least 0."""
     counts = global_budget({name: (NoPruner(), score) for name, score in scores.items()}, share)
     return {name: keep_largest(score, counts[name]) for name, score in scores.items()}
 
@@ -67,7 +67,7 @@ def global_masks(scores: Mapping[str, Tensor], share: float) -> Tensors:
 def best_format(layer: SearchedLayer, weight: Tensor, importance: Tensor, bits: int) -> tuple[Format, Tensor]:
     """Return the format of ``bits`` bits with the least sum of importance times squared error on ``weight``, and the quantized weight.
 
-    Tried are the fewest integer bits that hold every weight, and down to SMALLER_RANGES fewer. Ties go to the lesser plain squared error.
+    It tries the fewest integer bits that hold every weight, and down to SMALLER_RANGES fewer. Ties go to the smaller unweighted squared error.
     """
     lowest = bits - layer.keep_negatives - MOST_FRACTIONAL_BITS
     top = max(int(torch.frexp(weight.abs().max()).exponent), lowest)
@@ -80,19 +80,19 @@ def best_format(layer: SearchedLayer, weight: Tensor, importance: Tensor, bits: 
 
 
 class CompressionSpace:
-    """The states of a network: (index of the pruning share, index of the width of each layer...).
+    """The states of a network: (index of the pruned fraction, index of the width of each layer...).
 
-    A step lowers one layer's width to the next, or takes the next share: the share of all prunable weights with the least F w^2, F of the dense
-    network, is pruned. Weights are quantized from the pruned dense ones. Where a layer is prunable, what rounds to 0 counts as pruned.
+    A step lowers the width of one layer to the next, or goes to the next pruned fraction: the prunable weights with the smallest F w^2 are pruned,
+    with F of the dense network. The pruned dense weights are then quantized. In prunable layers, weights that round to 0 count as pruned.
 
-    The length of a step is sqrt(sum F (change)^2) with the Fisher information F of the state that it leads away from: estimated at its pruned
-    weights, before rounding (``approximate``), or at its pruned and rounded ones. The distance to nothing always takes the former.
+    The length of a step is sqrt(sum F (change)^2) with the Fisher information F of the state before the step. F is estimated at the pruned weights
+    before rounding (``approximate``), or at the pruned and rounded weights. The distance to nothing always uses the weights before rounding.
 
     Args:
-        layers: by name, all that count.
-        shares: pruning shares in order, the first one 0.
+        layers: all layers whose weights count in the size, by name.
+        shares: pruned fractions in order; the first is 0.
         fisher: returns the Fisher diagonal by layer for given weights.
-        approximate: estimate F once for each share.
+        approximate: estimate F once for each pruned fraction.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class CompressionSpace:
 
     @property
     def start(self) -> State:
-        """Nothing pruned, the first width everywhere."""
+        """The state with nothing pruned and the first width in each layer."""
         return (0,) * (1 + len(self.names))
 
     def neighbours(self, state: State) -> Iterator[State]:
-        """Yield the state with the next share, then those with one layer's next width."""
+        """Yield the state with the next pruned fraction, then the states with the next width of one layer."""
         last = [len(self.shares) - 1, *(len(layer.widths) - 1 for layer in self.layers.values())]
         for place, end in enumerate(last):
             if state[place] < end:
                 yield (*state[:place], state[place] + 1, *state[place + 1 :])
 
     def compression(self, state: State) -> float:
-        """Return the bits of all weights that are left over those of the dense float32 network."""
+        """Return the bits of all remaining weights, divided by the bits of the dense float32 weights."""
         return sum(map(self._bits, self.names, repeat(state[0]), state[1:])) / (FLOAT_BITS * self.total)
 
     def distance(self, state: State, neighbour: State) -> float:
@@ -140,15 +140,15 @@ class CompressionSpace:
         return math.sqrt(sum(map(self._norm, self.names, repeat(state[0]), state[1:])))
 
     def weights(self, state: State) -> Tensors:
-        """Return the weights of a state, pruned and quantized."""
+        """Return the pruned and quantized weights of a state, by layer."""
         return {name: self.quantized(name, state[0], level)[1] for name, level in zip(self.names, state[1:], strict=True)}
 
     def formats(self, state: State) -> dict[str, Format | None]:
-        """Return the formats that a state gives its layers; None where their own stay."""
+        """Return the formats of the layers in a state; None for layers that keep their own format."""
         return {name: self.quantized(name, state[0], level)[0] for name, level in zip(self.names, state[1:], strict=True)}
 
     def predicted_loss(self, state: State) -> dict[str, float]:
-        """Return by layer what the state is expected to add to the loss: 1/2 sum F (change since the start)^2, F of the dense network."""
+        """Return the predicted rise of the loss by layer: 1/2 sum F (change since the start)^2, with F of the dense network."""
         information, dense, now = self.fisher_of_share(0), self.weights(self.start), self.weights(state)
         return {name: fit(information[name], dense[name], now[name]) / 2 for name in self.names}
 

@@ -1,4 +1,4 @@
-"""Activations."""
+"""Quantized activations."""
 
 import copy
 from dataclasses import replace
@@ -37,22 +37,22 @@ TABLES: dict[str, type[nn.Module]] = {
     "softshrink": nn.Softshrink,
     "hardshrink": nn.Hardshrink,
 }
-"""Functions of one value beside ReLU and tanh: in hardware a table from the values of the input's format to those of the output's."""
+"""Element-wise functions other than ReLU and tanh. Hardware implements each as a table that maps input values to output values."""
 KINDS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, **TABLES}
 
 
 class PQActivation(QuantizedLayer):
-    """A function of one value with quantizers around it: one of ``KINDS``.
+    """An element-wise function, one of ``KINDS``, with a quantizer for its input and one for its output.
 
-    A saturating input quantizer without negatives is a ReLU already: relu(q(x)) has the same values, so a quantized ReLU has such a quantizer
-    and nothing else. With ``use_relu_multiplier`` it has a trained ``multiplier`` m instead and gives relu(x * 2^round(m)), a shift of bits in
-    hardware. Without ``use_real_tanh`` a quantized tanh is the hard one, clamp(x, -1, 1).
+    A saturating input quantizer q without negative values already acts as a ReLU: q(x) = relu(q(x)). A quantized ReLU therefore consists of such a
+    quantizer alone. With ``use_relu_multiplier`` the layer instead trains a scalar ``multiplier`` m and returns relu(x * 2^round(m)), which is a bit
+    shift in hardware. Without ``use_real_tanh`` a quantized tanh becomes a hard tanh, clamp(x, -1, 1).
 
     Args:
         kind: "relu", "tanh" or a name in ``TABLES``.
-        overwrites: whether the result replaces the values of the input, for what reads these again, as ``nn.ReLU(inplace=True)`` does.
-        quantization: method object; without one, or switched off for this layer, the activation is torch's.
-        name: dotted name of the layer, as ``layer_specific`` knows it.
+        overwrites: whether the layer writes its result into the input tensor, as ``nn.ReLU(inplace=True)`` does.
+        quantization: method object; None, or a rule that switches quantization off for this layer, leaves torch's float activation.
+        name: dotted name of the layer, which the rules of ``layer_specific`` match.
     """
 
     multiplier: nn.Parameter | None
@@ -68,7 +68,7 @@ class PQActivation(QuantizedLayer):
 
     @classmethod
     def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
-        """Return the quantized activation in place of torch's; one of ``TABLES`` keeps its constants and parameters."""
+        """Return the quantized activation that replaces torch's ``layer``. A kind of ``TABLES`` keeps the constants and parameters of ``layer``."""
         kind = next(kind for kind, known in KINDS.items() if type(layer) is known)
         new = cls(kind, name=name, overwrites=getattr(layer, "inplace", False))
         if kind in TABLES:
@@ -77,7 +77,7 @@ class PQActivation(QuantizedLayer):
         return new.train(layer.training)
 
     def _take(self, layer: nn.Module | None) -> None:
-        """Take over the function of a torch layer: its parameters under their names, and a copy of the layer for its constants, out of sight."""
+        """Take over the function of a torch layer: register its parameters, and keep a copy of it, hidden from ``modules()``, for its constants."""
         self.function: tuple[nn.Module, ...] = ()
         if layer is not None:
             self.function = (copy.copy(layer),)
@@ -97,7 +97,7 @@ class PQActivation(QuantizedLayer):
             self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), [(call.shared, call.channel_axis) for call in calls])
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the activation of ``input``, which is overwritten where the torch layer did so and something reads it again."""
+        """Return the activation of ``input``, any shape. With ``overwrites`` the result is also written into ``input``."""
         if not self.overwrites:
             return super().forward(input)
         return input.copy_(super().forward(input.clone()))
@@ -118,18 +118,18 @@ class PQActivation(QuantizedLayer):
         return self.function[0].forward(x) if self.function else torch.tanh(x)
 
     def quantizes(self, name: str) -> bool:
-        """Return whether a parameter has become part of a table."""
+        """Return whether the parameter is part of a table: it is where the input of the layer is quantized."""
         return not self.operand().is_float
 
     def output_source(self) -> Quantizer | None:
-        """Return the output's quantizer, else the input's where it is the ReLU itself."""
+        """Return the output quantizer. Without one, return the input quantizer if it acts as the ReLU, else None."""
         if not self.output_quantizer.is_float:
             return self.output_quantizer
         return self.operand() if self.rectifies else None
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Fix the shift at the whole number in force, and the parameters of the function."""
+        """Round the multiplier to its current whole number, freeze it and the parameters of the function, and return the layer."""
         if self.multiplier is not None:
             self.multiplier.round_().requires_grad_(False)
         for parameter in self._parameters.values():

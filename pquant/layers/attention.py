@@ -1,4 +1,4 @@
-"""Attention, made of layers that compress replaces one by one: A. Vaswani et al., "Attention Is All You Need", arXiv 1706.03762."""
+"""Attention built from layers that ``compress`` replaces one by one: A. Vaswani et al., "Attention Is All You Need", arXiv 1706.03762."""
 
 import math
 from typing import Any
@@ -13,13 +13,13 @@ from pquant.layers.softmax import ScaledSoftmax
 
 
 class ScaledDotProductAttention(Composite):
-    """softmax(scale * query @ key^T + mask) @ value, as ``torch.nn.functional.scaled_dot_product_attention`` gives it.
+    """softmax(scale * query @ key^T + mask) @ value, as ``torch.nn.functional.scaled_dot_product_attention`` computes it.
 
     Its layers are ``scores``, ``softmax`` (with the scale), ``dropout`` and ``context``.
 
     Args:
-        scale: factor of the scores, 1 / sqrt(features of the keys) as a rule.
-        dropout: share of the attention weights that is dropped in training.
+        scale: factor of the scores, usually 1 / sqrt(number of features of a key).
+        dropout: fraction of the attention weights that is set to 0 in training.
     """
 
     def __init__(self, scale: float, dropout: float = 0.0) -> None:
@@ -30,7 +30,8 @@ class ScaledDotProductAttention(Composite):
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the attention weights (..., targets, sources) of queries (..., targets, features) and keys (..., sources, features).
 
-        ``mask`` broadcasts with them: booleans that say what takes part, or values to add to the scaled scores.
+        ``mask`` broadcasts with the weights. A boolean mask is true where a target may attend to a source. A float mask is added
+        to the scaled scores.
         """
         scores = self.scores(query, key.transpose(-2, -1))
         if mask is not None:
@@ -39,16 +40,16 @@ class ScaledDotProductAttention(Composite):
         return weights if mask is None else weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Return the context (..., targets, features of the values); with ``is_causal`` a target takes no source behind it."""
+        """Return the context (..., targets, features of the values). With ``is_causal`` target t attends to the sources 0 to t only."""
         if is_causal:
             mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         return self.context(self.dropout(self.weights(query, key, mask)), value)
 
 
 class PQMultiheadAttention(Composite):
-    """``nn.MultiheadAttention`` with a dense layer for each projection: ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, and ``attention``.
+    """``nn.MultiheadAttention`` with a dense layer for each projection: ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
 
-    It gives what torch's layer gives, and loads its state dict.
+    The child ``attention`` is a :class:`ScaledDotProductAttention`. The float module computes what torch's layer computes, and loads its state dict.
     """
 
     float_class = nn.MultiheadAttention
@@ -63,7 +64,7 @@ class PQMultiheadAttention(Composite):
     bias_v_constant: Constant | None
 
     def take(self, layer: Any) -> None:
-        """Make the float layers, with the parameters of ``layer``."""
+        """Build the float layers from the parameters of ``layer``."""
         self.take_settings(layer)
         self.bias_k, self.bias_v = layer.bias_k, layer.bias_v
         packed = layer.in_proj_weight is not None
@@ -76,7 +77,7 @@ class PQMultiheadAttention(Composite):
             setattr(self, f"{own}_constant", None if parameter is None else Constant(tuple(parameter.shape), own))
         self.attention = ScaledDotProductAttention(1 / math.sqrt(layer.head_dim), layer.dropout)
         self.out_proj = dense(layer.out_proj.weight, layer.out_proj.bias)
-        # What torch's transformer layers look at; with these values they call the layer, and no fused kernel.
+        # torch's transformer layers read these two attributes. With these values they call this module instead of a fused kernel.
         self.in_proj_weight = self.in_proj_bias = None
         self._qkv_same_embed_dim = False
 
@@ -93,7 +94,7 @@ class PQMultiheadAttention(Composite):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, attention weights or None); arguments, shapes and masks are those of ``nn.MultiheadAttention``."""
         if is_causal and attn_mask is None:
-            raise RuntimeError("MultiheadAttention: is_causal says what attn_mask is, and needs one")
+            raise RuntimeError("MultiheadAttention: is_causal=True only states that attn_mask is causal, so attn_mask must be given")
         batched = query.ndim == 3
         if not batched:
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
@@ -110,7 +111,7 @@ class PQMultiheadAttention(Composite):
         return output if self.batch_first else output.transpose(0, 1), shown
 
     def _sources(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return projected keys and values, (batch, sources, features), with those that the layer adds of its own."""
+        """Return keys and values, (batch, sources, features), extended by ``bias_k`` and ``bias_v`` and, with ``add_zero_attn``, by zeros."""
         if self.bias_k_constant is not None and self.bias_v_constant is not None:
             own = (self.bias_k_constant(self.bias_k), self.bias_v_constant(self.bias_v))
             key, value = (torch.cat((x, last.expand(len(x), -1, -1)), 1) for x, last in zip((key, value), own, strict=True))
@@ -123,7 +124,7 @@ class PQMultiheadAttention(Composite):
         return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, added: int, query: Tensor) -> Tensor | None:
-        """Return both masks in one, values to add to scores (batch, heads, targets, sources), 0 for the ``added`` sources; None without any."""
+        """Return the sum of both masks, which broadcasts with scores (batch, heads, targets, sources), or None; 0 for the ``added`` sources."""
         total: Tensor | None = None
         for mask, padding in ((attn_mask, False), (key_padding_mask, True)):
             if mask is None:

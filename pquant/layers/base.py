@@ -1,4 +1,4 @@
-"""What layers share: quantizers around every layer, and the effective weight of those that have one."""
+"""Base classes of the layers: quantizers around every layer, and the pruned and quantized weight of layers that have a weight."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
+from pquant.quantization.budget import EbopsBudget
 from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Counting, Quantization
@@ -22,15 +23,15 @@ NO_QUANTIZATION = Quantization(enable_quantization=False)
 
 
 class Call(NamedTuple):
-    """One call of a layer in one forward of the model: its shapes for a batch of one example.
+    """The shapes of one call of a layer in one forward of the model, for a batch of one example.
 
     Attributes:
         input: shape of the input, the batch axis included.
-        output: shape of the output, likewise.
-        batch_axis: axis of the input that grows with the batch, None where none does. An axis that joins batch and positions, as after
-            ``x.reshape(batch * positions, features)``, has the positions of one example.
-        channel_axis: axis of the input that holds its features, counted from the end; None where no axis does.
-        others: shape and batch axis of each further input, of a layer that takes several.
+        output: shape of the output, the batch axis included.
+        batch_axis: axis of the input whose size grows with the batch; None where no axis does. An axis that joins batch and positions, as after
+            ``x.reshape(batch * positions, features)``, has the size ``positions`` for one example.
+        channel_axis: axis of the input that holds its features, as a negative number; None where no axis does.
+        others: shape and batch axis of each further input, for a layer with several inputs.
     """
 
     input: Shape
@@ -41,23 +42,23 @@ class Call(NamedTuple):
 
     @property
     def shared(self) -> Shape:
-        """Shape of the input with 1 for the batch axis, without leading axes of 1 that come from it: what one bit width per value takes."""
+        """Shape of the bit widths with one per input value: the input's shape with a batch axis of size 1, which is left out where it comes first."""
         shape = tuple(1 if axis == self.batch_axis else size for axis, size in enumerate(self.input))
         return shape[1:] if self.batch_axis == 0 else shape
 
     @property
     def operands(self) -> "tuple[Call, ...]":
-        """The call as each of its inputs sees it."""
+        """The call once for each input of the layer, with the shape and batch axis of that input."""
         return (self, *(self._replace(input=shape, batch_axis=axis) for shape, axis in self.others))
 
 
 Calls = tuple[Call, ...]
 Widths = Callable[[Quantizer], Tensor]
-"""Gives the bits of a quantizer, as EBOPs count them."""
+"""A function that returns the bits of a quantizer, as EBOPs count them."""
 
 
 class Cost(NamedTuple):
-    """What a part of a model does in one forward on a batch: multiplications, of matrix products and convolutions, and float values made."""
+    """Counts for a part of a model in one forward on a batch: multiplications of matrix products and convolutions, and float values returned."""
 
     multiplications: int = 0
     activations: int = 0
@@ -68,7 +69,7 @@ class Cost(NamedTuple):
 
 
 def check_precision(module: nn.Module, name: str) -> None:
-    """Raise a ConfigError if a parameter of a module called ``name`` has half precision."""
+    """Raise a ConfigError if a parameter of ``module``, whose dotted name is ``name``, has half precision."""
     for own, parameter in module.named_parameters(name):
         if parameter.dtype in (torch.bfloat16, torch.float16):
             raise ConfigError(
@@ -78,18 +79,19 @@ def check_precision(module: nn.Module, name: str) -> None:
 
 
 class QuantizedLayer(nn.Module):
-    """A layer with a quantizer before and one after it; a subclass, mixed with the torch layer it replaces, gives ``compute``.
+    """A layer with a quantizer for its input and one for its output.
 
-    ``name`` is the layer's dotted name in the model; ``calls`` its calls in one forward of the model, once an example input was seen.
-    ``sources`` holds, by the name of an input's quantizer, the quantizer that made that input, where one is known.
+    A subclass also inherits from the torch layer that it replaces, and defines ``compute``. ``name`` is the dotted name of the layer in the model.
+    ``calls`` are the calls of the layer in one forward of the model; they are empty without an example input. ``sources`` maps the name of an input
+    quantizer to the quantizer that produced this input in an earlier layer, where that is known.
     """
 
     input_quantizers: ClassVar[tuple[str, ...]] = ("input_quantizer",)
-    """Names of the quantizers of the layer's inputs, in the order of the inputs."""
+    """Names of the input quantizers, in the order of the inputs."""
     tensors: ClassVar[tuple[str, ...]] = ("input", "output")
-    """The tensors that the layer has a format for, as ``layer_specific`` calls them."""
+    """Names, in ``layer_specific``, of the tensors that the layer has a format for."""
     cost = Cost()
-    """What the layer does in one forward on the example input."""
+    """Multiplications and output values of the layer in one forward on the example input."""
 
     input_quantizer: Quantizer
     output_quantizer: Quantizer
@@ -108,7 +110,7 @@ class QuantizedLayer(nn.Module):
 
     @classmethod
     def from_float(cls, layer: nn.Module, name: str, pruning: PruningMethod, quantization: Quantization, calls: Calls = ()) -> Self:
-        """Return the compressed layer that takes over everything ``layer`` has, its parameters included (shared, not copied)."""
+        """Return the compressed layer with all attributes of ``layer``; it shares the parameters with ``layer`` and does not copy them."""
         new = cls.__new__(cls)
         new.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in layer.__dict__.items()})
         new._equip(name, pruning, quantization, calls)
@@ -123,7 +125,7 @@ class QuantizedLayer(nn.Module):
         self.output_quantizer = self._data_quantizer(formats.output, [call._replace(input=call.output) for call in calls])
 
     def _data_quantizer(self, settings: TensorFormat, calls: Sequence[Call]) -> Quantizer:
-        """Return the quantizer of data of a format, which has the shapes of ``calls``."""
+        """Return the quantizer of an input or output with the format ``settings`` and the shapes of ``calls``."""
         try:
             return self.quantization.data_quantizer(settings, [(call.shared, call.channel_axis) for call in calls])
         except ConfigError as error:
@@ -135,11 +137,11 @@ class QuantizedLayer(nn.Module):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output for ``input``, both quantized as set."""
+        """Return the quantized output of the layer for ``input``, which is quantized first."""
         return self.output_quantizer(self.compute(self.input_quantizer(input)))
 
     def tabled(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return a function of quantized values that hardware has as a table."""
+        """Return ``function(x)`` for quantized ``x``; hardware implements ``function`` as a table."""
         return function(x)
 
     def compute(self, x: Tensor) -> Tensor:
@@ -147,17 +149,17 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def output_source(self) -> Quantizer | None:
-        """Return the quantizer whose values the layer gives out, or None when it gives others."""
+        """Return the quantizer that produces the output values of the layer, or None where no quantizer does."""
         return None if self.output_quantizer.is_float else self.output_quantizer
 
     def operand(self, number: int = 0) -> Quantizer:
-        """Return the quantizer that says which bits an input has in the layer: its own, else the one that made this input."""
+        """Return the quantizer that defines the bits of an input: the layer's own, or, where that is float, the one in ``sources``."""
         place = self.input_quantizers[number]
         own: Quantizer = getattr(self, place)
         return self.sources.get(place, own) if own.is_float else own
 
     def connect(self, source: Quantizer, number: int = 0) -> None:
-        """Take note of the quantizer that makes an input, and leave out the layer's own where that has nothing to do behind it."""
+        """Store the quantizer that produces an input, and remove the layer's own input quantizer where it is redundant after it."""
         place = self.input_quantizers[number]
         self.sources[place] = source
         if getattr(self, place).is_redundant_after(source):
@@ -169,7 +171,7 @@ class QuantizedLayer(nn.Module):
         return quantizer is not None and not quantizer.is_float
 
     def is_quantized(self) -> bool:
-        """Return whether all that the layer computes with is quantized: its inputs and its parameters."""
+        """Return whether all inputs and all parameters of the layer are quantized."""
         parameters = [name for name, parameter in self._parameters.items() if parameter is not None]
         return all(map(self.quantizes, parameters)) and not any(self.operand(number).is_float for number in range(len(self.input_quantizers)))
 
@@ -178,7 +180,7 @@ class QuantizedLayer(nn.Module):
         return [child for child in self.children() if isinstance(child, Quantizer)]
 
     def finalized_parameters(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the (weight, bias) of the layer if it were finalized now; None for one that has none."""
+        """Return the (weight, bias) that the layer would have if it were finalized now; None for a layer without a weight."""
         return None
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -186,12 +188,12 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def operations(self, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
-        """Return the EBOPs of the layer in one inference: its linear map of bit widths, differentiable in them.
+        """Return the EBOPs of the layer in one inference, a scalar differentiable in the bits: its linear map, applied to bit widths.
 
         Args:
-            weight: bits of each weight, of the weight's shape.
-            bias: bits of each bias, (outputs,), or None; each is added to all values of its output.
-            data: bits of the layer's input, broadcasting with one input.
+            weight: bits of each weight, in the shape of the weight.
+            bias: bits of each bias, (outputs,), or None. The bits of a bias count once for each position of its output channel.
+            data: bits of the input, in a shape that broadcasts with the input of one example.
 
         Raises:
             ConfigError: a convolution or batch norm whose input shape is not known.
@@ -206,15 +208,15 @@ class QuantizedLayer(nn.Module):
         return self.built(call) * bits if self.counting.limits else bits
 
     def positions(self, call: Call) -> int:
-        """Return how many times a call applies the same multiplications, each with other data: what hardware may do one after the other."""
+        """Return how often a call applies the same weights to other data. Hardware may compute these positions one after the other."""
         return 1
 
     def built(self, call: Call) -> float:
-        """Return the share of a call's positions that is built in hardware at once."""
+        """Return the fraction of the positions of a call that hardware computes at the same time."""
         return self.counting.built(self.positions(call)) if self.counting.limits else 1.0
 
     def calls_of(self, weight: Tensor) -> Calls:
-        """Return the layer's calls in one inference; a single one for a dense layer that has seen no example.
+        """Return the calls of the layer in one inference; a single call for a dense layer without an example input.
 
         Raises:
             ConfigError: a convolution or batch norm whose input shape is not known.
@@ -226,31 +228,32 @@ class QuantizedLayer(nn.Module):
         raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
 
     def counted(self) -> tuple[Quantizer, ...]:
-        """Return the quantizers whose bits :meth:`trained_ebops` counts; none for a layer that the regularization leaves out."""
+        """Return the quantizers whose bits :meth:`trained_ebops` counts; none for a layer that the EBOPs regularization does not include."""
         return ()
 
     def regularizes_ebops(self) -> bool:
-        """Return whether the loss has a regularization of EBOPs, and bits that the layer's count depends on are trained."""
+        """Return whether the loss has an EBOPs regularization and at least one bit width that the EBOPs of this layer depend on is trained."""
         return self.quantization.regularizes_ebops and any(isinstance(quantizer, HGQQuantizer) for quantizer in self.counted())
 
     def trained_ebops(self, widths: Widths) -> Tensor:
-        """Return the EBOPs by bit width, differentiable in trained bits and weighed by ``ebops_factor``; ``widths`` gives the bits of a quantizer."""
+        """Return the EBOPs by bit width times ``ebops_factor``, differentiable in trained bits; ``widths`` returns the bits of a quantizer."""
         factor = self.counting.ebops_factor
         return self.bit_operations(widths) if factor == 1 else factor * self.bit_operations(widths)
 
     def bit_operations(self, widths: Widths) -> Tensor:
-        """Return the EBOPs by bit width before ``ebops_factor`` weighs them."""
+        """Return the EBOPs by bit width, without ``ebops_factor``."""
         return self.data_operations(widths)
 
     def data_operations(self, widths: Widths) -> Tensor:
-        """Return the EBOPs of multiplying data by data, or by what a table gives; ``widths`` gives the bits of a quantizer."""
+        """Return the EBOPs of products of data with data or with table values; ``widths`` returns the bits of a quantizer."""
         return torch.zeros(())
 
     @torch.no_grad()
     def ebops(self, parameters: tuple[Tensor, Tensor | None] | None = None) -> float:
-        """Return the exact EBOPs of the layer, weighed, if it were finalized now: a constant counts the bits from its highest to its lowest set bit.
+        """Return the exact EBOPs that the layer would have if it were finalized now, times ``ebops_factor``.
 
-        ``parameters`` are :meth:`finalized_parameters`, where they are known already.
+        A constant counts the bits from its highest to its lowest set bit. ``parameters`` is the result of :meth:`finalized_parameters`, where the
+        caller has it already.
         """
         parameters = self.finalized_parameters() if parameters is None else parameters
         factor, of_data = self.counting.ebops_factor, float(self.data_operations(lambda quantizer: quantizer.width()))
@@ -262,17 +265,17 @@ class QuantizedLayer(nn.Module):
         return factor * (of_data + float(self.operations(weight_bits, bias_bits, self.operand().width())))
 
     def on_stage_start(self, stage: Stage) -> None:
-        """Follow the change to another stage."""
+        """Tell the regularization of bits that ``stage`` begins."""
         if self.regularization is not None:
             self.regularization.on_stage_start(stage)
 
     def on_epoch_end(self) -> None:
-        """Follow one epoch."""
+        """Tell the regularization of bits that an epoch ended."""
         if self.regularization is not None:
             self.regularization.on_epoch_end()
 
     def finalized(self) -> nn.Module:
-        """Turn this layer into what is finalized and return it: quantized weights, masks applied, nothing left to train with."""
+        """Turn this layer into its finalized form, with masks and quantization applied to the weights and nothing left to train, and return it."""
         self.regularization = None
         for place, quantizer in self.named_children():
             if isinstance(quantizer, Quantizer) and place not in PARAMETERS:
@@ -281,9 +284,9 @@ class QuantizedLayer(nn.Module):
 
 
 class CompressedLayer(QuantizedLayer):
-    """A layer whose weight is pruned and quantized; a subclass gives ``linear_map``.
+    """A layer whose weight is pruned and quantized; a subclass defines ``linear_map``.
 
-    ``prunable`` says whether the layer takes part in pruning; it still does after finalize.
+    ``prunable`` says whether the layer takes part in pruning. ``finalize`` does not change it.
     """
 
     tensors = ("weight", "bias", "input", "output")
@@ -312,31 +315,31 @@ class CompressedLayer(QuantizedLayer):
             raise ConfigError(f"layer '{name}': {error}") from error
 
     def share(self, other: "CompressedLayer") -> None:
-        """Use the pruner and weight quantizer of a layer whose weight is the same parameter."""
+        """Use the pruner and weight quantizer of ``other``, a layer with the same weight parameter."""
         self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
     def arranged(self, weight: Tensor) -> Tensor:
-        """Return the weight parameter, or what it becomes, as pruners, quantizers and ``linear_map`` take it: output channels first."""
+        """Return ``weight`` with the output channels first, the order that pruners, quantizers and ``linear_map`` take."""
         return weight
 
     def stored(self, weight: Tensor) -> Tensor:
-        """Return an arranged weight as the parameter has it."""
+        """Return an arranged weight in the axis order of the parameter."""
         return weight
 
     def seen(self) -> Tensor:
-        """Return what the pruner prunes: the arranged weight, or the quantized one where quantization comes first."""
+        """Return the input of the pruner: the arranged weight, quantized where quantization comes before pruning."""
         weight = self.arranged(self.weight)
         return weight if self.pruning_first else self.weight_quantizer(weight)
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
-        """Return the (weight, bias) that the layer computes with, the weight arranged."""
+        """Return the pruned and quantized (weight, bias), the weight arranged."""
         seen = self.seen()
         weight = self.weight_quantizer(self.pruner(seen)) if self.pruning_first else self.pruner(seen)
         return weight, None if self.bias is None else self.pruner.prune_bias(self.bias_quantizer(self.bias), seen)
 
     @torch.no_grad()
     def finalized_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Return the (weight, bias) of the layer if it were finalized now, whatever mode it is in; the weight arranged."""
+        """Return the (weight, bias) of evaluation mode, whatever the current mode is; the weight arranged, both without gradient."""
         was_training = self.training
         if was_training:
             self.eval()
@@ -346,13 +349,13 @@ class CompressedLayer(QuantizedLayer):
         return weight.detach(), None if bias is None else bias.detach()
 
     def compute(self, x: Tensor) -> Tensor:
-        """Return the layer's output for a quantized input, and show the pruner what it needs to see."""
+        """Return the layer's output for a quantized input, and let the pruner observe the activations that it needs."""
         y = self.linear_map(x, *self.effective())
         self.show(x, y)
         return y
 
     def show(self, x: Tensor, y: Tensor) -> None:
-        """Let the pruner observe what it needs of the quantized input and the output before quantization, in steps of the train stage."""
+        """Pass the quantized input and the unquantized output to the pruner, as far as it needs them, in training steps of the train stage."""
         if self.training and self.pruner.needs and self.pruner.stage is Stage.TRAIN:
             for needed, values in (("input", x), ("output", y)):
                 if needed in self.pruner.needs:
@@ -363,11 +366,11 @@ class CompressedLayer(QuantizedLayer):
         return self.weight_quantizer, self.bias_quantizer, self.operand()
 
     def positions(self, call: Call) -> int:
-        """Return the positions of the output, each of which has all output channels."""
+        """Return how many positions the output has; each position holds one value per output channel."""
         return math.prod(call.output) // max(self.arranged(self.weight).shape[0], 1)
 
     def bit_operations(self, widths: Widths) -> Tensor:
-        """Return the EBOPs by bit width, differentiable in trained bits, pruned weights free; ``widths`` gives the bits of a quantizer."""
+        """Return the EBOPs by bit width, differentiable in trained bits. Pruned weights cost nothing. ``widths`` returns the bits of a quantizer."""
         weight, bias, data = map(widths, self.counted())
         weight = weight.to(self.weight).expand(self.arranged(self.weight).shape)
         if not isinstance(self.pruner, NoPruner):
@@ -376,7 +379,7 @@ class CompressedLayer(QuantizedLayer):
 
     @torch.no_grad()
     def start_pruner(self, stage: Stage, horizon: Horizon | None) -> None:
-        """Bring the pruner into a stage; at fine-tuning its mask is frozen and what it folds is written into the weight."""
+        """Start a stage of the pruner. At the start of fine-tuning, freeze its mask and write the weight that it folds into the parameter."""
         if stage is Stage.FINETUNE:
             folded = self.pruner.freeze(self.seen())
             if self.pruning_first or self.weight_quantizer.is_float:
@@ -386,7 +389,7 @@ class CompressedLayer(QuantizedLayer):
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Take parameters with the mask and the quantized values; those there were may be in use elsewhere and stay as they are."""
+        """Replace the parameters by new ones with mask and quantization applied. The old ones, which other modules may use, are not changed."""
         super().finalized()
         weight, bias = self.finalized_parameters()
         self.weight = nn.Parameter(self.stored(weight).clone(), requires_grad=False)
@@ -398,7 +401,7 @@ class CompressedLayer(QuantizedLayer):
 
 
 def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Return the model's compressed layers by dotted name, one of those that share a weight."""
+    """Return the compressed layers of the model by dotted name. Of layers that share a weight, only the first is included."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
     weights = {name: layer.weight for name, layer in layers.items()}
     first = {id(weight): name for name, weight in reversed(weights.items())}
@@ -406,11 +409,16 @@ def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
 
 
 def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Return the layers that take part in pruning, by dotted name, one of those that share a weight."""
+    """Return the layers that have a pruner, by dotted name. Of layers that share a weight, only the first is included."""
     return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}
 
 
-def budgeted_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Return the model's layers that hold a budget of EBOPs."""
+def counted_layers(model: nn.Module) -> list[QuantizedLayer]:
+    """Return the layers whose EBOPs are part of the loss."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    return [layer for layer in layers if layer.regularization is not None and layer.regularization.budget is not None]
+    return [layer for layer in layers if layer.regularization is not None and layer.regularizes_ebops()]
+
+
+def ebops_budget(model: nn.Module) -> EbopsBudget | None:
+    """Return the budget that the EBOPs of a model's trained bits follow, that of its first counted layer; None where there is none."""
+    return next((layer.regularization.budget for layer in counted_layers(model)), None)  # type: ignore[union-attr]

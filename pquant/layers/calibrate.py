@@ -1,4 +1,4 @@
-"""Integer bits that are chosen from the values seen."""
+"""Calibration: integer bits chosen from the range of the values in some batches."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from pquant.quantization.quantizer import Quantizer
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Example]) -> None:
-    """Choose the integer bits of every quantizer with ``i: auto`` from what it sees in these batches, together with all it saw before."""
+    """Choose the integer bits of every quantizer with ``i: auto`` from its values in these batches and in all batches observed before."""
     _observe(model, auto_quantizers(model), batches)
 
 
 @torch.no_grad()
 def trace_ranges(model: nn.Module, batches: Iterable[Example]) -> None:
-    """Let the integer bits that were tracked in training hold all values in these batches; before deployment.
+    """Set the integer bits that follow the data in training so that they hold all values in these batches. Call it before ``finalize``.
 
-    Those of HGQ under WRAP only widen. Those of ``dynamic_data_quantization`` become what these batches need, whatever training has seen.
+    Under HGQ with WRAP, integer bits only increase. With ``dynamic_data_quantization`` they are chosen from these batches alone.
     """
     tracking = [module for module in model.modules() if isinstance(module, Quantizer) and module.tracks]
     for quantizer in tracking:
@@ -52,5 +52,5 @@ def _observing(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
 
 
 def auto_quantizers(model: nn.Module) -> list[Quantizer]:
-    """Return the quantizers whose integer bits are chosen from the values seen."""
+    """Return the quantizers whose integer bits calibration chooses."""
     return [module for module in model.modules() if isinstance(module, Quantizer) and module.auto]

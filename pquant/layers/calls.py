@@ -12,13 +12,14 @@ from pquant.layers.trace import Shapes, Trace, common
 
 
 def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, Calls]]:
-    """Return a trace of the model, and the calls of each of its layers with shapes for one example.
+    """Return a trace of the model in evaluation mode, and the calls of each of its layers with shapes for one example.
 
-    It is that of evaluation, but ``feeds`` holds for training too, and ``overwriting`` has what either needs. Where the model does not take the
-    example in training, nothing feeds a layer for certain, and all in-place ReLUs may be needed as such.
+    A second trace in training mode corrects the first one: ``feeds`` keeps only what holds in both modes, and ``overwriting`` joins both modes. Where
+    the model does not accept the example in training mode, ``feeds`` is empty and every in-place ReLU counts as overwriting.
 
-    Two examples of different batch size tell which axis of a layer's input is the batch. That of the model's input is the first, unless what the
-    model gives for one element of that axis depends on the others, and not so for the second axis (attention in the order sequence, batch, features).
+    Inputs with two and with three examples show which axis of a layer's input is the batch. The batch axis of the model's input is the first one. It
+    is the second one if the output of an example depends on the others along the first axis but not along the second, as in attention with the axes
+    (sequence, batch, features).
     """
     trace, training = Trace(model, example), _in_training(model, example)
     _check_batch(model, trace, example)
@@ -35,7 +36,7 @@ def traced(model: nn.Module, example: Example) -> tuple[Trace, dict[nn.Module, C
 
 
 def _in_training(model: nn.Module, example: Example) -> Trace | None:
-    """Return the trace in training mode, of two examples where batch norm cannot do with one; None where the model takes neither."""
+    """Return the trace in training mode, with a batch of 2 where the given example fails, as one example does in batch norm. None if both fail."""
     with suppress(Exception):
         return Trace(model, example, training=True)
     with suppress(Exception):
@@ -44,7 +45,7 @@ def _in_training(model: nn.Module, example: Example) -> Trace | None:
 
 
 def _check_batch(model: nn.Module, trace: Trace, example: Example) -> None:
-    """Raise a ConfigError where a convolution gets the example as one without a batch axis."""
+    """Raise a ConfigError where a convolution would read the example input as a single example without a batch axis."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             for (shape, *_), *_ in trace.shapes.get(module, []):
@@ -56,9 +57,9 @@ def _check_batch(model: nn.Module, trace: Trace, example: Example) -> None:
 
 
 def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace, bool] | None:
-    """Return the traces of two and of three examples, with ``axis`` for the batch, and whether each example's output is independent of the others.
+    """Return the traces of two and of three examples along ``axis``, and whether the output of each example is independent of the others.
 
-    None where the model does not take them, whatever it raises.
+    None where the model raises any error for these inputs.
     """
     with suppress(Exception):
         two, three = (Trace(model, resized(example, axis, count)) for count in (2, 3))
@@ -67,7 +68,7 @@ def _pair(model: nn.Module, example: Example, axis: int) -> tuple[Trace, Trace, 
 
 
 def _independent(two: Trace, three: Trace) -> bool:
-    """Return whether the first two examples got the same outputs beside a third one as without it."""
+    """Return whether the outputs of the first two examples are the same, up to rounding, with and without a third example."""
     for small, large in zip(tensors_in(two.output), tensors_in(three.output), strict=False):
         axes = [axis for axis, (a, b) in enumerate(zip(small.shape, large.shape, strict=False)) if a != b]
         if small.ndim != large.ndim or len(axes) != 1:
@@ -94,7 +95,7 @@ def _as_it_is(shapes: Shapes) -> Call:
 
 
 def _for_one_example(two: list[Shapes], three: list[Shapes]) -> Calls:
-    """Return the calls of one example, from those of two and of three; where each example has calls of its own, its share of them."""
+    """Return the calls for one example, from those for two and for three; one example's share where the number of calls grows with the batch."""
     if len(two) != len(three):
         share = two[: max(2 * len(two) - len(three), 1)]
         return tuple(Call(inputs[0], outputs, None, axis, tuple((shape, None) for shape in inputs[1:])) for inputs, outputs, axis in share)

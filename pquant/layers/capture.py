@@ -1,4 +1,4 @@
-"""The graph of one module's own forward, in which the modules it calls are single nodes: torch.fx, J. Reed et al., arXiv 2112.08429."""
+"""The graph of the forward of one module, in which each submodule call is one node: torch.fx, J. Reed et al., arXiv 2112.08429."""
 
 import copy
 import inspect
@@ -19,16 +19,16 @@ from pquant.layers.example import same_random_numbers
 Arguments = dict[str, Any]
 """The arguments of one call of a module by parameter name, defaults included."""
 VALUE = "value"
-"""Key of a node's ``meta`` under which its value in the call stands."""
+"""Key of a node's ``meta`` that holds the value of the node in the recorded call."""
 KNOWN = ("torch", "pquant")
 GUARD = "the model was compressed with an example_input"
 CONSTANT = "_tensor_constant"
-"""What torch.fx calls tensors that a forward makes of nothing."""
+"""Prefix of the names that torch.fx gives to tensors that a forward creates."""
 COMMON = ("device", "dtype", "ndim", "layout", "is_cuda")
 
 
 class NotCaptured(Exception):
-    """A forward that no graph stands for; the message says why."""
+    """Raised for a forward that cannot be represented as a graph; the message says why."""
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -49,7 +49,7 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 class _Proxy(fx.Proxy):
-    """Stands for a value in the graph; of what all calls have in common, such as a dtype, it gives the value itself."""
+    """A value in the graph. An attribute that all calls have in common, such as a dtype, is returned as the plain value."""
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta[VALUE]
@@ -70,7 +70,7 @@ for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv
 
 
 class _Tracer(fx.Tracer):
-    """Records the calls of one forward, and computes them along the way, so that branches by sizes are followed and guarded."""
+    """Records and computes the calls of one forward. It follows branches that depend on sizes, and adds a check of each to the graph."""
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if kind == "call_function" and inspect.isfunction(target) and str(target.__module__).partition(".")[0] not in KNOWN:
-            return target(*args, **kwargs)  # a function that its author marked as one node
+            return target(*args, **kwargs)  # a function that its author marked with torch.fx.wrap
         if kind != "placeholder" and not _grad_enabled():
             raise NotCaptured("it switches gradients off")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
@@ -130,23 +130,23 @@ class _Tracer(fx.Tracer):
         return result
 
     def note_state(self, module: nn.Module) -> None:
-        """Take note of the attributes of a module and of those inside it."""
+        """Record the attributes of a module and of its submodules."""
         self.seen.update({inner: _state(inner) for inner in module.modules()})
 
     def _value(self, node: fx.Node) -> Any:
-        """Return the value of a node; a constant tensor gets its node without :meth:`create_proxy`."""
+        """Return the value of a node. A constant tensor has no value yet, since torch.fx creates its node without :meth:`create_proxy`."""
         return node.meta[VALUE] if VALUE in node.meta else node.meta.setdefault(VALUE, attribute(self.root, str(node.target)))
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return which branch the call takes, and let the graph check that others take it too; only sizes may decide."""
+        """Return which branch the call takes, and add a check to the graph that other calls take it too. Only sizes may decide a branch."""
         value = obj.node.meta[VALUE]
         if not is_of_sizes(obj.node):
             raise NotCaptured("values decide what it computes")
-        self._guard(self.create_proxy("call_function", _equals, (obj, bool(value)), {}), "a size takes another branch than that of the example")
+        self._guard(self.create_proxy("call_function", _equals, (obj, bool(value)), {}), "a size leads to another branch than in the example")
         return bool(value)
 
     def iter(self, obj: fx.Proxy) -> Any:
-        """Return the parts of what a call gives, such as those of a split."""
+        """Return an iterator over the parts of a result, such as those of a split."""
         value = obj.node.meta[VALUE]
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
@@ -157,15 +157,15 @@ class _Tracer(fx.Tracer):
 
 
 def guard_number(graph: fx.Graph, node: fx.Node) -> None:
-    """Let the graph check that a number has the value that it had in the call."""
+    """Add a check to the graph that a number has the same value as in the recorded call."""
     with graph.inserting_after(node):
         holds = graph.call_function(_equals, (node, node.meta[VALUE]))
     with graph.inserting_after(holds):
-        graph.call_function(torch._assert, (holds, f"{GUARD}: a factor that sizes give is {node.meta[VALUE]} there, and not with this input"))
+        graph.call_function(torch._assert, (holds, f"{GUARD}: a factor computed from sizes was {node.meta[VALUE]} there and differs for this input"))
 
 
 def is_of_sizes(node: fx.Node) -> bool:
-    """Return whether a node stands for a number that sizes of tensors alone give."""
+    """Return whether a node is a number computed from sizes of tensors alone."""
     if isinstance(node.meta.get(VALUE), Tensor):
         return False
     of_tensors = (node.op == "call_method" and node.target in ("size", "numel", "dim")) or (node.target is getattr and node.args[1] == "shape")
@@ -176,14 +176,14 @@ _grad_enabled = torch.is_grad_enabled
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """Return what tells whether an attribute of a module was set, or a container in one changed."""
+    """Return a snapshot of a module's attributes that differs after an attribute was set or a container in one was changed."""
     values = {name: value for name, value in vars(module).items() if not name.startswith(CONSTANT) and name != "_buffers"}
     return {name: (id(value), len(value) if isinstance(value, (list, dict, set)) else 0) for name, value in values.items()}
 
 
 @contextmanager
 def _refusing(tracer: _Tracer) -> Iterator[None]:
-    """Refuse what a graph does not stand for, where the forward itself does it: functions with a gradient of their own, and modes."""
+    """Raise NotCaptured where the forward uses what a graph cannot represent: an autograd.Function, autocast, or the gradient mode."""
 
     def refusal(original: Any, said: str) -> Any:
         def refused(*args: Any, **kwargs: Any) -> Any:
@@ -211,7 +211,7 @@ def _equals(value: Any, expected: Any) -> bool:
 
 
 def attribute(module: nn.Module, path: str) -> Any:
-    """Return what a dotted path names, seen from a module."""
+    """Return the attribute of a module at a dotted path."""
     value: Any = module
     for part in path.split("."):
         value = getattr(value, part)
@@ -219,13 +219,13 @@ def attribute(module: nn.Module, path: str) -> Any:
 
 
 def captured(module: nn.Module, arguments: Arguments, training: bool) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """Return the graph of a module's forward in one mode, and constant tensors that it names. The module is left untouched.
+    """Return the graph of a module's forward in one mode, and the constant tensors in it by name. The module is left untouched.
 
-    Each node's ``meta`` holds its value in the call.
+    The ``meta`` of each node holds its value in the call with ``arguments``.
 
     Raises:
-        NotCaptured: the forward cannot be traced, keeps state of its own, draws random numbers in Python, takes tensors inside other arguments, or
-            does what a graph does not stand for.
+        NotCaptured: the forward cannot be traced, sets attributes, draws random numbers in Python, takes tensors inside other arguments, or
+            does something that a graph cannot represent.
     """
     if "forward" in vars(module):
         raise NotCaptured("it has a forward of its own")
@@ -247,7 +247,7 @@ def captured(module: nn.Module, arguments: Arguments, training: bool) -> tuple[f
     except Exception as error:
         raise NotCaptured(" ".join(str(error).split())[:160] or type(error).__name__) from error
     if drawn:
-        raise NotCaptured("it draws random numbers that decide what it computes")
+        raise NotCaptured("random numbers decide what it computes")
     for inner, before in tracer.seen.items():
         changed = [name for name, value in _state(inner).items() if before.get(name) != value]
         if changed:

@@ -1,4 +1,4 @@
-"""Modules made of layers that compress replaces one by one."""
+"""Base class of modules built from layers that ``compress`` replaces one by one."""
 
 from typing import ClassVar, Self
 
@@ -11,11 +11,11 @@ from pquant.quantization.quantization import Quantization
 
 
 class Composite(nn.Module):
-    """A module whose arithmetic is that of layers inside it; what it does beside calling them moves, picks, adds or masks values.
+    """A module whose arithmetic is done by layers inside it. Its own code only moves, selects, adds or masks values.
 
-    A subclass stands for a ``float_class`` of torch. ``of`` makes the float layers that compute what a module of that class does; compress replaces
-    them, so that each has its own name, formats and pruner. The constructor of a subclass takes the arguments of ``float_class``, and by keyword
-    ``pruning``, ``quantization`` (method objects) and ``name``; without these the layers stay float.
+    A subclass replaces a ``float_class`` of torch. ``of`` builds the float layers that compute the same as a module of that class. ``compress`` then
+    replaces these layers, so that each has its own name, formats and pruner. The constructor of a subclass takes the arguments of ``float_class``
+    and, by keyword, ``pruning``, ``quantization`` (method objects) and ``name``; without these the layers stay float.
     """
 
     float_class: ClassVar[type[nn.Module]]
@@ -30,18 +30,18 @@ class Composite(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Module) -> Self:
-        """Return the float layers that compute what ``layer`` does, with its parameters."""
+        """Return the module of float layers that computes the same as ``layer``, with the parameters of ``layer``."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.take(layer)
         return new.train(layer.training)
 
     def take(self, layer: nn.Module) -> None:
-        """Make the float layers, with the parameters of ``layer``."""
+        """Build the float layers from the parameters of ``layer``."""
         raise NotImplementedError
 
     def take_settings(self, layer: nn.Module) -> None:
-        """Take the attributes of ``layer`` that are numbers, booleans or text, which others may read."""
+        """Copy the attributes of ``layer`` that are numbers, booleans or strings, since other code may read them."""
         self.__dict__.update(
             {name: value for name, value in vars(layer).items() if isinstance(value, (int, float, str)) and not name.startswith("_")}
         )
@@ -55,7 +55,7 @@ class Composite(nn.Module):
 
 
 def dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a dense layer with these parameters (outputs, inputs) and (outputs,); parts of a parameter are copied."""
+    """Return a dense layer with a weight (outputs, inputs) and a bias (outputs,) or None; slices of a parameter are copied."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     for name, values in (("weight", weight), ("bias", bias)):
         if values is not None:

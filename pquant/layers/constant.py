@@ -1,4 +1,4 @@
-"""Parameters that a model uses in calls of its own: position embeddings, class tokens, factors of a residual branch."""
+"""Parameters that the forward of a model uses directly: position embeddings, class tokens, factors of a residual branch."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 
 class Constant(nn.Module):
-    """Gives a parameter of another module as it is: the layer that stands for its use.
+    """A layer that returns a parameter of its parent module unchanged.
 
     Args:
-        shape: of the parameter.
-        of: name of the parameter in the module that has this layer.
+        shape: shape of the parameter.
+        of: name of the parameter in the parent module.
     """
 
     def __init__(self, shape: tuple[int, ...], of: str) -> None:
@@ -32,7 +32,7 @@ class Constant(nn.Module):
 
 
 class PQConstant(QuantizedLayer, Constant):
-    """A parameter in the format of a weight, quantized in each forward; a finalized model keeps its float values beside the format."""
+    """A parameter with the format of a weight, quantized in each forward. A finalized model keeps the float values and the format."""
 
     tensors = ("weight",)
     shape: Any
@@ -56,7 +56,7 @@ class PQConstant(QuantizedLayer, Constant):
         return None if self.weight_quantizer.is_float or self.weight_quantizer.width().ndim else self.weight_quantizer
 
     def finalized(self) -> nn.Module:
-        """Fix the format that training has ended at."""
+        """Replace the quantizer by one with the fixed format of the end of training."""
         super().finalized()
         self.weight_quantizer = self.weight_quantizer.finalized()
         return self

@@ -1,4 +1,4 @@
-"""Convolutions and transposed convolutions: any groups, stride, padding and dilation that torch has."""
+"""Convolutions and transposed convolutions: with any groups, stride, padding and dilation that torch supports."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -55,7 +55,7 @@ class _Transposed(CompressedLayer):
         return grouped.reshape(-1, weight.shape[0] // self.groups, *kernel)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Return the layer's output for ``input``, both quantized as set; ``output_size`` as torch's layer takes it."""
+        """Return the layer's output for ``input``, both quantized as set. ``output_size`` has the meaning of torch's layer."""
         if output_size is None:
             return super().forward(input)
         x = self.input_quantizer(input)

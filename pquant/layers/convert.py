@@ -1,4 +1,4 @@
-"""From a float model to a compressed one, and on to the finalized one."""
+"""Conversion of a float model to a compressed model."""
 
 import copy
 import logging
@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
-from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, weight_layers
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, counted_layers, weight_layers
 from pquant.layers.calibrate import auto_quantizers, calibrate
 from pquant.layers.calls import traced
 from pquant.layers.coverage import note_costs
@@ -28,7 +28,7 @@ from pquant.quantization.quantizer import FixedPointQuantizer
 log = logging.getLogger(__name__)
 
 OWN = ("forward", "_conv_forward", "_output_padding", "_check_input_dim")
-"""Methods of torch's layers that make what they compute."""
+"""Methods of torch's layers that define what a layer computes."""
 
 
 def compress(
@@ -36,20 +36,21 @@ def compress(
 ) -> nn.Module:
     """Return a copy of ``model`` whose layers prune and quantize; ``model`` itself is left untouched.
 
-    Dense and convolution layers, average pools, batch norms, ReLU and tanh are replaced where their class is exactly torch's; shared
-    parameters and shared modules stay shared. What stays float is logged, see :func:`unconverted`.
+    A layer is replaced if its class has a replacement in :mod:`pquant.layers.replacements`, or is a subclass that does not override the forward of
+    such a class. With an example input, attention, recurrent layers and calls of functions are also converted. Shared parameters and shared modules
+    stay shared. A warning lists the parts that stay float, see :func:`unconverted`.
 
     Args:
-        model: any module, a bare ``nn.Linear`` too.
+        model: any module, for example a single ``nn.Linear``.
         pruning: method object, or None for no pruning.
         quantization: method object, or None for float values.
         example_input: a batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. It gives the shapes that
-            adaptive pools and convolutions' EBOPs need, and the range for data with ``i: auto``.
+            adaptive pools and the EBOPs of convolutions need, and the range of data with ``i: auto``.
 
     Raises:
-        ConfigError: a layer name in the settings that the model does not have, settings that a layer cannot take, a model that is compressed
-            already, in half precision, with weights that hooks or parametrizations make, or with layers held by objects of its own; an
-            example of another type or without a batch axis.
+        ConfigError: a layer name in the settings that the model does not have; settings that a layer cannot take; a model that is compressed
+            already, has half precision, computes weights in hooks or parametrizations, or holds layers in objects other than modules and
+            containers; an example of another type or without a batch axis.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_model(model)
@@ -80,19 +81,22 @@ def compress(
     _check_ties(model, pruning)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
+    _share_budget(model)
     if trace:
         _connect(trace, replaced)
         note_costs(model, trace, replaced)
         quantization.check_positions(_positions(model))
         throwaway = copy.deepcopy(model, {id(quantizer): quantizer for quantizer in auto_quantizers(model)})
         calibrate(throwaway, [example_input])  # type: ignore[list-item]
+    if quantization.regularizes_ebops and not counted_layers(model):
+        log.warning("no layer has trained bits that its EBOPs depend on: the weight and the target of EBOPs have no effect")
     for line in grouped(left_float(model, trace, reasons)):
         log.warning("stays float: %s", line)
     return model
 
 
 def counterpart(layer: nn.Module) -> type[QuantizedLayer] | None:
-    """Return the class of ours that stands for a layer: for one of torch's, and for a subclass of it whose forward is torch's own."""
+    """Return the quantized class that replaces ``layer``: a torch layer, or a subclass that keeps torch's forward. None if there is none."""
     kind = type(layer)
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind]
@@ -105,7 +109,7 @@ def counterpart(layer: nn.Module) -> type[QuantizedLayer] | None:
 
 
 def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Reasons]:
-    """Return a model in which layers stand for attention, recurrences and functional code, and why they do not for some of it."""
+    """Return a model whose attention, recurrent layers and function calls are replaced by float layers, and the reasons where they are not."""
     use_modules_for_activations(model)
     _use_layers_of_transformers(model)
     trace = None
@@ -122,19 +126,26 @@ def _expanded(model: nn.Module, example: Example | None) -> tuple[nn.Module, Rea
 
 
 def _tensors(layer: nn.Module, kind: type[QuantizedLayer]) -> list[str]:
-    """Return the tensors of a layer, to be replaced by one of ``kind``, that a format can be given for."""
+    """Return the names of the tensors that the settings can give a format for, when ``kind`` replaces ``layer``."""
     always = isinstance(layer, nn.modules.batchnorm._BatchNorm)
     return [name for name in kind.tensors if always or getattr(layer, name, kind) is not None]
 
 
 def _positions(model: nn.Module) -> dict[str, int]:
-    """Return the most positions that a call of each layer has, by dotted name."""
+    """Return the largest number of positions in a call of each layer, by dotted name."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     return {name: max(map(layer.positions, layer.calls), default=1) for name, layer in layers.items()}
 
 
+def _share_budget(model: nn.Module) -> None:
+    """Let all layers hold one budget of EBOPs."""
+    held = [layer.regularization for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.regularization is not None]
+    for regularization in held[1:]:
+        regularization.budget = held[0].budget
+
+
 def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
-    """Warn of fixed formats without bits, whose values are all 0."""
+    """Log a warning for fixed formats of zero width, whose values are all 0."""
     names: dict[str, list[str]] = {}
     for layer in layers:
         for place, quantizer in layer.named_children():
@@ -149,7 +160,7 @@ def _check_model(model: nn.Module) -> None:
     """Raise a ConfigError where the model cannot be compressed."""
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
-            raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; compress the float model it came from")
+            raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; call compress on the float model")
         if not any(isinstance(module, kind) for kind in (*REPLACEMENTS, *COMPOSITES)):
             continue
         if parametrize.is_parametrized(module):
@@ -158,19 +169,19 @@ def _check_model(model: nn.Module) -> None:
             raise ConfigError(f"layer '{name}' has a parametrization that makes its {made}: call {advice} first")
         if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in module._parameters:
             advice = "torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm, whichever made the hook"
-            raise ConfigError(f"layer '{name}' has a hook that makes its weight anew in each forward: call {advice} first")
+            raise ConfigError(f"layer '{name}' has a hook that computes its weight in each forward: call {advice} first")
     check_precision(model, "")
 
 
 def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
-    """Return why a layer that could be converted stays float; None where it does not."""
+    """Return why a layer stays float although its class has a replacement; None if it is replaced."""
     for name in vars(layer):
         if callable(getattr(type(layer), name, None)):
             return f"it has a {name} of its own"
     if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) and not layer.weight.numel():
         return "it has no weights"
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
-        return "it has max_norm, or sparse gradients"
+        return "it has max_norm or sparse gradients"
     if isinstance(layer, nn.Softmax) and layer.dim is None:
         return "it has no dim"
     if getattr(layer, "return_indices", False):
@@ -178,12 +189,12 @@ def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
     if trace is None:
         return None
     if layer in trace.read_elsewhere:
-        return f"something else reads its parameters, {trace.read_elsewhere[layer]}"
+        return f"its parameters are also read by {trace.read_elsewhere[layer]}"
     return None if layer in trace.shapes else "the example input does not reach it"
 
 
 def _use_layers_of_transformers(model: nn.Module) -> None:
-    """Keep torch's transformers from fused kernels and nested tensors, which would pass the converted layers by."""
+    """Switch off fused kernels and nested tensors in torch's transformers, which would bypass the converted layers."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
@@ -192,19 +203,19 @@ def _use_layers_of_transformers(model: nn.Module) -> None:
 
 
 def _plain(module: nn.Module, calls: dict[nn.Module, Calls]) -> nn.Module:
-    """Return the module to convert: an adaptive pool as the plain one it is for the example input, any other as it is."""
+    """Return the module to convert: for an adaptive pool the plain pool with the same result on the example input, else the module itself."""
     if type(module) in POOLS and module in calls:
         return fixed_pool(module, calls[module]) or module
     return module
 
 
 def _has_statistics(layer: nn.Module) -> bool:
-    """Return whether a norm has the statistics that ours needs: batch norm running ones, instance norm none."""
+    """Return whether a norm can be replaced: a batch norm must have running statistics, an instance norm must not."""
     return getattr(layer, "track_running_stats", True) is not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
 
 
 def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Raise a ConfigError where something still refers to a layer that was replaced, and so might compute with it."""
+    """Raise a ConfigError where an object still refers to a layer that was replaced, and could still call it."""
     copied: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copy.deepcopy(model, copied)
     for original, layer in replaced.items():
@@ -223,7 +234,7 @@ def _share_weights(model: nn.Module) -> None:
 
 
 def _check_ties(model: nn.Module, pruning: PruningMethod) -> None:
-    """Raise a ConfigError where a method would change the values of a weight that something else, which is not pruned, uses too."""
+    """Raise a ConfigError where a pruning method would rescale a weight that a module without pruning uses too."""
     used = {id(own): name for name, module in model.named_modules() if not isinstance(module, CompressedLayer) for own in module._parameters.values()}
     for layer in weight_layers(model).values():
         if layer.prunable and pruning.rescales and id(layer.weight) in used:
@@ -240,7 +251,7 @@ def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
 
 
 def _connect(trace: Trace, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Tell each layer which quantizer made each of its inputs, where only modules that move or pick values stand between."""
+    """Connect each layer to the quantizers that produce its inputs, where only modules that move or select values lie between them."""
     for original in filter(replaced.__contains__, trace.order):
         layer: Any = replaced[original]
         for number, feed in enumerate(trace.feeds[original][: len(layer.input_quantizers)]):

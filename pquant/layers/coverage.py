@@ -1,4 +1,4 @@
-"""Which share of a model is quantized."""
+"""The fraction of a model that is quantized."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from pquant.quantization.quantizer import Quantizer
 
 
 def note_costs(model: nn.Module, trace: Trace, replaced: Mapping[nn.Module, Any]) -> None:
-    """Let each layer of a compressed model know its ``cost``, and the model that of all that stays float, as ``float_cost``."""
+    """Set ``cost`` on each layer of a compressed model, and on the model the total of all parts that stay float, as ``float_cost``."""
     left = Cost()
     for module, cost in trace.cost.items():
         if module in replaced:
@@ -27,14 +27,14 @@ def note_costs(model: nn.Module, trace: Trace, replaced: Mapping[nn.Module, Any]
 
 
 def coverage(model: nn.Module) -> dict[str, float]:
-    """Return which shares of a compressed or finalized model are quantized, each in [0, 1]; 1 where there is nothing of the kind.
+    """Return the quantized fractions of a compressed or finalized model, each in [0, 1]; 1 where the model has none of the counted values.
 
-    ``parameters`` counts the values of all parameters of the model itself. ``multiplications`` counts those of matrix products and convolutions,
-    quantized where all their factors are. ``activations`` counts the values that layers and functions make, but for those that only move, pick, add
-    or shift values; quantized where a layer makes them of quantized values.
+    ``parameters`` counts the values of all parameters of the float model. ``multiplications`` counts those of matrix products and convolutions; one
+    is quantized if both factors are. ``activations`` counts the values that layers and functions return, except functions that only move, select, add
+    or shift values; they are quantized if a layer computes them from quantized values.
 
     Raises:
-        ConfigError: the model was compressed without an example input, so that what it computes is not known.
+        ConfigError: the model was compressed without an example input, so that its calls are not known.
     """
     total = getattr(model, "float_cost", None)
     if not isinstance(total, Cost):
@@ -53,7 +53,7 @@ def coverage(model: nn.Module) -> dict[str, float]:
 
 
 def own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Yield (module, name, parameter) of the model's own parameters, a shared one for each module that has it; none of methods or quantizers."""
+    """Yield (module, name, parameter) for the parameters of the float model; a shared one is repeated. Pruners and quantizers are left out."""
     for module in model.modules():
         if not isinstance(module, (Quantizer, Pruner, BitRegularization)):
             for name, parameter in module._parameters.items():
@@ -62,13 +62,13 @@ def own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 
 def parameter_quantizer(module: nn.Module, name: str) -> Quantizer | None:
-    """Return what quantizes a parameter of a module, if anything does."""
+    """Return the quantizer of a parameter of a module, or None."""
     found = next((child.weight_quantizer for child in module.children() if isinstance(child, PQConstant) and child.of == name), None)
     return found or (getattr(module, f"{name}_quantizer", None) if isinstance(module, QuantizedLayer) else None)
 
 
 def _parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many values of the model's own parameters are quantized, and how many there are."""
+    """Return how many parameter values of the float model are quantized, and how many there are."""
     done: dict[int, int] = {}
     total: dict[int, int] = {}
     for module, name, parameter in own_parameters(model):

@@ -13,9 +13,9 @@ from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 
 class PQEmbedding(QuantizedLayer, nn.Embedding):
-    """``nn.Embedding`` with a quantized table; its input are indices, and its values are not pruned. A lookup multiplies nothing.
+    """``nn.Embedding`` with a quantized table. Its inputs are indices, its table is not pruned, and a lookup costs no EBOPs.
 
-    Takes the arguments of ``nn.Embedding`` but ``max_norm`` and ``sparse`` and, by keyword, ``quantization`` (method object) and ``name``.
+    Takes the arguments of ``nn.Embedding`` except ``max_norm`` and ``sparse`` and, by keyword, ``quantization`` (method object) and ``name``.
     """
 
     tensors = ("weight", "output")
@@ -37,13 +37,13 @@ class PQEmbedding(QuantizedLayer, nn.Embedding):
         return not self.weight_quantizer.is_float
 
     def output_source(self) -> Quantizer | None:
-        """Return the output's quantizer, else that of the table where all its values share one format."""
+        """Return the output quantizer, else the table's quantizer; None if the values do not all share one format."""
         source = self.weight_quantizer if self.output_quantizer.is_float else self.output_quantizer
         return None if source.is_float or source.width().ndim else source
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Take the quantized table."""
+        """Replace the table by its quantized values and return the layer."""
         super().finalized()
         self.weight = nn.Parameter(self.weight_quantizer(self.weight).clone(), requires_grad=False)
         self.weight_quantizer = self.weight_quantizer.folded()

@@ -1,4 +1,4 @@
-"""Examples of what a model takes."""
+"""Example inputs of a model."""
 
 import copy
 import random
@@ -20,7 +20,7 @@ Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments and keyword arguments of a model that an example stands for, tensors copied, as a model may write into its input.
+    """Return the positional and keyword arguments of an example. Tensors are copied, since a model may write into its input.
 
     Raises:
         ConfigError: an example of another type.
@@ -36,7 +36,7 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Leave the states of torch's, numpy's and Python's random numbers as they were, on the devices of the model too."""
+    """Restore the random states of torch (on the CPU and the model's GPUs), numpy and Python on exit."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
@@ -47,7 +47,7 @@ def same_random_numbers(model: nn.Module) -> Iterator[None]:
 
 
 def materialize(model: nn.Module, example: Example) -> None:
-    """Give lazy modules the shapes and parameters that they get in a forward on the example."""
+    """Initialize lazy modules in place, with the shapes and parameters that they get in a forward on the example."""
     if not any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         return
     twin, (args, kwargs) = copy.deepcopy(model), arguments(example)
@@ -61,10 +61,10 @@ def materialize(model: nn.Module, example: Example) -> None:
 
 
 def resized(example: Example, axis: int, count: int) -> Example:
-    """Return the example with ``count`` elements along an axis, in all tensors that are as long there as the first one.
+    """Return the example with ``count`` elements along an axis, in all tensors that have the same length there as the first tensor.
 
     Raises:
-        IndexError: no tensor is there, or the first one has no other axis behind that one.
+        IndexError: the example has no tensor, or ``axis`` is the last axis of the first tensor or beyond it.
     """
     first = tensors_in(example)[0]
     length = first.shape[: first.ndim - 1][axis]

@@ -1,4 +1,4 @@
-"""A float model becomes one in which layers do what attention, recurrences and functional code do; it computes the same."""
+"""Replacement of attention, recurrent layers and function calls of a float model by float layers that compute the same."""
 
 import copy
 from collections import OrderedDict
@@ -25,11 +25,11 @@ COMPOSITES: dict[type[nn.Module], type[Composite]] = {
     kind.float_class: kind for kind in (PQMultiheadAttention, PQLSTM, PQGRU, PQRNN, PQLSTMCell, PQGRUCell, PQRNNCell)
 }
 ACTIVATIONS: dict[Callable[..., Tensor], type[nn.Module]] = {F.relu: nn.ReLU, F.gelu: nn.GELU, torch.relu: nn.ReLU}
-"""Functions that torch's transformer layers hold as attributes."""
+"""Activation functions that torch's transformer layers hold as attributes, and the modules that replace them."""
 
 
 def composites(model: nn.Module, trace: Trace | None) -> tuple[dict[nn.Module, nn.Module], Reasons]:
-    """Return what stands for attention and recurrences of a model, and why some of them stay float."""
+    """Return the replacements of attention and recurrent layers of a model, and the reasons why others stay float."""
     used: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -49,30 +49,31 @@ def composites(model: nn.Module, trace: Trace | None) -> tuple[dict[nn.Module, n
 
 def _why_float(module: nn.Module, trace: Trace | None, used: Mapping[int, int]) -> str | None:
     if any(used[id(parameter)] > 1 for parameter in module.parameters()):
-        return "something else has its parameters too"
+        return "another module has the same parameters"
     if trace is None:
         return None
     if module in trace.packed:
         return "it gets packed sequences; pad them to one length"
     if module in trace.read_elsewhere:
-        return f"something else reads its parameters, {trace.read_elsewhere[module]}"
+        return f"its parameters are also read by {trace.read_elsewhere[module]}"
     return None if module in trace.called else "the example input does not reach it"
 
 
 def use_modules_for_activations(model: nn.Module) -> None:
-    """Let torch's transformer layers call modules where they hold functions."""
+    """Let torch's transformer layers call activation modules instead of activation functions."""
     for module in model.modules():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and vars(module).get("activation") in ACTIVATIONS:
             function = module.__dict__.pop("activation")
             module.activation = ACTIVATIONS[function]()
-            kind = type(module)  # whose __setstate__ gives a copy without an attribute of this name F.relu
+            kind = type(module)  # its __setstate__ sets F.relu on a copy that has no plain attribute `activation`
             module.__class__ = type(kind.__name__, (kind,), {"__setstate__": nn.Module.__setstate__, "__module__": kind.__module__})
 
 
 def torch_subclasses(model: nn.Module, trace: Trace, example: Example) -> dict[nn.Module, nn.Module]:
-    """Return what stands for layers with a forward of their own that does what torch's does, and then lets the children of the layer follow.
+    """Return the replacements of subclasses of torch layers whose forward does what torch's does and then calls their children in order.
 
-    That is a sequence of the layer of torch and the children. A layer without children takes torch's forward instead, so that it is converted itself.
+    The replacement is a sequence of the torch layer and the children. A layer without children gets torch's forward instead, in place, so that it is
+    converted itself.
     """
     wanted = {module: base for module in model.modules() if module in trace.called and not is_layer(module) and (base := _base(module))}
     calls, _ = _calls(model, list(wanted), [example])
@@ -92,12 +93,12 @@ def torch_subclasses(model: nn.Module, trace: Trace, example: Example) -> dict[n
 
 
 def _base(module: nn.Module) -> Any:
-    """Return the layer of torch that a module with a forward of its own is a subclass of; None for other modules."""
+    """Return the class of torch layers with a replacement that a module inherits from, or None."""
     return next((base for base in type(module).__mro__ if base in REPLACEMENTS), None)
 
 
 def _as_its_base(module: nn.Module, base: Any) -> nn.Module:
-    """Return a layer of torch with the parameters, buffers and settings of a subclass, and without its children."""
+    """Return a torch layer of class ``base`` with the parameters, buffers and settings of ``module``, but without its children."""
     layer = base.__new__(base)
     layer.__dict__.update({name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()})
     layer._modules = {}
@@ -106,9 +107,10 @@ def _as_its_base(module: nn.Module, base: Any) -> nn.Module:
 
 @torch.no_grad()
 def _does_as_its_base(module: nn.Module, base: Any, call: Arguments, training: bool, drawn: bool) -> bool:
-    """Return whether a call gives, bit for bit, what torch's layer and then the children of the module give.
+    """Return whether a call returns, bit for bit, what torch's layer followed by the children of the module returns.
 
-    With ``drawn`` all parameters and buffers have other values, so that those that do nothing yet, such as a gain of 1 or a mask of ones, count.
+    With ``drawn`` all parameters and buffers get random values first. This reveals parameters without effect at their initial value, such as a gain
+    of 1 or a mask of ones.
     """
     module = copy.deepcopy(module)
     if drawn:
@@ -130,7 +132,7 @@ def _does_as_its_base(module: nn.Module, base: Any, call: Arguments, training: b
 
 
 def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Reasons:
-    """Let the modules of a model call layers where they call functions that have one; return why some do not."""
+    """Replace function calls in the forwards of a model's modules by layers; return the reasons for the modules where this is not possible."""
     wanted = [module for module in model.modules() if module in trace.called and _may_call_layers(module, trace)]
     calls, reasons = _calls(model, wanted, _of_two_sizes(example))
     for module in wanted:
@@ -144,7 +146,7 @@ def functions_to_layers(model: nn.Module, trace: Trace, example: Example) -> Rea
 
 
 def _of_two_sizes(example: Example) -> list[Example]:
-    """Return the example, and one with a batch of three where it has a batch."""
+    """Return the example and, if it has a batch axis, one of another batch size: 3, or 2 where the example has 3."""
     with suppress(IndexError):
         count = 2 if len(tensors_in(example)[0]) == 3 else 3
         return [example, resized(example, 0, count)]
@@ -152,14 +154,16 @@ def _of_two_sizes(example: Example) -> list[Example]:
 
 
 def _may_call_layers(module: nn.Module, trace: Trace) -> bool:
-    """Return whether a module calls functions that have a layer, or has parameters of its own to use."""
+    """Return whether a module calls functions that a layer can replace, or has parameters itself."""
     if is_layer(module) or isinstance(module, Composite):
         return False
     return any(map(takes_layers, trace.functions.get(module, ()))) or any(parameter is not None for parameter in module._parameters.values())
 
 
 def _calls(model: nn.Module, wanted: list[nn.Module], examples: list[Example]) -> tuple[dict[nn.Module, list[Arguments]], Reasons]:
-    """Return the arguments of the calls of some modules, of those examples that the model takes, or why they have none by name."""
+    """Return the arguments of the calls of the modules ``wanted``, and the reasons for modules whose arguments have no names.
+
+    Examples for which the model raises an error are left out."""
     calls: dict[nn.Module, list[Arguments]] = {module: [] for module in wanted}
     reasons: Reasons = {}
     if not wanted:

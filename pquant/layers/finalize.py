@@ -1,4 +1,4 @@
-"""From a compressed model to the finalized one."""
+"""Conversion of a compressed model to a finalized one."""
 
 import copy
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from pquant.layers.replacements import replace_modules
 
 
 def finalize(model: nn.Module) -> nn.Module:
-    """Return the model as finalized, in evaluation mode: hard masks and quantized values written into the weights; ``model`` is left untouched.
+    """Return a finalized copy of ``model`` in evaluation mode, with masks and quantized values written into the weights.
 
-    Its output is, bit for bit, that of ``model`` in evaluation mode.
+    ``model`` is left untouched. The copy computes, bit for bit, the output of ``model`` in evaluation mode.
     """
     model = copy.deepcopy(model)
     model.eval()
@@ -34,7 +34,7 @@ def finalize(model: nn.Module) -> nn.Module:
 
 
 def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:
-    """Let finalized layers share what they shared before, where it has become the same."""
+    """Let finalized layers share the weights and biases that they shared before, where the finalized values are equal."""
     shared: dict[int, list[Tensor]] = {}
     for layer, (weight, bias) in before.items():
         for name, old in (("weight", weight), ("bias", bias)):

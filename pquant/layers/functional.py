@@ -1,4 +1,4 @@
-"""Calls of ``torch``, ``torch.nn.functional`` and tensor methods become the layers that they stand for."""
+"""Replacement of calls of ``torch``, ``torch.nn.functional`` and tensor methods by layers."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from pquant.layers.merge import Mean, Merge, Scale, is_shift
 
 Operands = tuple[Any, ...]
 Made = tuple[nn.Module, Operands]
-"""A float layer, and the arguments that it is called with: nodes, or values."""
+"""A float layer, and its arguments: nodes of the graph, or values."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "gelu": ("approximate",),
@@ -28,7 +28,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "softshrink": ("lambd",),
     "hardshrink": ("lambd",),
 }
-"""What functional activations take beside their input, in order."""
+"""Parameters of functional activations after the input, in order."""
 ACTIVATIONS = frozenset(KINDS) - {"prelu"}
 POOLS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 SAME = {
@@ -46,9 +46,9 @@ JOINS = frozenset(
     "add iadd sub isub mul imul cat concat concatenate stack expand expand_as repeat unsqueeze squeeze view reshape flatten permute "
     "transpose contiguous getitem index_select chunk split to matmul einsum where".split()
 )
-"""Functions by which a parameter takes part as a value of its own."""
+"""Functions of a parameter that a layer does not replace together with the parameter; the parameter becomes a Constant layer."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
-"""By how much the layers may differ from the calls that they stand for: float rounding."""
+"""Relative and absolute tolerance between a layer and the function call that it replaces, for float rounding."""
 MASKED = 1e6
 
 
@@ -60,16 +60,16 @@ def name_of(target: Any) -> str:
 
 
 def _is_values(node: Any) -> bool:
-    """Return whether an argument is a node that stands for float values."""
+    """Return whether an argument is a node whose value is a float tensor."""
     value = node.meta.get(VALUE) if isinstance(node, fx.Node) else None
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _options(node: fx.Node, names: Sequence[str], tensors: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the arguments of a call behind its input, by name; those in ``tensors`` may be nodes.
+    """Return the arguments of a call after its input, by name. Only those in ``tensors`` may be nodes.
 
     Raises:
-        _NoLayer: another one is a node, or there are more.
+        _NoLayer: another argument is a node, or the call has more arguments than ``names``.
     """
     options = {**dict(zip(names, node.args[1:], strict=False)), **{key: value for key, value in node.kwargs.items() if key not in ("input", "self")}}
     made = [name for name, value in options.items() if name not in tensors and fx.map_arg(value, lambda inner: None) != value]
@@ -79,7 +79,7 @@ def _options(node: fx.Node, names: Sequence[str], tensors: Sequence[str] = ()) -
 
 
 class _NoLayer(Exception):
-    """A call with arguments that its layer does not take."""
+    """Raised for a call with arguments that its layer does not support."""
 
 
 def _activation(node: fx.Node) -> Made | None:
@@ -174,7 +174,7 @@ def _norm(node: fx.Node) -> Made | None:
 
 
 def _is_used_here_alone(node: fx.Node) -> bool:
-    """Return whether a node stands for a parameter of the module itself that only one call takes."""
+    """Return whether a node is a parameter of the module itself that only one call uses."""
     others = [other for other in node.graph.nodes if other.op == "get_attr" and other.target == node.target]
     return node.op == "get_attr" and "." not in str(node.target) and len(others) == len(node.users) == 1
 
@@ -210,24 +210,24 @@ LAYERS: dict[str, Callable[[fx.Node], Made | None]] = {
     "scaled_dot_product_attention": _attention,
     "dropout": _dropout,
 }
-"""What makes the layer for a call, by the call's name; None where none stands for it."""
+"""Function that builds the layer for a call, by the name of the call; it returns None where no layer fits."""
 SHORT = {"scaled_dot_product_attention": "attention"}
 
 
 def takes_layers(name: str) -> bool:
-    """Return whether a layer can stand for calls of a function of this name."""
+    """Return whether a layer can replace calls of a function of this name."""
     return name_of(name) in LAYERS or name == "linear"
 
 
 def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
-    """Let a module call layers, as children of its own, where its forward calls functions; its class becomes a subclass with another forward.
+    """Replace the function calls in the forward of ``module`` by calls of new child layers; its class becomes a subclass with that forward.
 
     Args:
-        module: the module, whose children stay as they are.
+        module: the module, changed in place; its present children do not change.
         calls: the arguments of its calls, in evaluation.
 
     Raises:
-        NotCaptured: the forward cannot be traced, is another one in training, or the layers do not give what the functions give.
+        NotCaptured: the forward cannot be traced, differs in training, or the layers do not return the values of the functions.
     """
     twin = copy.deepcopy(module)
     graph, constants = captured(twin, calls[0], training=True)
@@ -256,7 +256,7 @@ def with_layers(module: nn.Module, calls: Sequence[Arguments]) -> None:
 
 
 def _take_parameters(module: nn.Module, child: nn.Module) -> None:
-    """Let a new child have those parameters of a module that its function took; they leave the module."""
+    """Move the parameters that a replaced function used from the module to the new child."""
     for name, own in vars(child).pop("taken", {}).items():
         child._parameters[name] = module._parameters.pop(own)
 
@@ -295,7 +295,7 @@ def _parameters_to_layers(module: nn.Module, graph: fx.Graph) -> int:
 
 
 def _put(module: nn.Module, graph: fx.Graph, node: fx.Node, layer: nn.Module, operands: Operands) -> None:
-    """Let a new child of the module stand for a node."""
+    """Add ``layer`` as a child of the module, and replace the node by a call of it."""
     called = name_of(node.target)
     name = _free(module, SHORT.get(called, called))
     module.add_module(name, layer.train(module.training))
@@ -303,7 +303,7 @@ def _put(module: nn.Module, graph: fx.Graph, node: fx.Node, layer: nn.Module, op
 
 
 def _call(graph: fx.Graph, node: fx.Node, name: str, operands: Operands) -> None:
-    """Let the call of a module take the place of a node."""
+    """Replace a node by a call of the child ``name``."""
     with graph.inserting_before(node):
         new = graph.call_module(name, operands)
     new.meta = dict(node.meta)
@@ -312,7 +312,7 @@ def _call(graph: fx.Graph, node: fx.Node, name: str, operands: Operands) -> None
 
 
 def _owner(module: nn.Module, node: fx.Node) -> str:
-    """Return the name of the dense layer whose weight and bias a call of ``linear`` takes, or "" where these are not those of one."""
+    """Return the name of the dense layer whose weight and bias a call of ``linear`` uses, or "" where they do not belong to one dense layer."""
     options = _options(node, ("weight", "bias"), ("weight", "bias"))
     paths = [
         value.target if isinstance(value, fx.Node) and value.op == "get_attr" else None for value in (options.get("weight"), options.get("bias"))
@@ -325,13 +325,13 @@ def _owner(module: nn.Module, node: fx.Node) -> str:
 
 
 def _free(module: nn.Module, name: str) -> str:
-    """Return ``name``, with a number where the module has an attribute of this name."""
+    """Return ``name``, with a number appended where the module already has an attribute of this name."""
     names = [name, *(f"{name}_{number}" for number in range(1, 1000))]
     return next(name for name in names if not hasattr(module, name))
 
 
 def _check_modes(training: fx.Graph, evaluation: fx.Graph) -> None:
-    """Raise NotCaptured where a forward makes other calls in training than in evaluation, dropout left aside."""
+    """Raise NotCaptured where a forward makes other calls in training than in evaluation, except for dropout."""
 
     def described(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return [(node.op, node.target, *_plain(node)) for node in graph.nodes]
@@ -341,7 +341,7 @@ def _check_modes(training: fx.Graph, evaluation: fx.Graph) -> None:
 
 
 def _plain(node: fx.Node) -> tuple[Any, Any]:
-    """Return the arguments of a node, with the names of nodes, and without what says whether and how much to drop."""
+    """Return the arguments of a node, with nodes replaced by their names, and without the arguments that control dropout."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: inner.name)
     name = name_of(node.target)
     if name == "dropout":
@@ -353,7 +353,7 @@ def _plain(node: fx.Node) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]) -> None:
-    """Raise NotCaptured where two modules differ in evaluation on calls that the first one takes."""
+    """Raise NotCaptured where two modules differ in evaluation, for calls in which ``module`` raises no error."""
     module, other = copy.deepcopy(module), copy.deepcopy(other)
     module.eval()
     other.eval()
@@ -367,11 +367,11 @@ def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]
             raise NotCaptured("sizes decide what it computes" if sizes else " ".join(str(theirs).split())[:160]) from theirs
         for expected, given in zip(_tensors(mine), _tensors(theirs), strict=False):
             if expected.is_floating_point() and not _is_close(expected, given):
-                raise NotCaptured("layers in its place do not give the same values")
+                raise NotCaptured("the layers that would replace its calls return other values")
 
 
 def _result(module: nn.Module, arguments: Arguments) -> Any:
-    """Return what a module gives for a call, or the exception that it raises."""
+    """Return the result of a module for a call, or the exception that it raises."""
     try:
         with torch.random.fork_rng(devices=[]):
             return module(*copy.deepcopy(list(arguments.values())))
@@ -380,7 +380,7 @@ def _result(module: nn.Module, arguments: Arguments) -> Any:
 
 
 def _is_close(expected: Tensor, given: Tensor) -> bool:
-    """Return whether values are equal but for rounding; very large ones, such as those of masks, do not make others count less."""
+    """Return whether values are equal up to rounding. Values of at least ``MASKED``, such as those of masks, do not raise the tolerance."""
     usual = expected[expected.abs() < MASKED]
     tolerance = ABSOLUTE * float(usual.abs().max()) if usual.numel() else 0.0
     return expected.shape == given.shape and torch.allclose(expected, given.to(expected), RELATIVE, tolerance, equal_nan=True)

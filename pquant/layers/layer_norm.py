@@ -13,13 +13,14 @@ from pquant.quantization.quantizer import FLOAT_BITS, FoldedQuantizer, MantissaQ
 
 
 class _Norm(QuantizedLayer):
-    """(x - mean) / sigma * weight + bias, with the mean and sigma of each example's own groups of values.
+    """(x - mean) / sigma * weight + bias, with the mean and sigma of each group of values in each example.
 
-    The sums of values and of their squares are exact. 1 / sigma comes from a table; weight and bias multiply and add by feature. These three keep as
-    many significant bits as the formats ``reciprocal``, ``weight`` and ``bias`` have, each value with its own binary point, as their ranges are not
-    known beforehand.
+    The sums of values and of squares are exact. 1 / sigma comes from a table; weight and bias act by feature. These three keep the number of
+    significant bits of the formats ``reciprocal``, ``weight`` and ``bias``. Each value has its own binary point, since the ranges are not known
+    beforehand.
 
-    EBOPs count, for each value, its square, its product with 1 / sigma, and that with the weight, each with the bits of the input.
+    EBOPs count three products for each value: its square, its product with 1 / sigma, and its product with the weight. The value counts with the bits
+    of the input in each.
     """
 
     weight: Any
@@ -38,7 +39,7 @@ class _Norm(QuantizedLayer):
             setattr(self, f"{tensor}_quantizer", MantissaQuantizer(settings) if settings.enable and there else NoQuantizer())
 
     def axes(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``x`` in a shape in which some axes share their statistics, and these axes."""
+        """Return ``x`` in a shape where whole axes share their statistics, and these axes."""
         raise NotImplementedError
 
     def compute(self, x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class _Norm(QuantizedLayer):
         return self.scaled((grouped * reciprocal).reshape(x.shape), *self._values())
 
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
-        """Return a weight or bias so that it broadcasts with ``x``."""
+        """Return a weight or bias in a shape that broadcasts with ``x``."""
         raise NotImplementedError
 
     def scaled(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -79,12 +80,12 @@ class _Norm(QuantizedLayer):
         """Return the layer's calls in one inference.
 
         Raises:
-            ConfigError: they are not known.
+            ConfigError: the model was compressed without an example input, so that the calls are not known.
         """
         return super().calls_of(weight.flatten())
 
     def bit_operations(self, widths: Widths) -> Tensor:
-        """Return the EBOPs by the bits of the input, differentiable; those of weight and bias are fixed."""
+        """Return the EBOPs, differentiable in the bits of the input; the bits of weight and bias are fixed."""
         total = self.data_operations(widths)
         weight, bias = (None if values is None else torch.full_like(values, self._significant(name)) for name, values in self._named())
         return total if weight is None else total + self.operations(weight, bias, widths(self.operand()))
@@ -93,7 +94,7 @@ class _Norm(QuantizedLayer):
         return [("weight", self.weight), ("bias", getattr(self, "bias", None))]
 
     def _significant(self, name: str) -> float:
-        """Return the bits with which a weight, bias or reciprocal is counted: its significant ones, 32 for float values."""
+        """Return the bits that a weight, bias or reciprocal counts in EBOPs: its significant bits, or 32 if it is float."""
         quantizer = getattr(self, f"{name}_quantizer")
         return float(quantizer.significant if isinstance(quantizer, MantissaQuantizer) else FLOAT_BITS)
 
@@ -102,7 +103,7 @@ class _Norm(QuantizedLayer):
         return (self.operand(),)
 
     def data_operations(self, widths: Widths) -> Tensor:
-        """Return the bits of all values squared, and times the significant bits of 1 / sigma."""
+        """Return the EBOPs of all squares and of all products with 1 / sigma."""
         data = widths(self.operand())
         total = data.new_zeros(())
         for call in self.calls:
@@ -112,7 +113,7 @@ class _Norm(QuantizedLayer):
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Take the quantized weight and bias."""
+        """Replace weight and bias by their quantized values and return the layer."""
         super().finalized()
         weight, bias = self._values()
         for name, values in (("weight", weight), ("bias", bias)):
@@ -125,7 +126,7 @@ class _Norm(QuantizedLayer):
 
 
 class _LastAxesNorm(_Norm):
-    """A norm over the last axes, those of ``normalized_shape``, which are the axes of its weight too."""
+    """A norm over the last axes of the input, whose shape is ``normalized_shape``, the shape of the weight."""
 
     normalized_shape: tuple[int, ...]
 
@@ -134,11 +135,11 @@ class _LastAxesNorm(_Norm):
         return x, tuple(range(-len(self.normalized_shape), 0))
 
     def by_feature(self, values: Tensor, x: Tensor) -> Tensor:
-        """Return ``values``, whose axes are the last ones."""
+        """Return ``values`` unchanged, since they have the shape of the last axes."""
         return values
 
     def positions(self, call: Call) -> int:
-        """Return how many groups of values have statistics of their own."""
+        """Return how many groups of values have a common mean and sigma."""
         return math.prod(call.output) // max(math.prod(self.normalized_shape), 1)
 
 
@@ -173,7 +174,7 @@ class _InstanceNorm(_Norm):
         """Return the normalized ``x``.
 
         Raises:
-            ValueError: ``x`` has not the number of axes that the layer takes.
+            ValueError: ``x`` does not have the number of axes that the layer takes.
         """
         self._check_input_dim(x)
         return super().compute(x)
@@ -194,12 +195,12 @@ class PQInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
 
 
 class PQInstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
-    """``nn.InstanceNorm2d``, likewise; see :class:`PQInstanceNorm1d`."""
+    """``nn.InstanceNorm2d`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
 
     rank = 2
 
 
 class PQInstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d``, likewise; see :class:`PQInstanceNorm1d`."""
+    """``nn.InstanceNorm3d`` with a quantized 1 / sigma, weight and bias, and quantizers around it."""
 
     rank = 3

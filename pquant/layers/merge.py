@@ -1,6 +1,6 @@
-"""Products of data: what joins two tensors, scales one or averages it, and so makes values on a new grid.
+"""Layers that multiply two tensors, scale a tensor or average it. Their results need a new fixed-point format.
 
-Sums, differences, concatenations and maxima make none: their values lie on the grids of what they take, and need no quantizer of their own.
+Sums, differences, concatenations and maxima need no quantizer: their values are multiples of the step of their inputs.
 """
 
 import math
@@ -28,15 +28,18 @@ MERGES: dict[str, Callable[..., Tensor]] = {
 """Functions of two tensors."""
 PRODUCTS = ("mul", "matmul", "einsum")
 BY_CHANNEL = ("add", "sub", "mul", "maximum", "minimum")
-"""Those whose inputs and result have their channels on the same axis."""
+"""Kinds whose inputs and result have their channels on the same axis."""
 
 
 class Merge(nn.Module):
     """A function of two tensors as a layer.
 
     Args:
-        kind: a name in ``MERGES``; the tensors broadcast as that function of torch lets them.
-        equation: of an einsum, with two inputs.
+        kind: a name in ``MERGES``; the tensors broadcast as in that torch function.
+        equation: equation with two inputs, for kind "einsum" only.
+
+    Raises:
+        ValueError: an ``equation`` with another kind, or kind "einsum" without one.
     """
 
     def __init__(self, kind: str, equation: str | None = None) -> None:
@@ -57,9 +60,9 @@ class Merge(nn.Module):
 
 
 class PQMerge(QuantizedLayer, Merge):
-    """A function of two quantized tensors, each with a quantizer; both have the format of the layer's ``input``.
+    """A function of two tensors, each with its own quantizer; both quantizers have the format ``input`` of the layer.
 
-    EBOPs count the products of "mul", "matmul" and "einsum", each with the bits of both factors; the other kinds multiply nothing.
+    The EBOPs of "mul", "matmul" and "einsum" are the sum over all products of bits times bits of the factors. Other kinds cost no EBOPs.
 
     Takes the arguments of :class:`Merge` and, by keyword, ``quantization`` (method object) and ``name``.
     """
@@ -80,7 +83,7 @@ class PQMerge(QuantizedLayer, Merge):
         return (self.operand(0), self.operand(1)) if self.kind in PRODUCTS else ()
 
     def data_operations(self, widths: Widths) -> Tensor:
-        """Return the sum of the products of both factors' bits: the function itself, of bit widths."""
+        """Return the sum over all products of the bits of both factors: the sum of the function, applied to bit widths."""
         if self.kind not in PRODUCTS:
             return super().data_operations(widths)
         bits = [widths(quantizer) for quantizer in self.counted()]
@@ -91,7 +94,7 @@ class PQMerge(QuantizedLayer, Merge):
 
 
 def is_shift(number: float) -> bool:
-    """Return whether a product with a number moves bits only: a power of two, its negative, or 0."""
+    """Return whether a product with ``number`` is a bit shift: ``number`` is 0, a power of two, or minus one."""
     return math.isfinite(number) and math.frexp(abs(number))[0] in (0.0, 0.5)
 
 
@@ -99,8 +102,8 @@ class Scale(nn.Module):
     """A constant factor as a layer.
 
     Args:
-        factor: any number; it divides instead where ``divides``.
-        divides: whether the layer gives x / factor, as float models may write it.
+        factor: any number.
+        divides: whether the layer returns x / factor instead of x * factor.
     """
 
     def __init__(self, factor: float, divides: bool = False) -> None:
@@ -117,7 +120,7 @@ class Scale(nn.Module):
 
 
 class PQScale(QuantizedLayer, Scale):
-    """A constant factor, kept to as many significant bits as a weight has, of quantized data; a power of two costs no EBOPs."""
+    """A constant factor of quantized data. The factor keeps as many significant bits as a weight; a power of two costs no EBOPs."""
 
     tensors = ("weight", "input", "output")
     constant: Tensor
@@ -139,7 +142,7 @@ class PQScale(QuantizedLayer, Scale):
         return (self.operand(),)
 
     def data_operations(self, widths: Widths) -> Tensor:
-        """Return the bits of all values times those of the constant, none for a power of two."""
+        """Return the bits of all values times the bits of the constant; 0 for a power of two."""
         bits = significant_bits(self.constant)
         data = widths(self.operand())
         return sum((data.expand(call.input).sum() * bits * (bits > 1) for call in self.calls), start=data.new_zeros(()))
@@ -150,7 +153,7 @@ class Mean(nn.Module):
 
     Args:
         dim: the axis or axes.
-        keepdim: whether they stay, with one value each.
+        keepdim: whether these axes stay, with size 1.
     """
 
     def __init__(self, dim: int | tuple[int, ...], keepdim: bool = False) -> None:
@@ -167,7 +170,7 @@ class Mean(nn.Module):
 
 
 class PQMean(QuantizedLayer, Mean):
-    """The mean of quantized values over axes, quantized; it multiplies nothing, as an average pool does not."""
+    """The mean of quantized values over axes, quantized. Like an average pool it costs no EBOPs."""
 
     def compute(self, x: Tensor) -> Tensor:
         """Return the mean."""

@@ -1,4 +1,4 @@
-"""Batch norm, as the multiplication and addition by channel that hardware does."""
+"""Batch norm, quantized as the multiplication and addition per channel that hardware computes."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def _by_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 class _ChannelwiseLayer(QuantizedLayer):
-    """A layer whose weight multiplies by channel, and whose bias adds to that."""
+    """A layer that multiplies each channel by a weight and adds a bias."""
 
     tensors = ("weight", "bias", "input", "output")
 
@@ -29,12 +29,12 @@ class _ChannelwiseLayer(QuantizedLayer):
         return y if bias is None else y + _by_channel(bias, x)
 
     def positions(self, call: Call) -> int:
-        """Return the positions, each of which has all channels."""
+        """Return how many positions the input has; each position holds one value per channel."""
         return math.prod(call.input[2:])
 
 
 class ChannelAffine(_ChannelwiseLayer):
-    """x * weight + bias by channel: what a batch norm is once finalized. ``weight`` and ``bias`` are (channels,), quantized for good."""
+    """x * weight + bias by channel: a finalized batch norm. ``weight`` and ``bias`` have shape (channels,) and hold quantized values."""
 
     def __init__(self, norm: "_BatchNorm") -> None:
         nn.Module.__init__(self)
@@ -61,13 +61,14 @@ def _folded(quantizer: Quantizer, values: Tensor) -> Quantizer:
 
 
 class _BatchNorm(_ChannelwiseLayer):
-    """Batch norm whose scale gamma / sigma and shift beta - mu * scale are quantized with the weight's and the bias's number of bits.
+    """Batch norm whose scale gamma / sigma and shift beta - mu * scale are quantized, with as many significant bits as weight and bias have.
 
-    Each channel has its own binary point, as gamma / sigma has no range known beforehand. In training the batch's own statistics normalize,
-    and gamma and beta are moved so that the running statistics would give the quantized scale and shift; in evaluation those are used themselves.
+    Each channel has its own binary point, since the range of gamma / sigma is not known beforehand. In training, the batch is normalized with its own
+    statistics, then multiplied by gamma and shifted by beta. These two are chosen so that the running statistics give exactly the quantized scale
+    and shift. In evaluation the quantized scale and shift are applied directly.
 
-    Under ``torch.utils.checkpoint`` the second forward meets statistics that the first has moved, as torch's own batch norm does; here gamma and beta
-    follow them, so that gradients are off by some tenths of a per cent once the statistics have settled.
+    Under ``torch.utils.checkpoint`` the second forward sees running statistics that the first forward has updated, as in torch's batch norm. Here
+    gamma and beta depend on them, so that gradients have a relative error of a few tenths of a per cent once the statistics have settled.
     """
 
     weight: Any
@@ -95,11 +96,11 @@ class _BatchNorm(_ChannelwiseLayer):
         return scale, self.bias_quantizer(beta - mean * scale)
 
     def moved(self) -> tuple[Tensor, Tensor]:
-        """Return gamma and beta, each (channels,), with which the running statistics give the quantized scale and shift.
+        """Return gamma and beta, each (channels,), for which the running statistics give the quantized scale and shift.
 
-        They are taken from a copy of the statistics, as the forward that asks for them changes these before its backward. The copy is made by
-        ``cat``: torch.compile keeps its result for backward, while it repeats a ``clone`` there, of what the statistics are by then
-        (pytorch/pytorch#197039). So is the result, which it would otherwise compute again for each value of the batch.
+        They are computed from a copy of the running statistics, since the forward updates the statistics before its backward runs. ``cat`` makes the
+        copy, because torch.compile saves the result of ``cat`` for backward but repeats a ``clone`` there, when the statistics have changed
+        (pytorch/pytorch#197039). ``cat`` also joins the result, which torch.compile would otherwise compute again for each value of the batch.
         """
         mean, variance = torch.cat((self.running_mean, self.running_var)).chunk(2)
         sigma = torch.sqrt(variance + self.eps)
@@ -115,7 +116,7 @@ class _BatchNorm(_ChannelwiseLayer):
         """Return the normalized ``x``.
 
         Raises:
-            ValueError: ``x`` has not the number of axes that the batch norm takes.
+            ValueError: ``x`` does not have the number of axes that the batch norm takes.
         """
         self._check_input_dim(x)  # type: ignore[operator]
         stays_float = self._stays_float()
@@ -131,7 +132,7 @@ class _BatchNorm(_ChannelwiseLayer):
         return F.batch_norm(x, self.running_mean, self.running_var, gamma, beta, True, momentum, self.eps)
 
     def _normalized_over_processes(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, momentum: float) -> Tensor:
-        """Return ``x`` normalized by the statistics of the parts of the batch that all processes have, which also move the running ones."""
+        """Return ``x`` normalized by the statistics of the batch over all processes, and update the running statistics with them."""
         mean, variance, number = distributed.batch_statistics(x)
         with torch.no_grad():
             self.running_mean.lerp_(mean, momentum)
@@ -145,7 +146,7 @@ class _BatchNorm(_ChannelwiseLayer):
 
     @torch.no_grad()
     def finalized(self) -> nn.Module:
-        """Return the scale and shift by channel that this batch norm has become; itself where neither is quantized."""
+        """Return a :class:`ChannelAffine` with the quantized scale and shift, or this layer where neither is quantized."""
         super().finalized()
         return self.requires_grad_(False) if self._stays_float() else ChannelAffine(self)
 
@@ -163,7 +164,7 @@ class PQBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
 
 def synchronize(model: nn.Module) -> None:
-    """Let the batch norms of a compressed model take the statistics of all processes that train it; in a single process nothing changes."""
+    """Let the batch norms of a compressed model use the batch statistics over all processes that train it. With one process nothing changes."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.synchronized = distributed.count() > 1

@@ -12,9 +12,9 @@ from pquant.quantization.quantizer import NoQuantizer, Quantizer
 
 
 class _AvgPool(QuantizedLayer):
-    """An average pool, maybe in place of an adaptive one, whose windows were made for inputs of certain ``sizes``.
+    """An average pool. If it replaces an adaptive pool, its windows fit inputs with the spatial ``sizes`` of the example input.
 
-    It does as the adaptive one itself does, to the last bit, where nothing is quantized, and for inputs of other sizes.
+    Where nothing is quantized, and for inputs of other sizes, it calls the adaptive pool, so that the result is the same to the last bit.
     """
 
     adaptive: Any
@@ -57,9 +57,9 @@ POOLS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
-    """Return the plain average pool that an adaptive one is in all its calls, or None where its windows differ in size.
+    """Return the average pool that equals an adaptive pool in all its calls, or None where the windows of the adaptive pool differ in size.
 
-    The pool keeps the ``output_size`` of the adaptive one, and the ``sizes`` of the inputs, which are the last axes of the shapes in ``calls``.
+    The average pool stores the ``output_size`` of the adaptive one, and the spatial ``sizes`` of its inputs in ``calls``.
     """
     rank = list(POOLS).index(type(layer)) + 1
     windows = [list(zip(call.input[-rank:], call.output[-rank:], strict=True)) for call in calls]
@@ -72,7 +72,7 @@ def fixed_pool(layer: nn.Module, calls: Calls) -> nn.Module | None:
 
 
 class _MaxPool(QuantizedLayer):
-    """A max pool of quantized values: what it gives are some of these, so that it has no output quantizer."""
+    """A max pool of quantized values. Its outputs are some of its inputs, so that it needs no output quantizer."""
 
     tensors = ("input",)
 
@@ -90,12 +90,12 @@ class _MaxPool(QuantizedLayer):
 
 
 class PQMaxPool1d(_MaxPool, nn.MaxPool1d):
-    """``nn.MaxPool1d`` with a quantizer of its input."""
+    """``nn.MaxPool1d`` with a quantized input."""
 
 
 class PQMaxPool2d(_MaxPool, nn.MaxPool2d):
-    """``nn.MaxPool2d`` with a quantizer of its input."""
+    """``nn.MaxPool2d`` with a quantized input."""
 
 
 class PQMaxPool3d(_MaxPool, nn.MaxPool3d):
-    """``nn.MaxPool3d`` with a quantizer of its input."""
+    """``nn.MaxPool3d`` with a quantized input."""

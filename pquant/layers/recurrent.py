@@ -1,4 +1,4 @@
-"""Recurrent layers, unrolled over time and made of layers that compress replaces one by one.
+"""Recurrent layers, unrolled over time and built from layers that ``compress`` replaces one by one.
 
 LSTM: S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997. GRU: K. Cho et al., arXiv 1406.1078.
 """
@@ -13,9 +13,9 @@ from pquant.layers.merge import Merge
 
 
 class _Cell(Composite):
-    """One step of a recurrence: ``ih`` makes gates of the input, ``hh`` of the hidden state, both with a bias of their own.
+    """One step of a recurrence. The dense layer ``ih`` computes gates from the input, ``hh`` from the hidden state; each has its own bias.
 
-    The input's gates of all steps are made at once, outside :meth:`step`.
+    The caller computes the gates of the input for all steps at once, outside :meth:`step`.
     """
 
     states: ClassVar[int] = 1
@@ -24,12 +24,12 @@ class _Cell(Composite):
     hh: nn.Linear
 
     def take(self, layer: Any) -> None:
-        """Make the layers with the parameters of a cell of torch."""
+        """Build the layers from the parameters of a torch cell."""
         self.take_settings(layer)
         self.take_parameters(layer, "")
 
     def take_parameters(self, layer: Any, suffix: str) -> None:
-        """Make the layers with those parameters of ``layer`` whose names end with ``suffix``, such as ``_l0_reverse``."""
+        """Build the layers from those parameters of ``layer`` whose names end with ``suffix``, such as ``_l0_reverse``."""
         for name in ("ih", "hh"):
             setattr(self, name, dense(getattr(layer, f"weight_{name}{suffix}"), getattr(layer, f"bias_{name}{suffix}", None)))
         projection = getattr(layer, f"weight_hr{suffix}", None)
@@ -38,11 +38,11 @@ class _Cell(Composite):
         self.make_gates(layer)
 
     def make_gates(self, layer: Any) -> None:
-        """Make the layers that follow ``ih`` and ``hh``."""
+        """Build the layers that follow ``ih`` and ``hh``."""
         raise NotImplementedError
 
     def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the state, the hidden one first, after a step in which the input gives ``gates``, (batch, gates)."""
+        """Return the state after a step, the hidden state first; ``gates``, (batch, gates), are those of the input."""
         raise NotImplementedError
 
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -50,7 +50,7 @@ class _Cell(Composite):
         return (x.new_zeros(x.shape[-2], self.hidden_size),)
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
-        """Return the state after one step, for an input (batch, features) or (features,), as the cell of torch does."""
+        """Return the state after one step, for an input (batch, features) or (features,), as torch's cell does."""
         x = input if input.ndim == 2 else input.unsqueeze(0)
         given = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
         state = self.start(x) if given is None else tuple(part if part.ndim == 2 else part.unsqueeze(0) for part in given)
@@ -71,7 +71,7 @@ def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
 
 
 class PQLSTMCell(_Cell):
-    """``nn.LSTMCell``: the products ``forget`` (gate, cell state), ``update`` (gate, candidate) and ``output`` (gate, tanh of the cell state)."""
+    """``nn.LSTMCell``, with the product layers ``forget`` (gate, cell state), ``update`` (gate, candidate), ``output`` (gate, tanh of cell state)."""
 
     float_class = nn.LSTMCell
     states = 2
@@ -97,7 +97,7 @@ class PQLSTMCell(_Cell):
 
 
 class PQGRUCell(_Cell):
-    """``nn.GRUCell``: the products ``reset`` (gate and the state's candidate) and ``update`` (gate and the difference of state and candidate)."""
+    """``nn.GRUCell``, with the product layers ``reset`` (gate, hidden part of the candidate) and ``update`` (gate, state minus candidate)."""
 
     float_class = nn.GRUCell
 
@@ -107,7 +107,7 @@ class PQGRUCell(_Cell):
         self.reset, self.update = Merge("mul"), Merge("mul")
 
     def step(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the hidden state after a step: n + z * (h - n)."""
+        """Return the hidden state n + z * (h - n) after a step; h is the state before it, n the candidate and z the update gate."""
         (hidden,) = state
         of_input, of_state = gates.chunk(3, -1), self.hh(hidden).chunk(3, -1)
         reset, update = self.sigmoid(torch.cat((of_input[0] + of_state[0], of_input[1] + of_state[1]), -1)).chunk(2, -1)
@@ -121,7 +121,7 @@ class PQRNNCell(_Cell):
     float_class = nn.RNNCell
 
     def make_gates(self, layer: Any) -> None:
-        """Make the activation."""
+        """Build the activation."""
         kind = getattr(layer, "nonlinearity", "tanh")
         self.activation: nn.Module = nn.ReLU() if kind == "relu" else nn.Tanh()
 
@@ -131,9 +131,9 @@ class PQRNNCell(_Cell):
 
 
 class _Recurrent(Composite):
-    """Layers of cells over time: the cell ``l0`` and, where the layer has them, ``l0_reverse``, ``l1``...
+    """A stack of cells over time: the cell ``l0`` and, with two directions or more layers, ``l0_reverse``, ``l1``...
 
-    It gives what torch's layer gives for tensors, and loads its state dict; it does not take packed sequences.
+    The float module computes what torch's layer computes for tensors, and loads its state dict. It does not take packed sequences.
     """
 
     cell: ClassVar[type[_Cell]]
@@ -142,7 +142,7 @@ class _Recurrent(Composite):
     bidirectional: bool
 
     def take(self, layer: Any) -> None:
-        """Make a cell for each layer and direction, with the parameters of ``layer``."""
+        """Build a cell for each layer and direction from the parameters of ``layer``."""
         self.take_settings(layer)
         self.drop = nn.Dropout(layer.dropout)
         for name in self._names():
@@ -152,7 +152,7 @@ class _Recurrent(Composite):
             self.add_module(name, cell)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: there is no one block of memory to flatten, as torch's layer has it on a GPU."""
+        """Do nothing; the method exists because models call it on torch's layer, whose weights are one block of memory on a GPU."""
 
     def _names(self) -> list[str]:
         return [f"l{at}{direction}" for at in range(self.num_layers) for direction in ("", "_reverse")[: 1 + self.bidirectional]]
@@ -161,7 +161,7 @@ class _Recurrent(Composite):
         """Return (hidden states of all steps, last states); arguments and shapes are those of torch's layer.
 
         Raises:
-            TypeError: ``input`` is no tensor.
+            TypeError: ``input`` is not a tensor.
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"a quantized {self.float_class.__name__} takes tensors, got a {type(input).__name__}: pad the sequences to one length")
@@ -193,7 +193,7 @@ class _Recurrent(Composite):
 
     @staticmethod
     def _run(cell: Any, x: Tensor, state: tuple[Tensor, ...], backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the hidden states (steps, batch, features) of one cell, and its last state."""
+        """Return the hidden states (steps, batch, features) of one cell for all steps, and its last state."""
         gates = cell.ih(x).unbind(0)
         hidden = []
         for at in reversed(range(len(gates))) if backwards else range(len(gates)):

@@ -1,4 +1,4 @@
-"""Which layer of ours stands for which of torch's, and the exchange of modules in a model."""
+"""The table of torch layers and their quantized replacements, and the replacement of modules in a model."""
 
 import operator
 from typing import Any
@@ -17,7 +17,7 @@ from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, PQMaxPool1d, PQMaxPool2d, PQMaxPool3d
 from pquant.layers.softmax import PQSoftmax, ScaledSoftmax
 
-# Modules that only move or pick values, and those that do in evaluation.
+# KEEPING only move or select values; PASSING are these and the modules that do nothing in evaluation.
 KEEPING = (nn.Identity, nn.Sequential, nn.Flatten, nn.Unflatten, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.PixelShuffle)
 PASSING = (*KEEPING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
@@ -55,9 +55,9 @@ REPLACEMENTS: dict[type[nn.Module], type[QuantizedLayer]] = {
 
 
 def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return ``model`` with modules exchanged wherever they stand, or the replacement of the model itself; their hooks go over.
+    """Replace modules in ``model``, in place, and return it, or its replacement where ``model`` itself is replaced.
 
-    Modules stand in the attributes of others, in nested lists, tuples, sets and dictionaries too.
+    Modules are found in attributes of other modules, and there in nested lists, tuples, sets and dictionaries. A replacement takes over the hooks.
     """
     for old, new in replaced.items():
         vars(new).update({name: value for name, value in vars(old).items() if "hook" in name and "state_dict" not in name})

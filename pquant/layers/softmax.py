@@ -1,4 +1,4 @@
-"""Softmax, with the tables of exponentials and reciprocals that hardware has."""
+"""Softmax, computed from tables of exponentials and reciprocals as in hardware."""
 
 import math
 
@@ -12,11 +12,11 @@ from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import MantissaQuantizer, Quantizer
 
 MASKED = -1e6
-"""What is at most this is masked: in float its exponential is 0 beside any other value."""
+"""Inputs of at most this value are masked: in float32 their exponential, relative to that of any usual value, is 0."""
 
 
 class ScaledSoftmax(nn.Softmax):
-    """softmax(scale * x) over one axis, as attention has it.
+    """softmax(scale * x) over one axis, as in attention.
 
     Args:
         dim: the axis.
@@ -42,11 +42,11 @@ def reciprocal(x: Tensor) -> Tensor:
 
 
 class PQSoftmax(QuantizedLayer, ScaledSoftmax):
-    """Softmax of quantized values: exponentials of the distances to the largest one, times the reciprocal of their sum.
+    """Softmax of quantized values x: exp(x - max x), times the reciprocal of the sum of these exponentials.
 
-    Exponentials and the reciprocal come from tables, so that each has a format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is
-    exact. A constant ``scale`` that is not a power of two keeps as many significant bits as a weight has. What is masked, by minus infinity or a
-    value of at most ``MASKED``, gets exactly 0, and so do all values where everything is masked.
+    Exponentials and the reciprocal come from tables. Each has its own format: ``exponential_quantizer`` and ``reciprocal_quantizer``. The sum is
+    exact. A constant ``scale`` that is not a power of two keeps as many significant bits as a weight. Masked inputs (minus infinity, or at most
+    ``MASKED``) give exactly 0, also where all inputs are masked.
 
     Takes ``dim`` and ``scale`` and, by keyword, ``quantization`` (method object) and ``name``.
     """
@@ -67,7 +67,7 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         self.factor = self.scale if exact else float(MantissaQuantizer(formats.weight)(torch.tensor(self.scale)))
 
     def connect(self, source: Quantizer, number: int = 0) -> None:
-        """Take note of the quantizer that makes the input; where the layer scales the input, its own has still something to do."""
+        """Connect the quantizer that produces the input, unless the layer scales the input: its own input quantizer is then needed."""
         if self.factor == 1:
             super().connect(source, number)
 
@@ -89,7 +89,7 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         return self.exponential_quantizer, self.reciprocal_quantizer
 
     def data_operations(self, widths: Widths) -> Tensor:
-        """Return the bits of the exponentials times those of the reciprocals, over all products of both."""
+        """Return the sum of bits times bits over all products of an exponential and a reciprocal."""
         exponential, reciprocal = widths(self.exponential_quantizer), widths(self.reciprocal_quantizer)
         total = exponential.new_zeros(())
         for call in self.calls:
@@ -97,7 +97,7 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
         return total
 
     def positions(self, call: Call) -> int:
-        """Return how many sums there are."""
+        """Return how many sums of exponentials a call computes."""
         return math.prod(self._sums(call))
 
     def _sums(self, call: Call) -> Shape:

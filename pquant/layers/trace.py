@@ -1,4 +1,4 @@
-"""What one forward of a model does: the calls of each layer, and what no layer stands for."""
+"""A record of one forward of a model: the calls of each layer, and the functions called outside layers."""
 
 import copy
 import math
@@ -19,14 +19,14 @@ from pquant.layers.replacements import REPLACEMENTS
 
 
 class Shapes(NamedTuple):
-    """The shapes of one call: of its inputs and its output, and the axis of the first input that holds features, from the end."""
+    """The shapes of the inputs and the output of one call, and the feature axis of the first input, as a negative number."""
 
     inputs: tuple[Shape, ...]
     output: Shape
     channel_axis: int
 
 
-# Functions that make no values on a new grid, by their names without underscores: they move values, pick some, add them exactly, make constants, or
+# Functions, by their names without underscores, whose results need no new format: they move, select or exactly add values, create constants, or
 # only look at a tensor.
 EXACT = frozenset(
     "view reshape flatten unflatten ravel permute transpose movedim moveaxis swapaxes t squeeze unsqueeze expand expand_as repeat "
@@ -38,14 +38,14 @@ EXACT = frozenset(
     "new_zeros new_ones new_full new_tensor eq ne lt le gt ge logical_not all any size dim numel stride item tolist len bool repr has_names "
     "is_nested is_all_true is_floating_point untyped_storage assert".split()
 )
-# Functions that look at the dtype, device or shape of a tensor alone; of "to" and "type_as" this holds for the second argument.
+# Functions that read only the dtype, device or shape of a tensor; for "to" and "type_as" this holds for the second argument.
 LIKE = frozenset("new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CASTS = frozenset(("to", "type_as"))
 CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
 
 
 def multiplications(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Return how many multiplications a function of torch makes: those of a matrix product, a convolution, attention or a recurrence; else 0."""
+    """Return how many multiplications a torch function does in matrix products, convolutions, attention or recurrences; 0 for other functions."""
     given = tensors_in((args, kwargs))
     made = tensors_in(result)[0].numel() if tensors_in(result) else 0
     if name in ("linear", "matmul", "rmatmul", "mm", "bmm", "mv", "dot"):
@@ -74,28 +74,28 @@ def multiplications(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], re
 
 
 def _sizes(part: str, tensor: Tensor) -> list[tuple[str, int]]:
-    """Return the letters of an einsum's operand with their sizes; those of an ellipsis, counted from the end, have numbers."""
+    """Return (letter, size) for each axis of an einsum operand; the axes of an ellipsis have digits instead of letters, counted from the end."""
     letters = part.replace(" ", "")
     hidden = "".join(chr(ord("0") + at) for at in range(tensor.ndim - len(letters.replace("...", ""))))
     return list(zip(letters.replace("...", hidden[::-1]), tensor.shape, strict=True))
 
 
 class Trace(TorchFunctionMode):
-    """One forward of a copy of ``model`` on an example input, in evaluation or in training mode; the model itself is left untouched.
+    """The record of one forward of a copy of ``model`` on an example input, in evaluation or training mode. ``model`` is left untouched.
 
-    ``nn.ReLU(inplace=True)`` runs out of place in it, so that a later use of its input can be told from one of its output.
+    The copy runs ``nn.ReLU(inplace=True)`` out of place, to distinguish later uses of its input from uses of its output.
 
     Attributes:
-        shapes: for each layer the (input, output) shapes of its calls.
-        order: those modules in the order of their first calls.
-        feeds: for each layer the layer whose output each of its inputs is as it is, or None when that differs by call or is no layer's.
+        shapes: for each layer the shapes of its calls.
+        order: the layers in the order of their first calls.
+        feeds: for each input of each layer the layer whose output it is, unchanged; None if it is not the output of a layer, or differs by call.
         functions: for each module the names of the functions that it calls outside layers and that change values.
         called: all modules that are called, layers or not.
-        packed: those that get sequences of different lengths.
-        cost: for each layer, and for each module that calls functions, its multiplications and the values that it makes.
-        read_elsewhere: layers whose parameters something else reads, by the name of what does.
-        overwriting: in-place ReLUs whose input, or a tensor that it is a view of, is used again.
-        output: what the model gave.
+        packed: modules that get packed sequences.
+        cost: multiplications and output values of each layer, and of each module that calls functions.
+        read_elsewhere: modules whose parameters are read outside them, with the name of the function and module that reads them.
+        overwriting: in-place ReLUs whose input, or a tensor that the input is a view of, is used again.
+        output: the output of the model.
     """
 
     def __init__(self, model: nn.Module, example: Example, training: bool = False) -> None:
@@ -168,7 +168,7 @@ class Trace(TorchFunctionMode):
         copied.register_forward_hook(leave, with_kwargs=True)
 
     def _maker(self, x: Tensor) -> nn.Module | None:
-        """Return the layer that made ``x``, provided that nothing wrote into it since, nor that a hook put another in its place."""
+        """Return the layer that returned ``x``; None if ``x`` was written into afterwards, or a hook replaced it."""
         module, made, version = self._made.get(id(x), (None, None, 0))
         return module if made is not None and made._version == version and _storage(made) not in self._overwritten else None
 
@@ -191,7 +191,7 @@ class Trace(TorchFunctionMode):
             self.overwriting.update(*(self._overwritten.get(_storage(tensor), ()) for tensor in used))
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``, and note when it changes values outside any layer, or reads a layer's parameter or an overwritten tensor."""
+        """Run ``func``, and record calls that change values outside layers, or read a parameter of another module or an overwritten tensor."""
         name = getattr(func, "__name__", str(func))
         result = func(*args, **(kwargs or {}))
         if not self._inside:
@@ -213,7 +213,7 @@ class Trace(TorchFunctionMode):
 
     @staticmethod
     def _is_exact(name: str, args: Any, result: Any) -> bool:
-        """Return whether a call only moves, picks, adds or shifts values, or makes none that are float."""
+        """Return whether a call only moves, selects, adds or shifts values, or returns no float values."""
         if name.strip("_") in EXACT or not any(tensor.is_floating_point() for tensor in tensors_in(result)):
             return True
         numbers = [value for value in args if isinstance(value, (int, float))] if len(args) == 2 else []
@@ -223,22 +223,22 @@ class Trace(TorchFunctionMode):
 def is_layer(module: nn.Module) -> bool:
     """Return whether a module counts as one layer, whatever it calls.
 
-    That is a quantized one, or one without children whose forward is torch's or ours, or whose class has a replacement.
+    A layer is a :class:`QuantizedLayer`, or a module without children whose forward belongs to torch or pquant or whose class has a replacement.
     """
     known = type(module) in REPLACEMENTS or str(type(module).forward.__module__).startswith(("torch.nn.", "pquant.layers."))
     return isinstance(module, QuantizedLayer) or known and next(module.children(), None) is None
 
 
 def common(first: tuple[nn.Module | None, ...], second: tuple[nn.Module | None, ...]) -> tuple[nn.Module | None, ...]:
-    """Return the modules that both have in the same place, None elsewhere."""
+    """Return a tuple with the module at each index where both tuples agree, and None where they differ."""
     return tuple(one if one is other else None for one, other in zip(first, second, strict=False))
 
 
 def _values(output: Any) -> int:
-    """Return how many float values there are."""
+    """Return the number of float values in ``output``."""
     return sum(tensor.numel() for tensor in tensors_in(output) if tensor.is_floating_point())
 
 
 def _storage(tensor: Tensor) -> UntypedStorage | None:
-    """Return the memory that a tensor and its views have in common; None for sparse ones."""
+    """Return the storage that a tensor shares with its views; None for a sparse tensor."""
     return tensor.untyped_storage() if tensor.layout is torch.strided else None

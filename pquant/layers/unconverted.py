@@ -1,4 +1,4 @@
-"""What of a compressed model stays float."""
+"""The list of modules and functions of a compressed model that stay float."""
 
 import re
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from pquant.layers.trace import Trace, is_layer
 
 MOST_NAMES = 5
 Reasons = dict[nn.Module, str]
-"""Why a module stays as it is."""
+"""Maps modules that stay float to the reasons."""
 
 
 def unconverted(model: nn.Module, example_input: Example | None = None) -> list[str]:
-    """Return what stays float in a compressed model, one line for each kind: classes of modules, and functions when an example input is given."""
+    """Return the parts of a compressed model that stay float, one line per module class and, with an example input, per function."""
     return grouped(left_float(model, Trace(model, example_input) if example_input is not None else None, {}))
 
 
 def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Return one line for each kind of what stays float and each reason: ``12 x gelu (blocks.*.mlp)``."""
+    """Return one line per kind and reason of (kind, name, reason) triples, such as ``12 x gelu (blocks.*.mlp)``."""
     places: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for kind, name, reason in left:
         places.setdefault((kind, _pattern(reason)), []).append((name or "model", reason))
@@ -40,9 +40,9 @@ def grouped(left: Iterable[tuple[str, str, str]]) -> list[str]:
 
 
 def left_float(model: nn.Module, trace: Trace | None, reasons: Reasons) -> list[tuple[str, str, str]]:
-    """Return what stays float: the kind, a class or a function, the name of the module, and why, where that is known.
+    """Return the parts that stay float, as (kind, name, reason): a class or function, the name of the module, and the reason or "".
 
-    Modules of ``trace`` and ``reasons`` are those of the float model, which the compressed one has still where they were not replaced.
+    ``trace`` and ``reasons`` refer to modules of the float model; the compressed model still contains those that were not replaced.
     """
     inside = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
     left = []
@@ -60,11 +60,11 @@ def left_float(model: nn.Module, trace: Trace | None, reasons: Reasons) -> list[
 
 
 def _own_parameters(module: nn.Module) -> list[str]:
-    """Return the parameters of a module that no layer stands for."""
+    """Return the names of the parameters of a module itself that no Constant layer represents."""
     constants = {child.of for child in module.children() if isinstance(child, PQConstant)}
     return [name for name, parameter in module._parameters.items() if parameter is not None and name not in constants]
 
 
 def _pattern(text: str) -> str:
-    """Return a text with a star for each number in dotted names."""
+    """Return ``text`` with each number in dotted names replaced by a star."""
     return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", text)

@@ -12,15 +12,15 @@ from pquant.models.particles import WIDEST, check_count, dense_relu
 class Autoencoder(nn.Module):
     """Dense layers down to a few latent values and back up to the input, which the output reconstructs.
 
-    Trained on usual events, it reconstructs unusual ones badly: so E. Govorkova et al. look for new physics in a trigger, "Autoencoders on FPGAs for
-    real-time, unsupervised new physics detection at 40 MHz at the Large Hadron Collider", arXiv 2108.03986. The data must have its own
-    features for targets: ``data.reconstruct=true``.
+    An autoencoder that is trained on common events reconstructs unusual events badly. E. Govorkova et al. use this to detect new physics in a
+    trigger, "Autoencoders on FPGAs for real-time, unsupervised new physics detection at 40 MHz at the Large Hadron Collider", arXiv 2108.03986. The
+    targets of the data must be its features: ``data.reconstruct=true``.
 
     Args:
         input_shape: shape of one input; inputs of more than one axis are flattened.
         num_outputs: the number of outputs that the data needs, which must be the number of features.
         hidden: widths of the dense layers of the encoder, each followed by a ReLU; those of the decoder are the same, in reverse.
-        latent: the number of values between encoder and decoder, which nothing follows.
+        latent: the number of values between encoder and decoder; no activation follows them.
 
     Raises:
         ConfigError: data whose targets are not its features, or widths that are not positive.

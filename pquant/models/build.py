@@ -1,4 +1,4 @@
-"""A model from what a configuration names: a module, or what makes one for the data."""
+"""Construction of the float model from the configuration: a module, or a function that returns one for the data."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from pquant.data.splits import Splits
 from pquant.errors import ConfigError, blaming
 
 Model = nn.Module | Callable[..., nn.Module]
-"""A module, or what makes one."""
+"""A module, or a function that returns one."""
 
 
 def build_model(model: Model, splits: Splits, section: str = "model") -> nn.Module:
@@ -22,7 +22,7 @@ def model_for(model: Model, input_shape: tuple[int, ...], num_outputs: int, sect
     """Return the float model for inputs of a shape, without the batch axis; a callable with parameters ``input_shape`` and ``num_outputs`` gets them.
 
     Raises:
-        ConfigError: it cannot be built; the message names the ``section``.
+        ConfigError: the model cannot be built; the message names the ``section``.
     """
     if isinstance(model, nn.Module):
         return model

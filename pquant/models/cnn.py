@@ -17,7 +17,7 @@ class CNN(nn.Module):
         channels: output channels of each block; a block halves height and width.
 
     Raises:
-        ConfigError: inputs are not images, or images too small for so many blocks.
+        ConfigError: inputs are not images, or the images are too small for the number of blocks.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, channels: Sequence[int] = (16, 32)) -> None:

@@ -14,7 +14,7 @@ POOLS = {"max": nn.MaxPool1d, "average": nn.AvgPool1d}
 
 
 class CNN1d(nn.Module):
-    """Blocks of convolution by 3, batch norm, ReLU and pool by 2, then dense layers; the convolutions run along a sequence.
+    """Blocks of a convolution of kernel size 3 along a sequence, batch norm, ReLU and a pool of size 2, then dense layers.
 
     For jets the sequence is that of their particles, hardest first, and the channels are the features. The output depends on the order.
 
@@ -22,12 +22,12 @@ class CNN1d(nn.Module):
         input_shape: shape of one input, (length, channels), such as (particles, features); (channels, length) without ``channels_last``.
         num_outputs: the number of outputs that the data needs.
         channels: output channels of each block; a block halves the length.
-        head: widths of the dense layers behind the blocks, each followed by a ReLU; one more gives the outputs.
+        head: widths of the dense layers after the blocks, each followed by a ReLU; one more dense layer computes the outputs.
         pool: "max" or "average".
         channels_last: whether the last axis of the input holds the channels; else the first axis of each input does.
 
     Raises:
-        ConfigError: inputs are not sequences, or too short for so many blocks; widths that are not positive, or an unknown pool.
+        ConfigError: inputs are not sequences, or are too short for the number of blocks; widths that are not positive, or an unknown pool.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class DeepSets(nn.Module):
         input_shape: shape of one input, (particles, features).
         num_outputs: the number of outputs that the data needs.
         phi: widths of the dense layers for each particle, each followed by a ReLU.
-        rho: widths of the dense layers behind the sum, each followed by a ReLU; one more gives the outputs.
+        rho: widths of the dense layers after the sum, each followed by a ReLU; one more dense layer computes the outputs.
         pool: "sum" or "mean" over the particles.
 
     Raises:

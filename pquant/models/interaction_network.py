@@ -10,18 +10,18 @@ from pquant.models.particles import classifier, dense_relu, particle_shape
 
 
 class InteractionNetwork(nn.Module):
-    """The graph of all ordered pairs of particles, as E. Moreno et al. tag jets with it, "JEDI-net", arXiv 1908.05318.
+    """An interaction network on the graph of all ordered pairs of particles, as in the jet tagger of E. Moreno et al., "JEDI-net", arXiv 1908.05318.
 
-    A network for each edge sees the features of the particle that receives and of the one that sends. Each particle sums the effects of the edges
-    that it receives; a network for each particle sees its features and that sum. The classifier sees the sum over the particles. The output
-    does not depend on the order of the particles. The cost is quadratic in their number. There is no mask: a particle of zeros counts like any other.
+    The edge network takes the features of the receiving and the sending particle. Each particle sums the results of its incoming edges; the node
+    network takes the features of the particle and this sum. The classifier takes the sum over the particles. The output does not depend on the order
+    of the particles. The cost is quadratic in their number. There is no mask: a particle of zeros counts like any other.
 
     Args:
         input_shape: shape of one input, (particles, features).
         num_outputs: the number of outputs that the data needs.
         edge: widths of the dense layers for each pair, each followed by a ReLU; f_R in JEDI-net.
-        node: widths of the dense layers for each particle, likewise; f_O.
-        head: widths of the dense layers of the classifier, likewise; one more gives the outputs; phi_C.
+        node: widths of the dense layers for each particle, each followed by a ReLU; f_O in JEDI-net.
+        head: widths of the dense layers of the classifier, each followed by a ReLU; one more dense layer computes the outputs; phi_C in JEDI-net.
 
     Raises:
         ConfigError: inputs are not particles, or a single one; widths that are not positive.

@@ -1,4 +1,4 @@
-"""Interaction networks of linear cost.
+"""Interaction networks whose cost is linear in the number of particles.
 
 Z. Que et al., "JEDI-linear: Fast and Efficient Graph Neural Networks for Jet Tagging on FPGAs", arXiv 2508.15468.
 """
@@ -12,10 +12,10 @@ from pquant.models.particles import check_widths, classifier, particle_shape
 
 
 class LinearInteraction(nn.Module):
-    """Interaction of each particle with all, (batch, particles, before) -> (batch, particles, after).
+    """Interaction of each particle with all particles, (batch, particles, before) -> (batch, particles, after).
 
-    With an edge function A x_i + B x_j + b that is linear, the mean over the senders j is A x_i + B mean(x) + b: one dense layer for each
-    particle and one for their mean, instead of one for each pair.
+    For a linear edge function A x_i + B x_j + b, the mean over the senders j is A x_i + B mean(x) + b. This takes one dense layer for each
+    particle and one for the mean of the particles, instead of one for each pair.
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -29,7 +29,7 @@ class LinearInteraction(nn.Module):
 
 
 class JEDILinear(nn.Module):
-    """Linear interactions in a row, the mean over the particles, and a classifier.
+    """A sequence of linear interactions, the mean over the particles, and a classifier.
 
     The output does not depend on the order of the particles. There is no mask: a particle of zeros counts like any other.
 
@@ -37,7 +37,7 @@ class JEDILinear(nn.Module):
         input_shape: shape of one input, (particles, features).
         num_outputs: the number of outputs that the data needs.
         interactions: width of each interaction.
-        head: widths of the dense layers of the classifier, each followed by a ReLU; one more gives the outputs.
+        head: widths of the dense layers of the classifier, each followed by a ReLU; one more dense layer computes the outputs.
 
     Raises:
         ConfigError: inputs are not particles, or widths that are not positive.

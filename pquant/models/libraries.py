@@ -1,4 +1,4 @@
-"""Models of torchvision and timm, by name, for the data."""
+"""Models of torchvision and timm by name."""
 
 from collections.abc import Sequence
 from importlib import import_module

@@ -32,8 +32,8 @@ class ParticleAttention(nn.Module):
 class ParticleTransformer(nn.Module):
     """An embedding of each particle, particle attention blocks, the mean over the particles, and a dense layer.
 
-    It has neither the paper's input of pairs, whose invariant masses and angles need four-momenta, nor its class attention: the mean over the
-    particles takes the place of the class token. The output does not depend on the order of the particles. There is no mask: a particle of zeros
+    Two parts of the paper are left out: the input of pair features, whose invariant masses and angles need four-momenta, and class attention, which
+    the mean over the particles replaces. The output does not depend on the order of the particles. There is no mask: a particle of zeros
     counts like any other.
 
     Args:

@@ -1,4 +1,4 @@
-"""What networks on sets of particles share: the shape of their input, and stacks of dense layers."""
+"""Functions of networks on sets of particles: checks of the input shape, and stacks of dense layers."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Pruning: one file a method, each beside its paper."""
+"""Pruning methods, one per file."""
 
 from pquant.pruning.activation import ActivationPruning
 from pquant.pruning.autosparse import AutoSparse

@@ -1,4 +1,4 @@
-"""Activation pruning: channels that rarely fire go, as in H. Hu, R. Peng, Y. Tai, C. Tang, "Network Trimming" (APoZ), 2016, arXiv 1607.03250."""
+"""Pruning of channels that are rarely positive, as in H. Hu, R. Peng, Y. Tai, C. Tang, "Network Trimming" (APoZ), 2016, arXiv 1607.03250."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +13,9 @@ from pquant.training.stage import Stage
 
 
 class ActivationPruner(WindowPruner):
-    """Collects how active each output channel of a layer is over the window, then removes the inactive channels once.
+    """Measures the activity of each output channel over the window, then removes the inactive channels once.
 
-    ``activity`` (out,) holds the sum, over ``values`` outputs of each channel, of 1[y > 0] or of |y|.
+    ``activity`` (out,) is the sum of 1[y > 0] or of |y| over the outputs y of each channel; ``values`` is the number of outputs.
     """
 
     collects = "output"
@@ -35,7 +35,7 @@ class ActivationPruner(WindowPruner):
 
     @property
     def opens(self) -> bool:
-        """Whether outputs are to be collected now."""
+        """Whether the pruner should collect outputs now."""
         return super().opens and not self.exempt
 
     @torch.no_grad()
@@ -54,34 +54,36 @@ class ActivationPruner(WindowPruner):
             super().prune(weight)
 
     def choose(self, weight: Tensor) -> Tensor:
-        """Return the mask (out, 1, ...) of the channels whose mean activity is above the threshold, and of the most active one."""
+        """Return the mask (out, 1, ...) that keeps channels with a mean activity above the threshold, and always the most active channel."""
         keep = self.activity / self.values > self.method.threshold
         keep[self.activity.argmax()] = True
         return keep.view(-1, *(1,) * (weight.ndim - 1))
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
-        """Return the bias (out,) without those of removed channels."""
+        """Return the bias (out,), set to 0 for removed channels."""
         return bias if self.stage is Stage.PRETRAIN else bias * self.mask.flatten(1)[:, 0]
 
 
 @schema("pruning", "activation_pruning")
 @dataclass(frozen=True)
 class ActivationPruning(WindowMethod):
-    """Removes output channels, weights and bias, that are rarely active.
+    """Removes output channels (weights and bias) that are rarely active.
 
-    Pretraining: off. Training: outputs before the activation function are collected over a window; then each channel o with p_o <= ``threshold`` goes
-    once and for all, and training goes on without it. A window longer than training ends with it, and a warning says so. Fine-tuning: the same mask.
+    Pretraining: off. Training: the pruner collects outputs before the activation function over a window of steps. Then it removes each channel o
+    with p_o <= ``threshold`` permanently, and training continues without it. A window that is longer than the train stage ends with it, and a warning
+    says so. Fine-tuning: the same mask.
 
-    p_o is the mean over samples, positions and steps of what ``statistic`` says. The most active channel of a layer always stays. Partners of a
-    residual sum whose channels must stay, and heads that do not make the model's output, belong in ``disable_pruning_for_layers``.
+    p_o is the mean of ``statistic`` over examples, positions and steps. The most active channel of a layer always stays. Name layers in
+    ``disable_pruning_for_layers`` if all their channels must stay: layers whose outputs are added in a residual sum, and heads other than the last
+    layer.
 
     Args:
         pruning_method: the method's name in the specification.
         threshold: channels with at most this activity are pruned.
         t_delta: number of steps in which outputs are recorded.
         t_start_collecting_batch: number of steps of the train stage before the recording starts.
-        statistic: "frequency": 1[y_o > 0], the share of time in which a ReLU after the layer is open; "mean_abs": |y_o|, for layers that no ReLU
-            follows.
+        statistic: "frequency": 1[y_o > 0], the fraction of outputs that a ReLU after the layer lets pass; "mean_abs": |y_o|, for layers without a
+            ReLU after them.
         prune_output_layer: whether channels of the output layer of the model may be pruned too.
     """
 
@@ -99,5 +101,5 @@ class ActivationPruning(WindowMethod):
             raise self.error("threshold", "below 1, as it is compared with a frequency")
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> ActivationPruner:
-        """Return the collector for ``weight``."""
+        """Return the pruner of ``weight``."""
         return ActivationPruner(self, weight)

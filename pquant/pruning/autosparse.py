@@ -20,13 +20,14 @@ from pquant.settings import schema, setting
 from pquant.training.stage import Horizon, Stage
 
 AUTOTUNE_STEP = 0.05
-"""By how much an epoch of autotuning moves alpha0."""
+"""Change of alpha0 in one epoch of autotuning."""
 
 
 class AutoSparsePruner(ScheduledPruner):
-    """Trainable threshold logits s of one weight, one a channel, a layer or a weight, and the gradient's scale ``alpha`` in this epoch.
+    """Trainable threshold logits s of one weight tensor (one per channel, layer or weight), and the gradient scale ``alpha`` of this epoch.
 
-    ``alpha0`` is where alpha starts from; autotuning moves it. ``losses`` are those of the pretraining epochs, to compare with.
+    ``alpha0`` is the initial value of alpha, which autotuning changes. ``losses`` are the losses of the pretraining epochs, which autotuning
+    extrapolates.
     """
 
     state: ClassVar[tuple[str, ...]] = (*ScheduledPruner.state, "alpha0", "losses")
@@ -42,9 +43,9 @@ class AutoSparsePruner(ScheduledPruner):
         self.losses: tuple[float, ...] = ()
 
     def train_weight(self, weight: Tensor) -> Tensor:
-        """Return sign(W) relu(u) at u = |W| - sigmoid(s), whose derivative by u is taken as 1 where u > 0 and alpha elsewhere.
+        """Return sign(W) relu(u) with u = |W| - sigmoid(s); the gradient with respect to u is 1 where u > 0 and alpha elsewhere.
 
-        With ``backward_sparsity`` the derivative is 0 for the half of the weights with the lowest u.
+        With ``backward_sparsity`` the gradient is 0 for the half of the weights with the lowest u.
         """
         u = weight.abs() - self.threshold.sigmoid()
         if self.method.backward_sparsity:
@@ -56,7 +57,7 @@ class AutoSparsePruner(ScheduledPruner):
         return weight.abs() > self.threshold.sigmoid()
 
     def fold(self, weight: Tensor) -> Tensor:
-        """Return sign(W) relu(|W| - sigmoid(s)): the survivors stay as small as they were trained."""
+        """Return sign(W) relu(|W| - sigmoid(s)): the remaining weights keep the shrunken values of training."""
         return self.train_weight(weight)
 
     def follow(self, epoch: int, horizon: Horizon) -> None:
@@ -66,7 +67,7 @@ class AutoSparsePruner(ScheduledPruner):
         self.alpha.fill_(self.alpha0 * decay if epoch < self.method.alpha_reset_epoch else 0.0)
 
     def on_epoch_end(self, weight: Tensor, loss: float | None = None) -> None:
-        """Note the loss of a pretraining epoch; in the first training epochs move alpha0 by it."""
+        """Record the loss of a pretraining epoch; in the first epochs of the train stage, change alpha0 by the loss."""
         if self.stage is Stage.PRETRAIN and loss is not None:
             self.losses = (*self.losses, loss)
         if self.stage is Stage.TRAIN and self.epoch < self.method.autotune_epochs:
@@ -75,7 +76,7 @@ class AutoSparsePruner(ScheduledPruner):
 
     def _tune(self, loss: float | None) -> None:
         if loss is None:
-            warnings.warn("AutoSparse.autotune_epochs does nothing without the training loss: pquant.on_epoch_end(model, loss)", stacklevel=2)
+            warnings.warn("AutoSparse.autotune_epochs has no effect without the training loss: call pquant.on_epoch_end(model, loss)", stacklevel=2)
             return
         self.losses = self.losses or (loss,)
         step = AUTOTUNE_STEP if loss > expected(self.losses, self.epoch + 1) else -AUTOTUNE_STEP
@@ -83,9 +84,9 @@ class AutoSparsePruner(ScheduledPruner):
 
 
 def expected(losses: Sequence[float], ahead: int) -> float:
-    """Return the loss ``ahead`` epochs after ``losses`` if it goes on as the power of the epoch's number that fits them best.
+    """Return the loss expected ``ahead`` epochs after ``losses``, from a fit of a power law in the number of the epoch.
 
-    It is the last loss where no power fits: one loss only, or one that is not positive.
+    Where no power law can be fitted (a single loss, or a loss that is not positive), return the last loss.
     """
     if len(losses) < 2 or min(losses) <= 0:
         return losses[-1]
@@ -96,21 +97,21 @@ def expected(losses: Sequence[float], ahead: int) -> float:
 @schema("pruning", "autosparse")
 @dataclass(frozen=True)
 class AutoSparse(PruningMethod):
-    """Trained soft thresholds; pruned weights get a share of their gradient that is annealed to 0.
+    """Trained soft thresholds; the gradient of pruned weights is scaled by a factor that is annealed to 0.
 
-    Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is scaled by a share that falls from ``alpha``
-    to 0 over the epochs of the stage, all rounds together. Fine-tuning: the shrunk weights, folded, with their mask. There is no auxiliary loss and
-    no target: smaller ``alpha``, larger ``threshold_init`` and more ``threshold_decay`` give more sparsity. As sigmoid(s) < 1, a weight beyond 1 is
-    never pruned.
+    Pretraining: off. Training: W_eff = sign(W) relu(|W| - sigmoid(s)); the gradient of a pruned weight is multiplied by a factor that falls from
+    ``alpha`` to 0 over all epochs of the train stage. Fine-tuning: the mask is frozen, and the shrunken weights are folded into the parameter. There
+    is no auxiliary loss and no target. A smaller ``alpha``, a larger ``threshold_init`` or a larger ``threshold_decay`` gives a higher sparsity.
+    Since sigmoid(s) < 1, weights with |W| > 1 are never pruned.
 
     Args:
         pruning_method: the method's name in the specification.
         alpha: factor of the gradient of pruned weights at the start of the train stage.
         alpha_reset_epoch: epoch of the train stage from which this factor is 0.
-        autotune_epochs: first training epochs after each of which alpha's start moves by 0.05 within [0, 1]: up where the training loss is worse than
-            that of pretraining, extrapolated as a power of the epoch's number, else down; without pretraining, the first training epoch stands for
-            it. A loop of your own must tell the loss: ``pquant.on_epoch_end(model, loss)``.
-        backward_sparsity: whether the half of a layer's weights with the lowest |W| - sigmoid(s) gets no gradient, even if fewer than half are
+        autotune_epochs: number of first epochs of the train stage after each of which the initial alpha changes by 0.05 within [0, 1]: it rises if
+            the training loss is worse than a power law fitted to the losses of pretraining, else it falls. Without pretraining, the loss of the first
+            epoch of the train stage is used instead. Your own training loop must pass the loss: ``pquant.on_epoch_end(model, loss)``.
+        backward_sparsity: whether the half of a layer's weights with the lowest |W| - sigmoid(s) gets no gradient, even if less than half is
             pruned.
         threshold_init: initial value of s, whose sigmoid is the threshold.
         threshold_type: which weights share a threshold: those of a channel, those of a layer, or each weight has its own.
@@ -129,17 +130,17 @@ class AutoSparse(PruningMethod):
     threshold_type: ThresholdType = "channelwise"
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> AutoSparsePruner:
-        """Return thresholds for ``weight``."""
+        """Return the pruner of ``weight``."""
         return AutoSparsePruner(self, weight)
 
     def warnings(self, horizon: Horizon) -> list[str]:
-        """Warn where alpha is never reset, or tuned to the end."""
+        """Warn if alpha is not reset within the train stage, or is tuned in all its epochs."""
         epochs, found = train_epochs(horizon), []
         if self.alpha_reset_epoch >= epochs:
             found.append(
-                f"AutoSparse.alpha_reset_epoch = {self.alpha_reset_epoch} is beyond the {epochs} training epochs: pruned weights get gradient to the"
-                f" end, and the mask never settles; {max(epochs * 9 // 10, 1)} leaves the last tenth to settle"
+                f"AutoSparse.alpha_reset_epoch = {self.alpha_reset_epoch} is beyond the {epochs} training epochs: pruned weights get a gradient until"
+                f" the end, so the mask keeps changing; with {max(epochs * 9 // 10, 1)} it is stable in the last tenth of the epochs"
             )
         if self.autotune_epochs >= epochs:
-            found.append(f"AutoSparse.autotune_epochs = {self.autotune_epochs} covers all {epochs} training epochs; {epochs // 5} would do")
+            found.append(f"AutoSparse.autotune_epochs = {self.autotune_epochs} covers all {epochs} training epochs; {epochs // 5} epochs are enough")
         return found

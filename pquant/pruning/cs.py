@@ -17,9 +17,9 @@ from pquant.training.stage import Horizon
 
 
 class CSPruner(ScheduledPruner):
-    """Trainable scores s of one weight, of its shape, and the inverse temperature beta of the round.
+    """Trainable scores s in the shape of one weight tensor, and the inverse temperature beta of the current epoch.
 
-    The mask of training is m = c sigmoid(beta s), with c = 1 / sigmoid(s0), so that a round starts with m = 1; the finalized mask is c 1[s > 0].
+    The training mask is m = c sigmoid(beta s) with c = 1 / sigmoid(s0), so that m = 1 at the start. The finalized mask is c 1[s > 0].
     """
 
     beta: Tensor
@@ -44,7 +44,7 @@ class CSPruner(ScheduledPruner):
         return self.score > 0
 
     def fold(self, weight: Tensor) -> Tensor:
-        """Return c W: the factor stays with the survivors."""
+        """Return c W, so that the remaining weights keep the factor c of the training mask."""
         return weight * self.factor
 
     def train_penalty(self, weight: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class CSPruner(ScheduledPruner):
 
     @torch.no_grad()
     def on_round_end(self, weight: Tensor) -> None:
-        """Let s <- min(beta s, s0), which keeps what is pruned far from coming back, and heat up again."""
+        """Set s <- min(beta s, s0), so that weights that were pruned rarely return, and reset beta to 1."""
         self.score.mul_(self.beta).clamp_(max=self.method.threshold_init)
         self.epoch = 0
         self._follow()
@@ -72,10 +72,10 @@ class CS(PruningMethod):
     """A sigmoid mask with one trained score per weight, which becomes a step function as the temperature falls.
 
     Pretraining: off. Training: W_eff = m W with m = c sigmoid(beta s) and c = 1 / sigmoid(s0); beta rises geometrically from 1 to ``final_temp`` over
-    the epochs of each round, and the loss has ``threshold_decay`` * sum(m) over all layers. Between rounds s <- min(beta s, s0), beta <- 1, whatever
-    is rewound. Fine-tuning: the mask 1[s > 0], frozen; c is folded into the weights.
+    the epochs of each round, and the loss has the term ``threshold_decay`` * sum(m) over all layers. Between rounds s <- min(beta s, s0) and
+    beta <- 1, for every setting of ``rewind``. Fine-tuning: the mask 1[s > 0] is frozen, and c is folded into the weights.
 
-    There is no target: the sparsity follows from ``threshold_init`` and ``threshold_decay``. The optimizer's weight decay spares the scores.
+    There is no target: the sparsity results from ``threshold_init`` and ``threshold_decay``. The optimizer's weight decay does not act on the scores.
 
     Args:
         pruning_method: the method's name in the specification.
@@ -93,14 +93,16 @@ class CS(PruningMethod):
     threshold_init: float = setting(0.0, ge=-20, le=20)
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> CSPruner:
-        """Return scores for ``weight``."""
+        """Return the pruner of ``weight``."""
         return CSPruner(self, weight)
 
     def warnings(self, horizon: Horizon) -> list[str]:
-        """Warn where nothing pushes weights out, or where the mask never softens."""
+        """Warn if no loss term lowers the scores, or if a round is a single epoch, in which the mask is a step function."""
         found = []
         if not self.threshold_decay:
-            found.append("CS.threshold_decay is 0, so nothing pushes weights out and the sparsity is left to chance; try 1e-4, then less or more")
+            found.append("CS.threshold_decay is 0, so no loss term prunes weights and the sparsity cannot be controlled; start with 1e-4")
         if horizon.epochs == 1:
-            found.append("CS anneals over the epochs of a round and has only one: its mask is hard from the first step on; raise training.epochs")
+            found.append(
+                "CS anneals its mask over the epochs of a round, which has only one: the mask is a step function then; raise training.epochs"
+            )
         return found

@@ -14,7 +14,7 @@ from pquant.training.stage import Stage
 
 
 class _Step(torch.autograd.Function):
-    """1[q > 0], with the long-tailed estimator of its derivative (section 3.2): 2 - 4|q| for |q| <= 0.4, 0.4 up to 1, 0 beyond."""
+    """1[q > 0] with the long-tailed estimator of its derivative (section 3.2): 2 - 4|q| for |q| <= 0.4, 0.4 for |q| <= 1, else 0."""
 
     generate_vmap_rule = True
 
@@ -33,7 +33,7 @@ class _Step(torch.autograd.Function):
 
 
 class DSTPruner(Pruner):
-    """Trainable thresholds of one weight, one a channel, a layer or a weight."""
+    """Trainable thresholds of one weight tensor: one per channel, layer or weight."""
 
     def __init__(self, method: "DST", weight: Tensor) -> None:
         super().__init__(method, weight)
@@ -51,12 +51,12 @@ class DSTPruner(Pruner):
         return weight.abs() > self.threshold
 
     def train_penalty(self, weight: Tensor) -> Tensor:
-        """Return alpha * sum(exp(-t)), which pushes thresholds up (equation 6)."""
+        """Return alpha * sum(exp(-t)), whose gradient raises the thresholds (equation 6)."""
         return self.method.alpha * torch.exp(-self.threshold).sum()
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Lower all thresholds of the layer where the step just made left too little of it; no host sync."""
+        """Reset the thresholds of the layer if the last step pruned more than ``max_pruning_pct``, without waiting for the GPU."""
         if self.stage is not Stage.TRAIN:
             return
         enough = self.train_mask(weight).sum() > (1 - self.method.max_pruning_pct) * weight.numel()
@@ -73,7 +73,7 @@ class DSTPruner(Pruner):
 class DST(PruningMethod):
     """Trained magnitude thresholds; a pruned weight can grow above its threshold again.
 
-    Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask, frozen.
+    Pretraining: off. Training: W_eff = W * 1[|W| > t], loss alpha * sum(exp(-t)). Fine-tuning: the last mask is frozen.
 
     Args:
         pruning_method: the method's name in the specification.
@@ -96,5 +96,5 @@ class DST(PruningMethod):
     beyond_max: Literal["reset", "clamp"] = "reset"
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> DSTPruner:
-        """Return thresholds for ``weight``."""
+        """Return the pruner of ``weight``."""
         return DSTPruner(self, weight)

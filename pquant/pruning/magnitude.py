@@ -12,7 +12,7 @@ from pquant.settings import schema, setting
 
 
 class MagnitudePruner(Pruner):
-    """A mask that is taken once."""
+    """A mask that is computed once."""
 
     state: ClassVar[tuple[str, ...]] = ("pruned",)
 
@@ -22,7 +22,7 @@ class MagnitudePruner(Pruner):
 
     @torch.no_grad()
     def prune(self, weight: Tensor, count: int) -> None:
-        """Take the mask: the ``count`` smallest |W| go."""
+        """Compute the mask, which prunes the ``count`` weights of smallest |W|."""
         if not self.pruned:
             self.mask.copy_(keep_largest(weight.abs(), count))
             self.pruned = True
@@ -31,14 +31,14 @@ class MagnitudePruner(Pruner):
 @schema("pruning", "magnitude")
 @dataclass(frozen=True)
 class Magnitude(PruningMethod):
-    """Prunes the weights with the smallest magnitude when the train stage begins, and trains the others.
+    """Prunes the weights with the smallest magnitude at the start of the train stage, and trains the others.
 
-    Pretraining: off. Training: as it begins, the smallest |W| are masked. Fine-tuning: the same mask.
+    Pretraining: off. Training: the weights with the smallest |W| are masked at the start. Fine-tuning: the same mask.
 
     Args:
         pruning_method: the method's name.
-        sparsity: share of zeros.
-        budget: whether this share is that of all layers together ("global"), or of each layer ("uniform").
+        sparsity: fraction of the weights that is pruned.
+        budget: whether ``sparsity`` holds for all layers together ("global") or for each layer ("uniform").
     """
 
     pruning_method: Literal["magnitude"] = "magnitude"
@@ -51,11 +51,11 @@ class Magnitude(PruningMethod):
         return self.sparsity
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MagnitudePruner:
-        """Return the mask for ``weight``."""
+        """Return the pruner of ``weight``."""
         return MagnitudePruner(self, weight)
 
     def prepare(self, layers: PrunedWeights) -> None:
-        """Take every layer's mask, once."""
+        """Compute the mask of every layer."""
         counts = (global_budget if self.budget == "global" else uniform_budget)(layers, self.sparsity)
         for name, (pruner, weight) in layers.items():
             pruner.prune(weight, counts[name])  # type: ignore[operator]

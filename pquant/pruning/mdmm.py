@@ -1,7 +1,7 @@
 """MDMM, the modified differential method of multipliers: J. Platt, A. Barr, "Constrained Differential Optimization", NIPS 1987.
 
-The constraint is a share of zeros, of weights or of groups as in B. Ramhorst, V. Loncar, G. Constantinides, arXiv 2308.05170. Its gradient is that
-of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527.
+The constraint is on the sparsity of weights, or of groups of weights as in B. Ramhorst, V. Loncar, G. Constantinides, arXiv 2308.05170. Its gradient
+is that of the trimmed Lasso: D. Bertsimas, M. Copenhaver, R. Mazumder, arXiv 1708.04527.
 """
 
 import logging
@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class MDMMPruner(Pruner):
-    """The constraint on one weight, that ``count`` of its ``groups`` are zero, its Lagrange ``multiplier``, and the ``border`` of what has to go."""
+    """The constraint that ``count`` of the ``groups`` of one weight tensor are zero, and its Lagrange ``multiplier``.
+
+    ``border`` is the size of the ``count``-th smallest group: groups up to it are to become zero."""
 
     state: ClassVar[tuple[str, ...]] = ("name", "count")
     multiplier: Tensor
@@ -42,28 +44,28 @@ class MDMMPruner(Pruner):
             self.register_buffer("multiplier", weight.new_zeros(()))
 
     def sizes(self, weight: Tensor) -> Tensor:
-        """Return |W|; for StructuredSparsity the L2 norms (out, groups) of every ``rf`` consecutive weights of a row, the last filled up with 0."""
+        """Return |W|; for StructuredSparsity the L2 norms (out, groups) of every ``rf`` consecutive weights of a row, padded with 0."""
         if self.method.metric_type == "UnstructuredSparsity":
             return weight.abs()
         rows = weight.flatten(1)
         return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
 
     def metric(self, weight: Tensor) -> Tensor:
-        """Return the share of zeros, whose derivative is that of -T_k(s) / sum(s), straight through.
+        """Return the sparsity, with the gradient of -T_k(s) / sum(s), where sum(s) counts as a constant.
 
-        T_k is the sum of the k smallest sizes s, those up to the border: 0 exactly when k groups are 0 (the trimmed Lasso). So what has to go for the
-        target to be met is pulled, all of it with the same force, and what stays is not shrunk.
+        T_k is the sum of the k smallest sizes s, those up to the border. It is 0 exactly when k groups are 0 (the trimmed Lasso). Thus only the
+        groups that must become zero to meet the target are shrunk, all at the same rate.
         """
         sizes = self.sizes(weight)
         trimmed = -(sizes * (sizes <= self.border)).sum() / sizes.detach().sum().clamp(min=1e-12)
         return self.method.share(sizes.detach()) + (trimmed - trimmed.detach())
 
     def excess(self, share: Tensor) -> Tensor:
-        """Return share - target, or target - share for GreaterThanOrEqual: an inequality is met where it is not positive."""
+        """Return sparsity - target, or target - sparsity for GreaterThanOrEqual. An inequality is met if the result is at most 0."""
         return self.method.side * (share - self.count / self.groups)
 
     def infeasibility(self, weight: Tensor) -> Tensor:
-        """Return h: the excess, of an inequality at least -lambda / damping: in h = excess + z^2 the slack z takes up what is below."""
+        """Return h, the excess; for an inequality at least -lambda / damping, which is h = excess + z^2 for the optimal slack z."""
         excess = self.excess(self.metric(weight))
         if self.method.constraint_type == "Equality" or not self.method.damping:
             return excess
@@ -72,7 +74,7 @@ class MDMMPruner(Pruner):
     def train_penalty(self, weight: Tensor) -> Tensor:
         """Return scale * (lambda h + damping h^2 / 2), times the number of groups with scale_mode "sum".
 
-        lambda itself rises by scale * h, whatever the number of groups, as it does without ``use_grad``.
+        The gradient with respect to lambda is scale * h for every number of groups, as in the update without ``use_grad``.
         """
         h = self.infeasibility(weight)
         once = self.multiplier * (self.method.scale / self.scale) if self.scale else self.multiplier
@@ -86,7 +88,7 @@ class MDMMPruner(Pruner):
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        """Take the border of ``weight``, the size of its ``count``-th smallest group."""
+        """Compute the border, the size of the ``count``-th smallest group of ``weight``."""
         if self.count:
             self.border.copy_(self.sizes(weight).flatten().kthvalue(self.count).values)
         else:
@@ -94,7 +96,7 @@ class MDMMPruner(Pruner):
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Raise the multiplier by constraint_lr * scale * h, where the optimizer does not; keep that of an inequality non-negative."""
+        """Add constraint_lr * scale * h to the multiplier, unless the optimizer updates it; clamp it at 0 for inequalities; update the border."""
         if self.stage is not Stage.TRAIN:
             return
         if not self.method.use_grad:
@@ -104,15 +106,15 @@ class MDMMPruner(Pruner):
         self.measure(weight)
 
     def on_round_end(self, weight: Tensor) -> None:
-        """Follow the weights where they were put back."""
+        """Measure the border again, since the weights may have been rewound."""
         self.measure(weight)
 
     def train_weight(self, weight: Tensor) -> Tensor:
-        """Return the weight as it is: training is dense."""
+        """Return the weight unchanged, since training is dense."""
         return weight
 
     def train_mask(self, weight: Tensor) -> Tensor:
-        """Return what is larger than epsilon; where that misses the target by less than 5 points, exactly the target's number of largest."""
+        """Return the mask of sizes above epsilon. With ``project``, a mask less than 5 percentage points off the target is set to the target."""
         sizes = self.sizes(weight)
         keep = sizes > self.method.epsilon
         if self.method.project:
@@ -121,18 +123,18 @@ class MDMMPruner(Pruner):
         return self._spread(keep, weight)
 
     def _spread(self, keep: Tensor, weight: Tensor) -> Tensor:
-        """Return for each weight what ``keep`` says of its group."""
+        """Return the mask of the weights from the mask ``keep`` of their groups."""
         if self.method.metric_type == "UnstructuredSparsity":
             return keep
         return keep.repeat_interleave(self.method.rf, 1)[:, : weight[0].numel()].reshape(weight.shape)
 
     def gap(self, sizes: Tensor) -> Tensor:
-        """Return by what share the sizes above epsilon miss the constraint, 0 where they meet it."""
+        """Return how far the sparsity at epsilon is from meeting the constraint, as a fraction; 0 where it is met."""
         excess = self.excess((sizes <= self.method.epsilon).float().mean())
         return excess.abs() if self.method.constraint_type == "Equality" else excess.clamp(min=0)
 
     def freeze(self, weight: Tensor) -> Tensor:
-        """Freeze the mask, and log how far from its target training ended."""
+        """Freeze the mask, and log the distance of the sparsity from its target."""
         gap = float(self.gap(self.sizes(weight.detach()))) if self.stage is Stage.TRAIN else 0.0
         if gap:
             near = gap < PROJECTION_GAP and self.method.project
@@ -146,12 +148,12 @@ class MDMMPruner(Pruner):
 class MDMM(PruningMethod):
     """Gradient descent on the weights and gradient ascent on a Lagrange multiplier, until the sparsity equals its target.
 
-    Pretraining: off. Training: dense weights; each layer adds the loss scale * (lambda h + damping h^2 / 2), h the violation of its constraint, and
-    after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon``, frozen.
+    Pretraining: off. Training: dense weights; each layer adds the loss scale * (lambda h + damping h^2 / 2), where h is the violation of its
+    constraint, and after each step lambda += constraint_lr * scale * h. Fine-tuning: the mask |W| > ``epsilon`` (see ``project``) is frozen.
 
-    As training begins, one magnitude threshold over all layers shares the target out. With Equality lambda takes both signs, with the inequalities it
-    stays non-negative. SGD follows the loss's scale, Adam does not: with SGD, weights that swing about 0 by more than ``epsilon`` ask for a smaller
-    ``scale``.
+    At the start of the train stage, one magnitude threshold over all layers determines the target of each layer. lambda takes both signs with
+    Equality, and stays non-negative with the inequalities. Steps of SGD scale with the loss, steps of Adam do not: with SGD, if weights oscillate
+    around 0 by more than ``epsilon``, use a smaller ``scale``.
 
     Args:
         pruning_method: the method's name in the specification.
@@ -189,32 +191,32 @@ class MDMM(PruningMethod):
 
     @property
     def target(self) -> float:
-        """The share of zeros that the constraint compares with."""
+        """The target sparsity of the constraint."""
         return self.target_value or self.target_sparsity
 
     @property
     def goal(self) -> float | None:
-        """The target, if it bounds the share of single weights that are zero from below."""
+        """The target, if it is a lower bound of the sparsity of single weights; else None."""
         bounds = self.constraint_type != "LessThanOrEqual" and self.metric_type == "UnstructuredSparsity"
         return self.target if bounds else None
 
     @property
     def side(self) -> int:
-        """The sign with which zeros beyond the target count."""
+        """The sign of the excess for a sparsity above the target."""
         return -1 if self.constraint_type == "GreaterThanOrEqual" else 1
 
     def share(self, sizes: Tensor) -> Tensor:
-        """Return the share of zeros, sizes up to epsilon; l0_mode "smooth" counts a size s as 2^-(s / epsilon)^2."""
+        """Return the fraction of sizes up to epsilon; l0_mode "smooth" counts each size s as 2^-(s / epsilon)^2 instead."""
         if self.l0_mode == "coarse":
             return (sizes.abs() <= self.epsilon).to(sizes.dtype).mean()
         return torch.exp2(-(sizes / self.epsilon).square()).mean()
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MDMMPruner:
-        """Return the constraint on ``weight``."""
+        """Return the pruner of ``weight``."""
         return MDMMPruner(self, weight)
 
     def prepare(self, layers: PrunedWeights) -> None:
-        """Give each layer its share of the target."""
+        """Set the target of each layer."""
         counts = global_budget({name: (pruner, pruner.sizes(weight)) for name, (pruner, weight) in layers.items()}, self.target)  # type: ignore[operator]
         for name, (pruner, _) in layers.items():
             pruner.name, pruner.count = name, counts[name]  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a pruning method is: a frozen description (the method object) and the state it gives each layer (the pruner)."""
+"""Base classes of pruning: the method object holds the settings, and the pruner holds the state of one layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pquant.training.stage import Horizon, Stage
 class Pruner(nn.Module):
     """The state of one pruned weight.
 
-    Layers and training call ``forward``, ``hard_mask`` and ``penalty``, which follow the stage; a method gives what they are in the train stage:
+    Layers and training call ``forward``, ``hard_mask`` and ``penalty``, which depend on the stage. A subclass defines those of the train stage:
 
     | stage    | forward in training    | forward in evaluation                      | penalty                |
     |----------|------------------------|--------------------------------------------|------------------------|
@@ -23,7 +23,7 @@ class Pruner(nn.Module):
     | train    | :meth:`train_weight`   | :meth:`fold` of it times :meth:`train_mask`| :meth:`train_penalty`  |
     | finetune | ``weight`` times mask  | the same                                   | 0                      |
 
-    Evaluation always shows what would be finalized, so that entering a stage or finalizing moves no output.
+    In evaluation the model always computes what it would compute if finalized, so that ``finalize`` does not change outputs.
 
     Args:
         method: the method object, whose fields the pruner reads.
@@ -31,11 +31,11 @@ class Pruner(nn.Module):
     """
 
     state: ClassVar[tuple[str, ...]] = ()
-    """Names of the plain attributes that belong to the state_dict, beside the stage."""
+    """Names of the plain attributes that are saved in the state_dict, in addition to the stage."""
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
     """Options of the optimizer group that holds this pruner's parameters."""
     makes_output: bool = False
-    """Whether the layer makes the model's output, which no method may take channels from unasked; set by ``compress``."""
+    """Whether the layer computes the model's output, so that methods keep all its channels by default; set by ``compress``."""
 
     mask: Tensor
 
@@ -47,7 +47,7 @@ class Pruner(nn.Module):
         self.register_buffer("mask", torch.ones(weight.shape, dtype=torch.bool, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight that the layer computes with at this stage; differentiable, and without side effects."""
+        """Return the weight that the layer uses in this stage; differentiable, without side effects."""
         if self.stage is Stage.PRETRAIN:
             return weight
         if self.stage is Stage.FINETUNE:
@@ -55,7 +55,7 @@ class Pruner(nn.Module):
         return self.train_weight(weight) if self.training else self.fold(weight) * self.train_mask(weight)
 
     def hard_mask(self, weight: Tensor) -> Tensor:
-        """Return a boolean tensor that broadcasts with ``weight``: what survives if the model is finalized now."""
+        """Return a boolean tensor that broadcasts with ``weight``, true for weights that remain if the model is finalized now."""
         return self.train_mask(weight) if self.stage is Stage.TRAIN else self.mask
 
     def penalty(self, weight: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Pruner(nn.Module):
         return self.train_penalty(weight) if self.stage is Stage.TRAIN else weight.new_zeros(())
 
     def train_weight(self, weight: Tensor) -> Tensor:
-        """Return the weight that steps of the train stage compute with."""
+        """Return the weight that training steps of the train stage use."""
         return weight * self.train_mask(weight)
 
     def train_mask(self, weight: Tensor) -> Tensor:
-        """Return the boolean mask that the method would prune by now, in the train stage."""
+        """Return the boolean mask of the train stage, true for weights that remain if the model is finalized now."""
         return self.mask
 
     def train_penalty(self, weight: Tensor) -> Tensor:
@@ -75,24 +75,24 @@ class Pruner(nn.Module):
         return weight.new_zeros(())
 
     def fold(self, weight: Tensor) -> Tensor:
-        """Return what the surviving weights become when the mask is frozen: a factor or shrinkage stays with them."""
+        """Return the weight to store when the mask is frozen: it includes a factor or shrinkage of the remaining weights."""
         return weight
 
     def prune_bias(self, bias: Tensor, weight: Tensor) -> Tensor:
-        """Return the bias as the layer computes with it beside ``weight``; methods that remove whole channels remove their bias too."""
+        """Return the bias (out,) that the layer uses with ``weight``. Methods that remove whole channels remove their bias too."""
         return bias
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which activations :meth:`observe` must see in training steps now: "input", "output" or none."""
+        """Which activations training steps must pass to :meth:`observe` now: "input", "output" or none."""
         return frozenset()
 
     def observe(self, x: Tensor) -> None:
-        """See the layer's (quantized) input, or its output before quantization, as asked by :attr:`needs`."""
+        """Record the quantized input of the layer, or its output before quantization, as :attr:`needs` requests."""
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> Tensor:
-        """Fix the mask for good and return what the weight parameter becomes."""
+        """Freeze the mask, enter the fine-tuning stage and return the new value of the weight parameter."""
         if self.stage is Stage.FINETUNE:
             return weight
         folded = self.fold(weight) if self.stage is Stage.TRAIN else weight
@@ -101,17 +101,17 @@ class Pruner(nn.Module):
         return folded
 
     def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
-        """Enter pretraining or training; fine-tuning is entered by :meth:`freeze`, which needs the weight."""
+        """Start the pretrain or train stage. :meth:`freeze` starts fine-tuning, since it needs the weight."""
         self.stage, self.horizon = stage, horizon or self.horizon
 
     def on_batch_end(self, weight: Tensor) -> None:
-        """Follow one optimizer step."""
+        """Update the pruner after one optimizer step."""
 
     def on_epoch_end(self, weight: Tensor, loss: float | None = None) -> None:
-        """Follow one epoch; ``loss`` is its mean training loss without auxiliary terms, where the loop tells it."""
+        """Update the pruner after one epoch; ``loss`` is its mean training loss without auxiliary terms, if the training loop passes it."""
 
     def on_round_end(self, weight: Tensor) -> None:
-        """Follow one round of the train stage that is not the last."""
+        """Update the pruner after one round of the train stage, except the last round."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the stage and the plain attributes named in ``state``."""
@@ -119,7 +119,7 @@ class Pruner(nn.Module):
         return {"stage": self.stage.value, "horizon": horizon, **{name: getattr(self, name) for name in self.state}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+        """Restore the state that :meth:`get_extra_state` returned."""
         self.stage = Stage(state["stage"])
         self.horizon = state["horizon"] and Horizon(*state["horizon"])
         for name in self.state:
@@ -127,7 +127,7 @@ class Pruner(nn.Module):
 
 
 class NoPruner(Pruner):
-    """A weight that is not pruned: the same interface, no state, no cost."""
+    """The pruner of a weight that is not pruned; it has no state and changes nothing."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -150,7 +150,7 @@ class NoPruner(Pruner):
 
 
 PrunedWeights = Mapping[str, tuple[Pruner, Tensor]]
-"""The layers that take part in pruning: name to (pruner, weight)."""
+"""Maps the name of each layer that takes part in pruning to its (pruner, weight)."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class PruningMethod(Settings):
 
     decays_thresholds: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
-    """Whether surviving weights change their values when the mask is frozen, so that they must be quantized after it."""
+    """Whether the remaining weights change their values when the mask is frozen, so that quantization must come after pruning."""
 
     disable_pruning_for_layers: list[str] = setting([])
     enable_pruning: bool = True
@@ -180,11 +180,11 @@ class PruningMethod(Settings):
 
     @property
     def goal(self) -> float | None:
-        """The share of zeros among the prunable weights that training ends with, at least; None if there is no such target."""
+        """The minimum sparsity of the prunable weights after training; None if the method has no such target."""
         return None
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Pruner:
-        """Return the state of one layer's weight, all parameters and buffers built at once.
+        """Return the pruner of one layer, with all its parameters and buffers.
 
         Args:
             weight: (out, in) or (out, in / groups, *kernel).
@@ -193,18 +193,18 @@ class PruningMethod(Settings):
         raise NotImplementedError
 
     def prunes(self, name: str) -> bool:
-        """Return whether the layer called ``name`` takes part."""
+        """Return whether the layer called ``name`` is pruned."""
         return self.enable_pruning and not any(matches(pattern, name) for pattern in self.disable_pruning_for_layers)
 
     def prepare(self, layers: PrunedWeights) -> None:
-        """Take model-wide decisions, once, as the train stage begins (global budgets)."""
+        """Make decisions that depend on all layers, such as global budgets, once at the start of the train stage."""
 
     def check_names(self, names: list[str]) -> None:
         """Raise a ConfigError when ``disable_pruning_for_layers`` names no layer of the model."""
         check_patterns(f"{type(self).__name__}.disable_pruning_for_layers", self.disable_pruning_for_layers, names)
 
     def warnings(self, horizon: Horizon) -> list[str]:
-        """Return what this method cannot reach in a train stage of this length, and which value would; empty when all is well."""
+        """Return one message per setting that does not suit a train stage of this length, with a value that does."""
         return []
 
 
@@ -218,5 +218,5 @@ class NoPruning(PruningMethod):
         return False
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> Pruner:
-        """Return the pruner that keeps everything."""
+        """Return a pruner that keeps all weights."""
         return NoPruner()

@@ -1,4 +1,4 @@
-"""Pruning in one shot: a mask from a few batches of data, without training."""
+"""One-shot pruning: a mask from a few batches of data, without training."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -25,17 +25,17 @@ def prune_one_shot(
 ) -> nn.Module:
     """Return a compressed, pruned copy of a trained ``model`` in the fine-tuning stage, ready for :func:`pquant.finalize` or more training.
 
-    The batches are shown to the model in evaluation mode, as a train stage of a single step: the method's window is all of them, whatever its
-    ``t_start_collecting_batch`` and ``t_delta``. Weights, batch norm statistics and ``model`` itself stay as they are.
+    The model runs on the batches in evaluation mode, as a train stage of a single step. The window of the method covers all batches;
+    ``t_start_collecting_batch`` and ``t_delta`` have no effect. The remaining weights, batch norm statistics and ``model`` itself do not change.
 
     Args:
-        model: a float model; or a compressed one, which keeps its quantizers and deploys its present mask before it gets the new one.
-        method: Wanda, ActivationPruning, Magnitude, or another that looks at activations through a window.
-        calibration_batches: inputs as the model takes them, like ``example_input`` of :func:`pquant.compress`; a few hundred examples do.
+        model: a float model, or a compressed one: its quantizers stay, and its mask is written into the weights before the new mask is computed.
+        method: Wanda, ActivationPruning, Magnitude, or another method that collects activations over a window.
+        calibration_batches: inputs as the model takes them, like ``example_input`` of :func:`pquant.compress`; a few hundred examples are enough.
         quantization: method object for a float model, or None for float values.
 
     Raises:
-        ConfigError: a method that must train, no batch, or ``quantization`` for a model that has its own.
+        ConfigError: a method that needs training, no batch, or ``quantization`` for a model that is compressed already.
     """
     if not isinstance(method, (WindowMethod, Magnitude)):
         raise ConfigError(_why_not(method))
@@ -61,14 +61,14 @@ def prune_one_shot(
 def _why_not(method: PruningMethod) -> str:
     """Return why ``method`` cannot prune without training."""
     trained = [parameter for parameter, _ in method.pruner(torch.ones(4, 4), nn.Linear).named_parameters()]
-    why = f"trains a {' and a '.join(trained)} for each layer" if trained else "lets its mask follow the weights through training"
+    why = f"trains a {' and a '.join(trained)} for each layer" if trained else "changes its mask with the weights during training"
     advice = "train with it, or take Wanda, ActivationPruning or Magnitude"
-    return f"{type(method).__name__} cannot prune in one shot: it {why}, so batches alone would prune nothing; {advice}"
+    return f"{type(method).__name__} cannot prune in one shot: it {why}, so without training it prunes nothing; {advice}"
 
 
 @torch.no_grad()
 def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
-    """Return a copy of a compressed model that ``method`` prunes, with what was pruned before written into its weights."""
+    """Return a copy of a compressed model with pruners of ``method``; its previous mask is written into the weights."""
     model = copy.deepcopy(model)
     set_stage(model, Stage.FINETUNE)
     method.check_names([name for name, module in model.named_modules() if isinstance(module, CompressedLayer)])
@@ -94,7 +94,7 @@ def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, but let its layers show their pruners what they see."""
+    """Put the model in evaluation mode, but set the training flag of its layers, so that they pass activations to their pruners."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What methods share whose values follow a schedule over the epochs of the train stage."""
+"""The base class of pruners with a schedule over the epochs of the train stage."""
 
 from typing import ClassVar
 
@@ -9,9 +9,9 @@ from pquant.training.stage import Horizon, Stage
 
 
 class ScheduledPruner(Pruner):
-    """Counts the complete epochs of the train stage in ``epoch`` and asks the method to ``follow`` at the start of each.
+    """Counts the complete epochs of the train stage in ``epoch``, and calls ``follow`` at the start of each epoch.
 
-    Pretraining and fine-tuning move nothing.
+    The count does not change in pretraining and fine-tuning.
     """
 
     state: ClassVar[tuple[str, ...]] = ("epoch",)
@@ -21,14 +21,16 @@ class ScheduledPruner(Pruner):
         self.epoch = 0
 
     def follow(self, epoch: int, horizon: Horizon) -> None:
-        """Set what holds in ``epoch``, from 0: 0-dim buffers, so that a compiled step stays what it is. After the last epoch it is one beyond."""
+        """Set the values for ``epoch``, which counts from 0; after the last epoch it is the number of epochs.
+
+        Scalar buffers hold the values, so that a compiled step need not be compiled again."""
         raise NotImplementedError
 
     def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
-        """Enter a stage.
+        """Start a stage.
 
         Raises:
-            RuntimeError: training starts and nobody has said how long it will last.
+            RuntimeError: the train stage starts without a ``horizon``.
         """
         if stage is Stage.TRAIN and not (horizon or self.horizon):
             name = type(self.method).__name__
@@ -48,5 +50,5 @@ class ScheduledPruner(Pruner):
 
 
 def train_epochs(horizon: Horizon) -> int:
-    """Return the epochs of the whole train stage, all rounds together."""
+    """Return the number of epochs of the train stage, over all rounds."""
     return horizon.rounds * horizon.epochs

@@ -15,10 +15,10 @@ from pquant.training import distributed
 
 
 class WandaPruner(WindowPruner):
-    """Collects the energy of a layer's inputs over the window, then prunes once.
+    """Collects the energy of the inputs of a layer over the window, then prunes once.
 
-    ``energy`` holds the sum of squares of each input feature, (1, in) for a dense layer; for a convolution (out, in / groups), since with
-    groups each output channel sees its own inputs.
+    ``energy`` is the sum of squares of each input feature, (1, in) for a dense layer. For a convolution it is (out, in / groups), since each
+    output channel has the inputs of its group.
     """
 
     collects = "input"
@@ -40,13 +40,13 @@ class WandaPruner(WindowPruner):
         self.seen.add_(1)
 
     def choose(self, weight: Tensor) -> Tensor:
-        """Return the mask: in each output row the lowest |W_ij| * ||X_j|| go (section 3 of the paper), or all but N of every M."""
+        """Return the mask that drops the lowest |W_ij| * ||X_j|| in each output row (section 3 of the paper), or all but the N highest of every M."""
         norms = self.energy.sqrt().view(*self.energy.shape, *(1,) * (weight.ndim - 2))
         scores = weight.abs() * norms
         return self._keep_n_of_m(scores) if self.method.M else self._keep_by_row(scores)
 
     def _keep_by_row(self, scores: Tensor) -> Tensor:
-        """Prune the budget in equal counts a row; what is left over goes to the rows where the next weight matters least."""
+        """Prune equal numbers of weights per row. A remainder of the budget goes to the rows whose next weight has the lowest score."""
         rows = scores.flatten(1)
         each, extra = divmod(self.budget, len(rows))
         counts = torch.full((len(rows),), each, device=rows.device)
@@ -66,16 +66,16 @@ class WandaPruner(WindowPruner):
 @schema("pruning", "wanda")
 @dataclass(frozen=True)
 class Wanda(WindowMethod):
-    """One mask from |weight| times the norm of the input; then training continues with this mask.
+    """One mask by the score |weight| times the norm of the input; training continues with this mask.
 
-    Pretraining: off. Training: inputs are collected over a window, then the mask is taken once, ranked within each output row. A window longer than
-    training ends with it, and a warning says so. Fine-tuning: the same mask.
+    Pretraining: off. Training: the pruner collects inputs over a window of steps, and then computes the mask once, from the ranking of the scores in
+    each output row. A window that is longer than the train stage ends with it, and a warning says so. Fine-tuning: the same mask.
 
     Args:
         pruning_method: the method's name in the specification.
         M: number of consecutive inputs in a group, of which N weights remain; null: no groups.
         N: number of weights that remain of every M, as in "2:4"; ``sparsity`` then has no effect.
-        sparsity: share of zeros.
+        sparsity: fraction of the weights that is pruned.
         t_delta: number of steps in which inputs are recorded.
         t_start_collecting_batch: number of steps of the train stage before the recording starts.
         calculate_pruning_budget: whether one magnitude threshold over all layers sets the sparsity of each layer; else all layers have the same
@@ -103,17 +103,17 @@ class Wanda(WindowMethod):
 
     @property
     def goal(self) -> float:
-        """The sparsity, or that of N:M groups."""
+        """The sparsity, which is 1 - N / M for N:M groups."""
         return self.sparsity if self.N is None or self.M is None else 1 - self.N / self.M
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> WandaPruner:
-        """Return the collector for ``weight``."""
+        """Return the pruner of ``weight``."""
         if self.M and weight.shape[1] % self.M:
             raise ConfigError(f"Wanda.M must divide the {weight.shape[1]} inputs of each row, got {self.M}")
         return WandaPruner(self, weight)
 
     def prepare(self, layers: PrunedWeights) -> None:
-        """Give each layer its count of weights to prune."""
+        """Set the number of weights to prune in each layer."""
         counts = (global_budget if self.calculate_pruning_budget else uniform_budget)(layers, self.sparsity)
         for name, (pruner, _) in layers.items():
             pruner.budget = counts[name]  # type: ignore[assignment]

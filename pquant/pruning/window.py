@@ -1,4 +1,4 @@
-"""What methods share that look at activations over a window of training steps and then prune once."""
+"""Base classes of methods that collect activations over a window of training steps and then prune once."""
 
 import logging
 from typing import Any, ClassVar, Literal
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class WindowPruner(Pruner):
-    """Collects statistics of a layer's activations while the window is open, and prunes once, when it closes.
+    """Collects statistics of a layer's activations while the window is open, and prunes once, when the window closes.
 
-    A method names what it ``collects`` and answers ``observe`` (which counts in ``seen``) and ``choose``.
+    A subclass sets ``collects`` ("input" or "output"), and defines ``observe``, which counts batches in ``seen``, and ``choose``.
     """
 
     collects: ClassVar[Literal["input", "output"]]
@@ -30,16 +30,16 @@ class WindowPruner(Pruner):
         self._needs: frozenset[str] = frozenset()
 
     def choose(self, weight: Tensor) -> Tensor:
-        """Return the mask, a boolean tensor that broadcasts with ``weight``, from what was collected."""
+        """Return the mask, a boolean tensor that broadcasts with ``weight``, from the collected statistics."""
         raise NotImplementedError
 
     @property
     def needs(self) -> frozenset[str]:
-        """Return what the method collects while the window is open."""
+        """Return the activations that the method collects, and nothing while the window is closed."""
         return self._needs
 
     def on_stage_start(self, stage: Stage, horizon: Horizon | None = None) -> None:
-        """Open the window when training starts with it."""
+        """Start a stage, and open the window if it begins at the first step."""
         super().on_stage_start(stage, horizon)
         self._open_or_close()
 
@@ -53,13 +53,13 @@ class WindowPruner(Pruner):
         self._open_or_close()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the counters and with them the window."""
+        """Restore the counters and the state of the window."""
         super().set_extra_state(state)
         self._open_or_close()
 
     @property
     def opens(self) -> bool:
-        """Whether the window is to be open now."""
+        """Whether the window should be open now."""
         return self.stage is Stage.TRAIN and not self.pruned and self.step >= self.method.window(self.horizon)[0]
 
     def _open_or_close(self) -> None:
@@ -72,19 +72,19 @@ class WindowPruner(Pruner):
 
     @torch.no_grad()
     def prune(self, weight: Tensor) -> None:
-        """Take the mask, for good.
+        """Compute the final mask.
 
         Raises:
-            RuntimeError: nothing was seen.
+            RuntimeError: no activations were collected.
         """
         if not self.seen:
             name = type(self.method).__name__
-            raise RuntimeError(f"{name} has seen no {self.collects} of this layer: run training steps in the train stage before pruning")
+            raise RuntimeError(f"{name} has seen no {self.collects} of a layer: run training steps in the train stage before pruning")
         self.mask.copy_(self.choose(weight).expand_as(self.mask))
         self.pruned = True
 
     def freeze(self, weight: Tensor) -> Tensor:
-        """Freeze the mask; training that ended inside the window prunes now, with what was collected."""
+        """Freeze the mask. If training ended inside the window, compute the mask first, from the activations collected so far."""
         if self.stage is Stage.TRAIN and not self.pruned:
             name = type(self.method).__name__
             log.warning("%s: training ended before its window closed; pruning with the %d batches collected", name, int(self.seen))
@@ -93,13 +93,13 @@ class WindowPruner(Pruner):
 
 
 class WindowMethod(PruningMethod):
-    """A method that collects for ``t_delta`` steps of the train stage after the first ``t_start_collecting_batch``."""
+    """A method that collects activations for ``t_delta`` steps of the train stage, after the first ``t_start_collecting_batch`` steps."""
 
     t_delta: int
     t_start_collecting_batch: int
 
     def window(self, horizon: Horizon | None) -> tuple[int, int]:
-        """Return the first and the last-plus-one step of the window, within the training steps when their number is known."""
+        """Return the first step of the window and the step after its last, limited to the training steps if their number is known."""
         end = self.t_start_collecting_batch + self.t_delta
         if horizon is None:
             return self.t_start_collecting_batch, end
@@ -114,5 +114,5 @@ class WindowMethod(PruningMethod):
         return [
             f"{type(self).__name__}'s window (steps {self.t_start_collecting_batch} to {end}) does not fit the {horizon.steps} training steps:"
             f" it will prune at the last step, with {stop - start} batches and no training after it; t_start_collecting_batch + t_delta <="
-            f" {horizon.steps // 2} leaves half of training to recover"
+            f" {horizon.steps // 2} leaves half of the steps for training after pruning"
         ]

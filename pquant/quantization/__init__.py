@@ -1,4 +1,4 @@
-"""Fixed-point quantization: values, quantizers, and the settings that place them."""
+"""Fixed-point quantization: arithmetic, quantizers, and the settings that choose the format of each tensor."""
 
 from pquant.quantization.fixed_point import fixed_point
 from pquant.quantization.quantization import LayerFormats, Quantization

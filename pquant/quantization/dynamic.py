@@ -1,4 +1,4 @@
-"""Data whose format follows each batch: as many bits as before, with the binary point where the batch needs it."""
+"""Data whose format follows each batch: the width is fixed, and the binary point is chosen from the range of the batch."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,17 @@ from pquant.training import distributed
 
 
 class DynamicQuantizer(Quantizer):
-    """A fixed width, k + i + f of the settings, whose integer bits hold the values of each training batch.
+    """A quantizer of fixed width, k + i + f of the settings, whose integer bits are chosen anew for each training batch.
 
-    A batch gets the fewest integer bits ``i`` that hold all its values once rounded, and f = width - k - i. With ``min_f`` no batch gets fewer
-    fractional bits; values beyond the range that is left then overflow. In evaluation, ``i`` is that of the batches so far: it rises at once, and
-    falls by ``forget`` bits a batch. Before the first batch it is that of the settings. :func:`pquant.trace_ranges` sets it to the range of the
-    values that it is given, which a finalized model keeps.
+    A batch gets the smallest ``i`` that holds all its rounded values, and f = width - k - i. ``min_f`` is a lower bound of f; values beyond the
+    range that it leaves overflow. Evaluation uses an ``i`` that follows the training batches: it rises at once, and falls by at most ``forget``
+    bits per batch. Before the first batch it is the ``i`` of the settings. :func:`pquant.trace_ranges` sets it to the range of the values in given
+    batches, and a finalized model keeps it.
 
     Args:
-        settings: k, i and f, which give the width, and modes.
+        settings: k, i and f, whose sum is the width, and the rounding and overflow modes.
         shape: shape of the bit widths, see :func:`pquant.quantization.quantizer.bits_shape`.
-        forget: bits by which ``i`` of evaluation may fall in one batch.
+        forget: bits by which the ``i`` of evaluation may fall in one batch.
     """
 
     i: Tensor
@@ -35,7 +35,7 @@ class DynamicQuantizer(Quantizer):
         self.register_buffer("i", torch.full(shape, torch.nan))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the format of its own range while training or observing, else in that of the batches so far."""
+        """Return ``x``, quantized to the format of its own range in training and calibration, else to the format of evaluation."""
         x = in_float32(x)
         i = self._follow(x) if self.training or self.observing else self.format()[1]
         i = i.to(x.dtype)
@@ -43,7 +43,7 @@ class DynamicQuantizer(Quantizer):
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> Tensor:
-        """Return the integer bits that hold ``x``, and let those of evaluation follow."""
+        """Return the integer bits that hold ``x``, and update those of evaluation."""
         needed = self.needed(observable(x))
         if self.observing:
             self.i.copy_(torch.fmax(self.i, needed))
@@ -53,7 +53,7 @@ class DynamicQuantizer(Quantizer):
         return needed
 
     def needed(self, x: Tensor) -> Tensor:
-        """Return the fewest integer bits that hold finite values, once rounded to the fractional bits that are left."""
+        """Return the fewest integer bits that hold the finite values of ``x``, rounded to the fractional bits that these integer bits leave."""
         low, high = value_range(x, self.i.shape, bool(self.k))
         largest = torch.maximum(high, -low)
         i = integer_bits(low, high, self._fractional(torch.frexp(largest).exponent.to(largest.dtype)), self.round_mode, self.overflow_mode)
@@ -68,23 +68,23 @@ class DynamicQuantizer(Quantizer):
 
     @torch.no_grad()
     def start_tracing(self) -> None:
-        """Forget the values seen."""
+        """Forget all values observed so far."""
         self.i.fill_(torch.nan)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the bits of evaluation."""
+        """Return the (k, i, f) of evaluation."""
         i = self._bounded(torch.round(torch.nan_to_num(self.i, nan=self.first_i)))
         return torch.full_like(i, self.k), i, self.magnitude - i
 
     def is_redundant_after(self, source: Quantizer) -> bool:
-        """Return whether ``source`` gives the same values this format already."""
+        """Return whether ``source`` already quantizes the same values to this format."""
         if not isinstance(source, DynamicQuantizer) or source.i.shape != self.i.shape:
             return False
         mine, theirs = ((one.k, one.magnitude, one.most_i, one.round_mode, one.overflow_mode) for one in (self, source))
         return mine == theirs
 
     def finalized(self) -> Quantizer:
-        """Return the fixed format of evaluation."""
+        """Return a quantizer with the format of evaluation, fixed."""
         return FixedPointQuantizer.of(self.format(), self.round_mode, self.overflow_mode)
 
     def extra_repr(self) -> str:

@@ -1,14 +1,14 @@
 """Effective bit operations: C. Sun et al., "HGQ: High Granularity Quantization for Real-time Neural Networks on FPGAs", arXiv 2405.00645, section 3.
 
-EBOPs add up, over all multiplications of one inference, the bits of the weight times the bits of the data, and the bits of each bias added.
-Padding zeros cost nothing, nor do pruned weights; pools, ReLU and tanh multiply nothing. Float values count as 32 bits. A layer counts them by its
-own linear map, applied to bit widths: :meth:`pquant.layers.QuantizedLayer.operations`.
+EBOPs are the sum, over all multiplications of one inference, of the bits of the weight times the bits of the data, plus the bits of each bias
+addition. Padding zeros and pruned weights cost nothing; pools, ReLU and tanh do not multiply. Float values count as 32 bits. A layer computes its
+EBOPs with its linear map, applied to bit widths: :meth:`pquant.layers.QuantizedLayer.operations`.
 """
 
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.budget import EbopsBudget, Use
+from pquant.quantization.budget import EbopsBudget
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, Quantizer
 from pquant.training.stage import Stage
@@ -24,15 +24,15 @@ def significant_bits(values: Tensor) -> Tensor:
 
 
 def constant_bits(values: Tensor, quantizer: Quantizer) -> Tensor:
-    """Return the bits that each constant costs: its significant ones when it is quantized, 32 when it stays float, 0 when it is 0."""
+    """Return the bits of each constant in EBOPs: its significant bits if it is quantized, 32 if it is float, 0 if it is 0."""
     return (values != 0).double() * FLOAT_BITS if quantizer.is_float else significant_bits(values).double()
 
 
 class BitRegularization(nn.Module):
-    """The regularization weights of one layer's trained bits, beta for EBOPs and gamma for bit widths: 0 until the train stage begins.
+    """The regularization weights of the trained bits of one layer: beta for EBOPs and gamma for bit widths, 0 until the train stage begins.
 
-    They follow the epochs of the train stage, whatever is rewound; where there is a ``budget``, its beta takes the place of
-    this one. All layers hold the same.
+    The schedule of beta counts all epochs since the start of the train stage; rewinding does not reset it. The weights are the same in all layers.
+    With a ``budget``, the beta of the budget replaces this one; the layers of a model share one budget.
     """
 
     beta: Tensor
@@ -42,30 +42,20 @@ class BitRegularization(nn.Module):
     def __init__(self, quantization: Quantization) -> None:
         super().__init__()
         self.quantization = quantization
-        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta)
+        self.budget = None if quantization.budget is None else EbopsBudget(quantization.budget, quantization.hgq_beta, quantization.target_share)
         self.register_buffer("beta", torch.zeros(()))
         self.register_buffer("gamma", torch.zeros(()))
         self.register_buffer("epoch", torch.tensor(-1))
 
     def on_stage_start(self, stage: Stage) -> None:
-        """Begin the schedule with the train stage."""
+        """Start the schedule when the train stage starts."""
         if stage is Stage.TRAIN:
             self._set(0)
 
     def on_epoch_end(self) -> None:
-        """Follow one epoch, from the train stage on."""
+        """Go to the next epoch of the schedule, once the train stage has started."""
         if self.epoch >= 0:
             self._set(int(self.epoch) + 1)
-
-    def begin(self, use: Use, epochs: int) -> None:
-        """Let the budget, if any, begin with a train stage of a number of epochs, of a model that has a ``use`` of bits now."""
-        if self.budget is not None:
-            self.budget.begin(use, self.quantization.target_share * epochs)
-
-    def follow(self, use: Use) -> None:
-        """Let the budget, if any, follow an epoch of the train stage or later, after which a model has a ``use`` of bits."""
-        if self.budget is not None and self.epoch >= 0:
-            self.budget.follow(use)
 
     def _set(self, epoch: int) -> None:
         beta, gamma = self.quantization.regularization(epoch)

@@ -1,7 +1,7 @@
 """Fixed-point values with the semantics of ``ap_fixed``: pure functions on tensors.
 
 A format is ``k`` (keep negatives, 0 or 1), ``i`` integer bits without the sign and ``f`` fractional bits; ``i`` and ``f`` may be negative.
-The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits; a value without bits is 0.
+The step is 2^-f, the range [-k 2^i, 2^i - 2^-f], the width k + i + f bits. A format with a width of 0 or less has only the value 0.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Bits = int | Tensor
 SATURATING = ("SAT", "SAT_SYM")
 WRAPPING = ("WRAP", "WRAP_SM")
 
-# Each rounds v = x * 2^f in place, given as 2v for the modes in DOUBLED: floor(v + 0.5) would round 0.49999997 to 1 in float32,
+# Each function rounds v = x * 2^f in place. In DOUBLED modes it gets 2v instead: floor(v + 0.5) would round 0.49999997 to 1 in float32,
 # while floor(2v) and its half are exact.
 ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "TRN": torch.Tensor.floor_,
@@ -35,7 +35,7 @@ DOUBLED = ("RND", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 class Grid(NamedTuple):
     """The values of a format, multiples of ``step`` from ``low`` to ``high``; numbers, or tensors that broadcast with the values.
 
-    ``scale`` takes a value to what the rounding mode is given. A format without bits has only the value 0: its ``step`` is 0.
+    ``scale`` is the factor that a value is multiplied by before the function of the rounding mode. A format without bits has ``step`` 0.
     """
 
     low: Any
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 def pow2(exponent: Any) -> Any:
-    """Return 2^exponent, exact for a whole number and for a tensor of whole numbers."""
+    """Return 2^exponent, exact for integers and for integer-valued tensors."""
     return torch.exp2(exponent) if isinstance(exponent, Tensor) else 2.0**exponent
 
 
@@ -67,7 +67,7 @@ def grid(k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Grid
 
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
-    """Return ``x`` rounded to ``f`` fractional bits, however large, without a gradient."""
+    """Return ``x`` rounded to ``f`` fractional bits, without a bound on its range and without a gradient."""
     return _snapped(x.detach() * pow2(f + (round_mode in DOUBLED)), pow2(-f), round_mode)
 
 
@@ -104,7 +104,7 @@ def _wrapped(x: Tensor, to: Grid) -> Tensor:
 
 
 class _FixedPoint(torch.autograd.Function):
-    """q(x), straight through: the gradient passes inside the range, bounds included, and is 0 where ``x`` saturates or has no bits."""
+    """q(x) with a straight-through gradient: 1 inside the range, bounds included, and 0 where ``x`` saturates or the format has no bits."""
 
     generate_vmap_rule = True
 
@@ -139,12 +139,12 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         x: float tensor of any shape. Float32 is exact up to 24 bits of width; subnormal numbers may count as 0.
         k: 1 keeps negatives, 0 does not; a number, or a tensor that broadcasts with ``x``.
         i: integer bits without the sign, as a number or an integer-valued float tensor.
-        f: fractional bits, likewise.
+        f: fractional bits, as a number or an integer-valued float tensor.
         round_mode: TRN (floor), TRN_ZERO, RND (half up), RND_CONV (half to even), RND_ZERO, RND_INF or RND_MIN_INF.
         overflow_mode: SAT clamps, SAT_SYM clamps to +-(2^i - 2^-f), WRAP is two's complement, WRAP_SM reflects.
 
     Returns:
-        A tensor like ``x``. The gradient passes straight through, and is 0 where ``x`` saturates.
+        A tensor like ``x``. Its gradient is straight-through, and 0 where ``x`` saturates.
 
     Raises:
         KeyError: an unknown ``round_mode``.

@@ -1,6 +1,6 @@
 """High-granularity quantization: C. Sun et al., "HGQ: High Granularity Quantization for Real-time Neural Networks on FPGAs", arXiv 2405.00645.
 
-Bit widths are trained by gradient, one for a tensor, a channel or a value, against the task's loss and a regularization of bits (section 3).
+Bit widths, one per tensor, channel or value, are trained by gradient descent on the loss of the task plus a regularization of bits (section 3).
 """
 
 import math
@@ -18,11 +18,11 @@ LN2 = math.log(2)
 
 
 class _TrainedBits(torch.autograd.Function):
-    """q(x; i, f) on the grid of rounded bits, straight through, under SAT or SAT_SYM.
+    """q(x; i, f) with the bits i and f rounded to integers, under SAT or SAT_SYM, with straight-through gradients.
 
     Inside the range dq/dx = 1 and dq/df = ln 2 (x - q). At the upper bound dq/di = ln 2 * 2^i and dq/df = ln 2 * 2^-f; at the lower one
-    dq/di = -ln 2 * k * 2^i (under SAT_SYM minus the upper bound's derivatives). A format without bits gives 0, with dq/dx = 1 and
-    dq/df = ln 2 * x, so that it may come back.
+    dq/di = -ln 2 * k * 2^i (under SAT_SYM minus the upper bound's derivatives). A format without bits returns 0, with dq/dx = 1 and
+    dq/df = ln 2 * x, so that its bits can grow again.
     """
 
     generate_vmap_rule = True
@@ -40,7 +40,7 @@ class _TrainedBits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, low, high, scale, step = ctx.saved_tensors
-        q = quantized(x, Grid(low, high, scale, step, *ctx.modes))  # again, as a model may write into what forward gave it
+        q = quantized(x, Grid(low, high, scale, step, *ctx.modes))  # computed again, since a model may overwrite the output of forward
         without_bits = step == 0
         clipped = clamped(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
         side = torch.sub(x, clipped).sign_()
@@ -57,17 +57,17 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 class HGQQuantizer(Quantizer):
-    """Trained bits for one tensor.
+    """A quantizer of one tensor whose bits are trained.
 
-    Under SAT and SAT_SYM ``i`` and ``f`` are parameters. Under WRAP only ``f`` is: ``i`` follows the values, at once upwards and by
-    ``forget`` bits a step downwards, and the sign ``k`` comes with the first negative value; training neither wraps nor saturates.
-    ``f`` never falls below ``min_f`` of the settings, see :class:`pquant.training.bit_range.BitRange`.
+    Under SAT and SAT_SYM ``i`` and ``f`` are parameters. Under WRAP only ``f`` is a parameter: ``i`` follows the range of the values, rises at once
+    and falls by at most ``forget`` bits per step. The sign ``k`` becomes 1 at the first negative value. In training, values neither wrap nor
+    saturate. ``f`` never falls below ``min_f`` of the settings, see :class:`pquant.training.bit_range.BitRange`.
 
     Args:
-        settings: bits to start from, and modes.
+        settings: first bits, and the rounding and overflow modes.
         shape: shape of the bit widths, see :func:`pquant.quantization.quantizer.bits_shape`.
-        forget: bits by which a tracked ``i`` may fall in one step; infinite for weights, which are all seen each time.
-        lr: learning rate of the bits, None for that of the optimizer.
+        forget: bits by which ``i`` may fall in one step under WRAP; infinite for weights, since each step quantizes all of them.
+        lr: learning rate of the bits; None for the learning rate of the optimizer.
     """
 
     k: Tensor
@@ -90,7 +90,7 @@ class HGQQuantizer(Quantizer):
             self.i = nn.Parameter(torch.full(shape, start))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the format in force."""
+        """Return ``x``, quantized to the current format; in calibration unquantized, since the bits are being chosen."""
         x = in_float32(x)
         if self.observing:
             self.observe(x)
@@ -108,21 +108,21 @@ class HGQQuantizer(Quantizer):
 
     @torch.no_grad()
     def _unbounded(self, dtype: torch.dtype) -> Grid:
-        """Return the grid of training under WRAP, whose range holds all values once rounded: without bounds, on which a value could lie beyond."""
+        """Return the grid of training under WRAP, without bounds, since the range follows the values."""
         to = self._grid(dtype)
         infinite = torch.full_like(to.step, math.inf)
         return Grid(-infinite, infinite, to.scale, to.step, to.round_mode, "SAT")
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
-        """Let ``i`` follow the range of ``x``, and ``k`` its sign."""
+        """Update ``i`` and ``k`` for the range and sign of ``x``, over all processes."""
         k, i = map(distributed.highest, self._needed(x))
         self.i.copy_(torch.maximum(self.i - self.forget, i))
         self.k.copy_(torch.maximum(self.k, k))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen ``i``, and under WRAP ``k``, to hold the finite values of ``x``; for calibration, and for the last pass before finalizing."""
+        """Widen ``i``, and under WRAP ``k``, to hold the finite values of ``x``; used in calibration and in the last pass before ``finalize``."""
         k, i = self._needed(observable(x))
         self.i.copy_(torch.maximum(self.i, i))
         if self.tracks:
@@ -135,7 +135,7 @@ class HGQQuantizer(Quantizer):
         return (rounded(low, f, self.round_mode) < 0).to(f), integer_bits(low, high, f, self.round_mode, self.overflow_mode)
 
     def is_redundant_after(self, source: Quantizer) -> bool:
-        """Return whether ``source`` trains bits for the same values in the same modes, and gives no sign that this one drops."""
+        """Return whether ``source`` trains bits of the same shape and modes, and returns no negative values that this quantizer would clip."""
         if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape:
             return False
         if source.keeps_negatives > self.keeps_negatives and not self.tracks:
@@ -143,24 +143,24 @@ class HGQQuantizer(Quantizer):
         return (source.round_mode, source.overflow_mode) == (self.round_mode, self.overflow_mode)
 
     def bits(self) -> Tensor:
-        """Return the bits that an operation costs, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
+        """Return the bits that count in EBOPs, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
         total = self.i + self.f
         with torch.no_grad():
             to_whole = torch.round(self.i) + torch.round(self.f) + int(self.keeps_negatives and not self.tracks) - total
         return torch.relu(total + to_whole)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rounded bits in force."""
+        """Return the current (k, i, f), rounded to integers."""
         i, f = torch.round(self.i.detach()), torch.round(self.f.detach())
         return self.k if self.tracks else torch.full_like(f, self.keeps_negatives), i, f
 
     def finalized(self) -> Quantizer:
-        """Return the fixed format that training has ended at."""
+        """Return a quantizer with the current format, fixed."""
         return FixedPointQuantizer.of(self.format(), self.round_mode, self.overflow_mode)
 
 
 def scheduled(value: float, schedule: Sequence[Sequence[float]], epoch: int) -> float:
-    """Return ``value``, or what a schedule of (epoch, value) pairs gives at ``epoch``: log-linear between pairs, constant outside them."""
+    """Return ``value``, or, with a schedule of (epoch, value) pairs, its value at ``epoch``: log-linear between pairs, constant outside them."""
     if not schedule:
         return value
     before = [point for point in schedule if point[0] <= epoch] or [schedule[0]]

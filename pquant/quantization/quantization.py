@@ -1,4 +1,4 @@
-"""The quantization section: which format each tensor of each layer has."""
+"""The settings of the quantization section, which choose the format of each tensor of each layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ DATA_FORGET = 0.01
 """Bits by which the tracked integer bits of data may fall in one batch (HGQ2's value)."""
 
 COUNTING = ("ebops_factor", "parallelization")
-"""What a rule of ``layer_specific`` says of EBOPs."""
+"""Keys of a ``layer_specific`` rule that change how EBOPs are counted."""
 NEEDS_HGQ = "use quantization=hgq, or fitcompress=on with fitcompress.compression_goal, which searches fixed bits for a size"
 
 
@@ -26,8 +26,8 @@ NEEDS_HGQ = "use quantization=hgq, or fitcompress=on with fitcompress.compressio
 class LayerFormats:
     """The formats of one layer's tensors.
 
-    ``exponential`` and ``reciprocal`` are those of what the tables inside a softmax or a norm give. Their values are at most 1 and never negative, so
-    that they have one integer bit and no sign: an exponential has as many bits as data, a reciprocal, which many values share, twice as many.
+    ``exponential`` and ``reciprocal`` are the formats of the tables inside a softmax or a norm. Their values lie in [0, 1], so that the formats have
+    one integer bit and no sign. An exponential has as many bits as data. A reciprocal has twice as many, since it multiplies many values.
     """
 
     weight: TensorFormat
@@ -57,17 +57,17 @@ class Counting(Settings):
             raise self.error("parallelization", "at least 1, or null or -1 for all positions")
 
     def built(self, positions: int) -> float:
-        """Return the share of a call's positions that is built."""
+        """Return the fraction of the positions of a call that hardware computes at the same time."""
         return min(self.at_once, positions) / max(positions, 1) if self.limits else 1.0
 
     @property
     def limits(self) -> bool:
-        """Whether fewer positions than all may be built."""
+        """Whether ``parallelization`` limits the positions that hardware computes at the same time."""
         return self.at_once > 0
 
     @property
     def at_once(self) -> int:
-        """The positions built at once; -1 for all."""
+        """The number of positions that hardware computes at the same time; -1 for all."""
         return -1 if self.parallelization is None else self.parallelization
 
 
@@ -180,9 +180,9 @@ class Quantization(Settings):
         if not self.use_hgq:
             raise self.error(name, f"null for fixed bits, which are not trained: {NEEDS_HGQ}")
         if self.target_ebops is not None and self.target_luts is not None:
-            raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, which is a target too")
+            raise self.error("target_luts", f"null beside target_ebops = {self.target_ebops}, since both are targets")
         if self.hgq_beta_schedule:
-            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets beta: hgq_beta is what it starts from")
+            raise self.error("hgq_beta_schedule", f"empty with {name}, whose controller sets beta; hgq_beta is the first value")
 
     def _check_dynamic(self) -> None:
         if self.dynamic_data_quantization and self.use_hgq:
@@ -196,7 +196,7 @@ class Quantization(Settings):
 
     @property
     def budget(self) -> float | None:
-        """The EBOPs that the model is to have; None: any."""
+        """The target for the EBOPs of the model; None without a target."""
         return self.target_ebops if self.target_luts is None else ebops_for(self.target_luts)
 
     def formats(self, name: str) -> LayerFormats:
@@ -205,7 +205,7 @@ class Quantization(Settings):
         return self._default_formats(self.enable_quantization) if pattern is None else self._overridden(pattern)
 
     def counting(self, name: str) -> Counting:
-        """Return how the EBOPs of the layer called ``name`` count."""
+        """Return the settings by which the EBOPs of the layer called ``name`` are counted."""
         pattern = next((pattern for pattern in self.layer_specific if matches(pattern, name)), None)
         return Counting() if pattern is None else self._counting(pattern)
 
@@ -217,15 +217,15 @@ class Quantization(Settings):
             raise ConfigError(f"Quantization.layer_specific['{pattern}']: {error}") from error
 
     def rule(self, name: str) -> dict[str, Any]:
-        """Return the rule of ``layer_specific`` that the layer called ``name`` follows; empty when none fits."""
+        """Return the rule of ``layer_specific`` for the layer called ``name``; empty when no rule matches."""
         return next((rule for pattern, rule in self.layer_specific.items() if matches(pattern, name)), {})
 
     def check_names(self, names: list[str]) -> None:
-        """Raise a ConfigError when a rule of ``layer_specific`` fits none of the layers."""
+        """Raise a ConfigError when a rule of ``layer_specific`` matches none of the layer names."""
         check_patterns("Quantization.layer_specific", self.layer_specific, names)
 
-    def warnings(self) -> list[str]:
-        """Return which settings have no effect and why; empty when all have one."""
+    def warnings(self, trains: bool = True) -> list[str]:
+        """Return one message per setting without effect, with the reason; ``trains`` says whether the train stage has any epoch."""
         trained = {
             name: getattr(self, name)
             for name in ("hgq_beta", "hgq_gamma", "hgq_beta_schedule", "hgq_lr", "target_ebops", "target_luts")
@@ -233,6 +233,9 @@ class Quantization(Settings):
         }
         needed = "quantization.use_hgq" if not self.use_hgq else "" if self.enable_quantization or self.layer_specific else "enable_quantization"
         found = [f"quantization.{name} = {value} has no effect without {needed}=true" for name, value in trained.items() if needed]
+        if not needed and not trains:
+            idle = {name: value for name, value in trained.items() if name != "hgq_lr"}
+            found += [f"quantization.{name} = {value} has no effect without training.epochs" for name, value in idle.items()]
         if self.use_hgq and not self.enable_quantization and not self.layer_specific:
             found.append("quantization.use_hgq has no effect, as quantization.enable_quantization is false")
         dynamic = self.dynamic_data_quantization and bool(self.enable_quantization or self.layer_specific)
@@ -245,10 +248,10 @@ class Quantization(Settings):
         return found
 
     def check_tensors(self, tensors: Mapping[str, Sequence[str]]) -> None:
-        """Check that each rule of ``layer_specific`` names tensors that a layer has; ``tensors`` are those of each layer, by dotted name.
+        """Check the tensor names in each rule of ``layer_specific``; ``tensors`` are the tensor names of each layer, by dotted name.
 
         Raises:
-            ConfigError: none of the layers that follow a rule has one of its tensors.
+            ConfigError: a rule names a tensor that none of its layers has.
         """
         for pattern, rule in self.layer_specific.items():
             following = {name: own for name, own in tensors.items() if self.rule(name) is rule}
@@ -260,10 +263,10 @@ class Quantization(Settings):
                     )
 
     def check_positions(self, positions: Mapping[str, int]) -> None:
-        """Check that each ``parallelization`` is less than the positions of a layer; ``positions`` are the most of each layer, by dotted name.
+        """Check that each ``parallelization`` limits a layer; ``positions`` is the largest number in a call of each layer, by dotted name.
 
         Raises:
-            ConfigError: none of the layers that follow a rule has more positions than the rule builds at once.
+            ConfigError: a rule's ``parallelization`` is at least the number of positions of each of its layers.
         """
         for pattern, rule in self.layer_specific.items():
             following = {name: count for name, count in positions.items() if self.rule(name) is rule}
@@ -276,19 +279,19 @@ class Quantization(Settings):
                 )
 
     def weight_quantizer(self, settings: TensorFormat, shape: tuple[int, ...]) -> Quantizer:
-        """Return the quantizer of a weight or bias of ``shape``, output channels first."""
+        """Return the quantizer of a weight or bias of ``shape``, whose first axis is the output channels."""
         return self._quantizer(settings, bits_shape(settings.granularity, shape), forget=math.inf)
 
     def data_quantizer(self, settings: TensorFormat, calls: Sequence[tuple[tuple[int, ...], int | None]]) -> Quantizer:
         """Return the quantizer of a layer's input or output.
 
         Args:
-            settings: its format.
-            calls: for each call its shape, 1 for (or without) the batch axis, and the channel axis of that, None where no axis holds channels; none
-                when not known.
+            settings: format of the tensor.
+            calls: for each call the shape of the tensor, with a batch axis of size 1 or without it, and its channel axis, or None without one. Empty
+                if the calls are not known.
 
         Raises:
-            ConfigError: bits by channel or value for data of unknown shape, or of several.
+            ConfigError: bits per channel or value for data of unknown shape, or of several shapes.
         """
         shapes = dict.fromkeys(bits_shape(settings.granularity, *call) for call in calls)
         if settings.enable and settings.granularity != "per_tensor" and len(shapes) != 1:
@@ -309,16 +312,16 @@ class Quantization(Settings):
 
     @property
     def regularizes_ebops(self) -> bool:
-        """Whether the loss has a regularization of EBOPs."""
+        """Whether the loss has an EBOPs regularization."""
         return self.use_hgq and bool(self.hgq_beta or self.hgq_beta_schedule or self.budget)
 
     @property
     def regularizes_bits(self) -> bool:
-        """Whether the loss has a regularization of bits."""
+        """Whether the loss has a regularization of EBOPs or bit widths."""
         return self.regularizes_ebops or self.use_hgq and bool(self.hgq_gamma)
 
     def regularization(self, epoch: int) -> tuple[float, float]:
-        """Return (beta, gamma) at an epoch of the train stage, from 0."""
+        """Return (beta, gamma) at an epoch of the train stage; epochs count from 0."""
         return scheduled(self.hgq_beta, self.hgq_beta_schedule, epoch), self.hgq_gamma
 
     def _default_formats(self, enable: bool) -> LayerFormats:
@@ -354,7 +357,7 @@ class Quantization(Settings):
         )
 
     def _overridden(self, pattern: str) -> LayerFormats:
-        """Return the formats with one rule applied; ``enable_quantization`` there stands for the section's own."""
+        """Return the formats with one rule applied; ``enable_quantization`` in the rule overrides that of the section."""
         rule, where = self.layer_specific[pattern], f"Quantization.layer_specific['{pattern}']"
         tensors = [field.name for field in fields(LayerFormats)]
         if not isinstance(rule, dict):
@@ -374,7 +377,7 @@ class Quantization(Settings):
 
 
 def _changed(tensor: TensorFormat, changes: Any, where: str) -> TensorFormat:
-    """Return the format of a tensor with what a rule changes; errors say ``where``."""
+    """Return the format of a tensor with the changes of a rule; ``where`` names the rule in error messages."""
     if not isinstance(changes, dict):
         raise ConfigError(f"{where} must be a dictionary, got {changes!r}")
     options = [field.name for field in fields(TensorFormat)]

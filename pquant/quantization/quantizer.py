@@ -1,4 +1,4 @@
-"""Quantizers: modules from tensor to tensor that know their fixed-point format."""
+"""Quantizers: modules that map a tensor to its fixed-point values and report their format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
 MOST_BITS = 32.0
-"""Largest magnitude of ``i`` and ``f`` that training may choose, that of any format in the settings."""
+"""Largest magnitude of ``i`` and ``f``, in the settings and in training; bits."""
 MOST_VALUE = 2.0**31
 Granularity = Literal["per_tensor", "per_channel", "per_weight"]
 
@@ -59,9 +59,9 @@ class TensorFormat(Settings):
 
 
 def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | None = 0) -> tuple[int, ...]:
-    """Return the shape of the bit widths of a tensor of ``shape``: one for all, one per channel, or one per value.
+    """Return the shape of the bit widths of a tensor of ``shape``: one for the tensor, one per channel, or one per value.
 
-    Per channel the shape begins with the channel axis, so that it broadcasts with any axes before it; without a channel axis all is shared.
+    Per channel, the shape starts at the channel axis, so that it broadcasts over any axes before it. Without a channel axis one bit width is shared.
     """
     if granularity == "per_tensor" or granularity == "per_channel" and channel_axis is None:
         return ()
@@ -72,12 +72,12 @@ def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | Non
 
 
 def in_float32(x: Tensor) -> Tensor:
-    """Return values of reduced precision as float32, in which formats are exact."""
+    """Return float16 and bfloat16 values as float32, in which fixed-point values are exact."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:
-    """Return the fewest integer bits that hold [low, high] once rounded to ``f`` fractional bits, low <= 0 <= high; 0 where both are 0."""
+    """Return the fewest integer bits that hold [low, high], low <= 0 <= high, after rounding to ``f`` fractional bits; 0 where both are 0."""
     step = pow2(-f)
     above = _log2_ceil(rounded(high, f, round_mode) + step)
     below = rounded(low, f, round_mode).neg()
@@ -86,13 +86,13 @@ def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow
 
 
 def _log2_ceil(x: Tensor) -> Tensor:
-    """Return the least whole n with x <= 2^n, exactly, for x > 0."""
+    """Return the smallest integer n with x <= 2^n, exactly, for x > 0."""
     mantissa, exponent = torch.frexp(x)
     return (exponent - (mantissa == 0.5).int()).to(x.dtype)
 
 
 def value_range(x: Tensor, shape: torch.Size, k: Tensor | bool) -> tuple[Tensor, Tensor]:
-    """Return the lowest (0 where negatives are not kept) and highest of 0 and ``x`` over all that shares a bit width of ``shape``."""
+    """Return min(0, x) and max(0, x) over the values that share a bit width, each of ``shape``. The minimum is 0 where negatives are not kept."""
     if not x.numel():
         return x.new_zeros(shape), x.new_zeros(shape)
     missing = x.ndim - len(shape)
@@ -102,41 +102,41 @@ def value_range(x: Tensor, shape: torch.Size, k: Tensor | bool) -> tuple[Tensor,
 
 
 def observable(x: Tensor) -> Tensor:
-    """Return the values of ``x`` as calibration sees them: within the range of the widest format, and 0 where they are not finite."""
+    """Return ``x`` for calibration: clamped to the range of the widest format, and 0 where it is not finite."""
     return torch.where(torch.isfinite(x), x, 0).clamp(-MOST_VALUE, MOST_VALUE)
 
 
 class Quantizer(nn.Module):
-    """What every quantizer answers: the values it gives, and the format they have."""
+    """Base class of quantizers. A quantizer maps values to quantized values and reports their format."""
 
     optimizer_options: Mapping[str, Any] = {"weight_decay": 0.0}
     """Options of the optimizer group that holds this quantizer's parameters."""
     observing = False
-    """Whether the values seen widen the range; :func:`pquant.calibrate` and :func:`pquant.trace_ranges` set it for a while."""
+    """Whether calls widen the range; :func:`pquant.calibrate` and :func:`pquant.trace_ranges` set it for the duration of a call."""
     auto = False
     """Whether calibration chooses the integer bits."""
     tracks = False
-    """Whether the integer bits follow the values seen in training."""
+    """Whether the integer bits follow the range of the values in training."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the format, with a straight-through gradient."""
+        """Return ``x``, quantized to the format, with a straight-through gradient."""
         raise NotImplementedError
 
     def format(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the (k, i, f) in force, integer-valued tensors that broadcast with the data; None when the values stay float."""
+        """Return the current (k, i, f), integer-valued tensors that broadcast with the data; None when the values stay float."""
         raise NotImplementedError
 
     def width(self) -> Tensor:
-        """Return the total bits k + i + f in force, at least 0; 32 for float values."""
+        """Return the current width k + i + f in bits, at least 0; 32 for float values."""
         formats = self.format()
         return torch.tensor(FLOAT_BITS) if formats is None else sum(formats).clamp(min=0)  # type: ignore[union-attr]
 
     def bits(self) -> Tensor:
-        """Return the bits that an operation costs; differentiable where they are trained."""
+        """Return the bits that count in EBOPs; differentiable where they are trained."""
         return self.width()
 
     def is_redundant_after(self, source: "Quantizer") -> bool:
-        """Return whether this quantizer has nothing to do behind ``source``: its values pass unchanged, or the same bits would be trained twice."""
+        """Return whether this quantizer is not needed after ``source``: it would not change the values, or it would train the same bits again."""
         return False
 
     def mean_width(self) -> float | None:
@@ -149,20 +149,20 @@ class Quantizer(nn.Module):
         return isinstance(self, NoQuantizer)
 
     def start_tracing(self) -> None:
-        """Prepare for the values that the integer bits are to hold once training is over; for quantizers with ``tracks``."""
+        """Prepare for :func:`pquant.trace_ranges`, which chooses the final integer bits; for quantizers with ``tracks``."""
 
     def folded(self) -> "Quantizer":
-        """Return the quantizer of a tensor whose stored values are quantized already: it changes nothing and keeps the format."""
+        """Return a quantizer for values that are quantized already: it returns them unchanged and keeps the format."""
         formats = self.format()
         return self if formats is None else FoldedQuantizer(*formats)
 
     def finalized(self) -> "Quantizer":
-        """Return the quantizer that a finalized model keeps for data."""
+        """Return the quantizer of a finalized model that replaces this one."""
         return self
 
 
 class NoQuantizer(Quantizer):
-    """Values stay float."""
+    """The quantizer of values that stay float: it changes nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
@@ -174,7 +174,7 @@ class NoQuantizer(Quantizer):
 
 
 class FoldedQuantizer(Quantizer):
-    """The format of values that were quantized for good."""
+    """The format of stored values that are quantized already; it changes nothing."""
 
     k: Tensor
     i: Tensor
@@ -195,13 +195,13 @@ class FoldedQuantizer(Quantizer):
 
 
 class FixedPointQuantizer(Quantizer):
-    """A fixed format for a tensor: bit widths are numbers, or tensors when they differ by channel or value.
+    """A quantizer with fixed bits: one format for the tensor, or one per channel or value.
 
     Args:
         settings: bits and modes.
         shape: shape of the bit widths, () for one format; see :func:`bits_shape`.
 
-    Calibration (``i: auto``) widens ``i`` to the range of all values observed so far and never narrows it.
+    Calibration (``i: auto``) sets ``i`` to the range of all values observed so far, so that ``i`` never falls.
     """
 
     k: Tensor
@@ -224,7 +224,7 @@ class FixedPointQuantizer(Quantizer):
 
     @classmethod
     def of(cls, bits: tuple[Tensor, Tensor, Tensor], round_mode: RoundMode, overflow_mode: OverflowMode) -> "FixedPointQuantizer":
-        """Return the quantizer of given (k, i, f), all of one shape."""
+        """Return the quantizer with the given (k, i, f), tensors of one shape."""
         new = cls(TensorFormat(round_mode=round_mode, overflow_mode=overflow_mode), tuple(bits[1].shape)).to(bits[1].device)
         for buffer, values in zip((new.k, new.i, new.f), bits, strict=True):
             buffer.copy_(values)
@@ -232,7 +232,7 @@ class FixedPointQuantizer(Quantizer):
         return new
 
     def _read_bits(self) -> None:
-        """Take the grid of the bits in force: one for all values is read into Python, so that no step waits for the device."""
+        """Compute the grid of the current bits. A single format is read into Python numbers here, so that no training step waits for the GPU."""
         self.calibrated = not bool(self.i.isnan().any())
         self.numbers = (int(self.k), int(self.i), int(self.f)) if self.calibrated and self.i.ndim == 0 else None
         modes = self.round_mode, self.overflow_mode
@@ -248,17 +248,17 @@ class FixedPointQuantizer(Quantizer):
         self._read_bits()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the format; while observing, widen the range seen and return ``x`` as it is, but for negatives that are not kept."""
+        """Return ``x``, quantized to the format. In calibration, widen the range and return ``x`` unquantized, clamped at 0 without a sign."""
         x = in_float32(x)
         if self.observing:
             self.observe(x)
             return x if self.k.any() else x.clamp(min=0)
         if not self.calibrated:
-            raise RuntimeError("integer bits are 'auto' and no value was seen yet: give compress an example_input, or call pquant.calibrate")
+            raise RuntimeError("integer bits are 'auto' and calibration has not run: give compress an example_input, or call pquant.calibrate")
         return straight_through(x, self._grid(x.dtype))
 
     def _grid(self, dtype: torch.dtype) -> Grid:
-        """Return the grid of the bits in force, for values of a dtype."""
+        """Return the grid of the current bits, for values of a dtype."""
         if self.one_grid is not None:
             return self.one_grid
         low, high, scale, step = (getattr(self, f"grid_{name}").to(dtype) for name in ("low", "high", "scale", "step"))
@@ -266,7 +266,7 @@ class FixedPointQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen the range, and with it the integer bits, to the finite values of ``x``, but not beyond 2^31."""
+        """Widen the range and the integer bits to hold the finite values of ``x``; the range is limited, see :func:`observable`."""
         low, high = value_range(observable(x), self.i.shape, self.k)
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
@@ -275,21 +275,21 @@ class FixedPointQuantizer(Quantizer):
 
     @torch.no_grad()
     def fix(self, k: int, i: int, f: int) -> None:
-        """Take one format for good, which calibration does not change."""
+        """Set one format that calibration does not change."""
         self.auto = False
         for buffer, bits in zip((self.k, self.i, self.f), (k, i, f), strict=True):
             buffer.fill_(bits)
         self._read_bits()
 
     def is_redundant_after(self, source: Quantizer) -> bool:
-        """Return whether ``source`` has one fixed format, which calibration does not change, that this one contains."""
+        """Return whether ``source`` has one fixed, uncalibrated format all of whose values this format contains."""
         if not isinstance(source, FixedPointQuantizer) or self.auto or source.auto or self.numbers is None or source.numbers is None:
             return False
         symmetric = self.overflow_mode == "SAT_SYM" and source.overflow_mode != "SAT_SYM" and source.numbers[0]
         return not symmetric and all(mine >= theirs for mine, theirs in zip(self.numbers, source.numbers, strict=True))
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the bits in force."""
+        """Return the current (k, i, f)."""
         return self.k, self.i, self.f
 
     def extra_repr(self) -> str:
@@ -299,10 +299,10 @@ class FixedPointQuantizer(Quantizer):
 
 
 class MantissaQuantizer(Quantizer):
-    """Keeps as many significant bits as a format has, each value with its own binary point.
+    """A quantizer that keeps a number of significant bits, each value with its own binary point.
 
-    For parameters that multiply by channel and whose range is not known beforehand, such as a batch norm's gamma / sigma. They are constants in
-    hardware, where a binary point costs nothing.
+    It is used for parameters that multiply per channel and whose range is not known beforehand, such as gamma / sigma of a batch norm. They are
+    constants in hardware, where a binary point costs nothing.
     """
 
     def __init__(self, settings: TensorFormat) -> None:
@@ -318,9 +318,9 @@ class MantissaQuantizer(Quantizer):
         return fixed_point(x, *self.format_of(x), self.round_mode, self.overflow_mode)
 
     def format_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the (k, i, f) of each value of ``x``: the fewest integer bits that hold it once rounded, but at least -32.
+        """Return the (k, i, f) of each value of ``x``: ``i`` is the fewest integer bits that hold the rounded value, at least -32.
 
-        A negative value that rounds to a power of two saturates instead, unless it is one already.
+        A negative value that rounds to minus a power of two saturates instead, unless it is minus a power of two itself.
         """
         mantissa, exponent = torch.frexp(x.detach())
         exponent = exponent + (rounded(mantissa.clamp(min=0), self.significant, self.round_mode) == 1).int()
@@ -330,5 +330,5 @@ class MantissaQuantizer(Quantizer):
         return torch.full_like(i, self.k), i, self.significant - i
 
     def format(self) -> None:
-        """Return None: the format goes with the values."""
+        """Return None: each value has its own format."""
         return None

@@ -75,8 +75,8 @@ def write_comparison(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def varied_settings(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the dotted keys whose values differ between runs. A key that varies exactly as an earlier one of its section is left out (a method's
-    name beside its class).
+    """Return the dotted keys whose values differ between runs. A key that varies exactly as an earlier key of its section is left out, such
+    as the class of a method besides its name.
     """
     found: dict[tuple[str, tuple[int, ...]], str] = {}
     for key in dict.fromkeys(key for run in runs for key in run.settings):

@@ -52,7 +52,7 @@ class Console:
 
 
 class _Epochs(Protocol):
-    """How the epochs of a training are shown."""
+    """The display of the epochs of a training."""
 
     def start(self, total: int) -> None: ...
 
@@ -62,7 +62,7 @@ class _Epochs(Protocol):
 
 
 class _Lines:
-    """A line for the first epoch, the last one that is trained, each change of stage and every k-th epoch, or the next one that was evaluated."""
+    """Prints a line for the first and last epoch, each change of stage, and every k-th epoch, or the next epoch after it that was evaluated."""
 
     def __init__(self, out: console.Console) -> None:
         self.out, self.total, self.stage, self.part = out, 0, "", 0

@@ -57,7 +57,7 @@ def _baseline(summary: Mapping[str, Any], name: str) -> str:
 
 
 def _epochs(summary: Mapping[str, Any]) -> str:
-    """Return how many epochs were trained, of how many that were planned, and which one the model is of, if it is not the last."""
+    """Return as text how many epochs were trained, how many were planned, and the epoch of the model, if it is not the last."""
     planned, selected = (show("epochs", summary[name]) if name in summary else "" for name in ("planned_epochs", "selected_epoch"))
     of = f" of {planned}" if planned and summary["planned_epochs"] != summary.get("epochs") else ""
     noun = "epoch" if summary.get("planned_epochs", summary.get("epochs")) == 1 else "epochs"
@@ -70,7 +70,7 @@ def _coverage(summary: Mapping[str, Any]) -> str:
 
 
 def _quantized(summary: Mapping[str, Any]) -> str:
-    """Return the share of the parameters that is quantized, if it is not all of them."""
+    """Return as text the fraction of the parameters that is quantized, or "" if all are."""
     share = summary.get("coverage/parameters")
     return f", {show('share', share)} of them quantized" if share is not None and share < 1 else ""
 

@@ -19,8 +19,10 @@ EXPORTS = {"rtl": "RTL", "onnx": "ONNX", "hls4ml": "hls4ml"}
 
 @dataclass(frozen=True)
 class Details:
-    """What a report shows beside the metrics: weight histograms, the confusion matrix of the test set (None for a regression) with the names of its
-    classes, if they have any, and the epochs whose models the Pareto archive keeps.
+    """Contents of a report in addition to the metrics.
+
+    They are weight histograms, the confusion matrix of the test set (None for a regression), the names of its classes, if any, and the epochs in the
+    Pareto archive.
     """
 
     weights: Sequence[Weights] = ()

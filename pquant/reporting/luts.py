@@ -20,7 +20,7 @@ PAGE = "luts.html"
 
 @dataclass(frozen=True)
 class LutFit:
-    """The line LUTs = slope * EBOPs + intercept of least squares; ``residuals`` (N,) are the LUTs above it, ``r_squared`` the explained variance."""
+    """The least-squares fit LUTs = slope * EBOPs + intercept; ``residuals`` (N,) are LUTs minus the fit, ``r_squared`` the explained variance."""
 
     slope: float
     intercept: float
@@ -29,7 +29,7 @@ class LutFit:
 
 
 def fit_luts(ebops: Sequence[float], luts: Sequence[float]) -> LutFit:
-    """Return the line of least squares through the points (EBOPs, LUTs).
+    """Return the least-squares fit of a line to the points (EBOPs, LUTs).
 
     Raises:
         ConfigError: fewer than 3 points, or all of the same EBOPs.
@@ -50,7 +50,7 @@ def write_luts(folder: Path, title: str, exports: Mapping[str, Mapping[str, Any]
     """Write ``luts.html`` into a folder: the fit on all exports to Verilog, and its residuals; return whether there are enough for a fit.
 
     Args:
-        folder: that of the study, the archive, or the page that compares runs.
+        folder: the folder of the study, the archive, or the page that compares runs.
         title: the headline.
         exports: the metrics of ``summary.json`` by the name of the run; those without LUTs and EBOPs are left out. The count of Yosys is used where
             all have it, else alkaid's estimate.

@@ -1,4 +1,4 @@
-"""Plots as SVG text that takes its colours and font from the page around it, so that it reads in light and dark."""
+"""Plots as SVG text. They take colours and font from the page, so that they are readable in light and dark mode."""
 
 import io
 import math
@@ -25,8 +25,9 @@ COLOURS = {"--muted": "#555b66", "--line": "#d5d9e0", "--accent": "#1f6feb", "--
 
 WIDTH, HEIGHT = 4.6, 2.5
 INSIDE = (0.19, 0.2, 0.79, 0.75)
-"""Left, bottom, width and height of the axes as shares of a plot: room for tick labels such as 1,234,567, with none of the drawing twice that a
-layout engine needs to find out.
+"""Left, bottom, width and height of the axes as fractions of a plot, with room for tick labels such as 1,234,567.
+
+A fixed layout is faster than a layout engine, which draws the plot twice.
 """
 PIXELS, BAR, LETTER, VALUE_ROOM = 331, 17, 5.6, 56
 NAME_LENGTH, FONT_SIZE = 24, 10
@@ -79,7 +80,7 @@ def front_plot(rows: Rows, best: Rows, metric: str, cost: str = "ebops") -> Plot
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(name, value)))
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_xlabel(f"{what} (points of the front by epoch)", color=TEXT, fontsize=FONT_SIZE)
+    axes.set_xlabel(f"{what} (Pareto-optimal points by epoch)", color=TEXT, fontsize=FONT_SIZE)
     return Plot(f"{label(name)} against {what}", _svg(figure))
 
 

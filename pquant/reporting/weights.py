@@ -14,7 +14,7 @@ WIDTH, HEIGHT, LABELS = 220, 80, 16
 
 
 class Weights(NamedTuple):
-    """How often the weights of a layer fall into ``BINS`` equal bins from -limit to limit, as trained and as finalized."""
+    """Counts of the weights of a layer in ``BINS`` equal bins from -limit to limit, as trained and as finalized."""
 
     name: str
     limit: float

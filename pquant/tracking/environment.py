@@ -37,7 +37,7 @@ def versions() -> dict[str, str | None]:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Return 12 hexadecimal digits that name a configuration, whatever the order of its keys, and whether or not the run was resumed."""
+    """Return 12 hexadecimal digits that identify a configuration; the order of keys and resuming a run do not change them."""
     canonical = json.dumps({key: value for key, value in plain(config).items() if key != "resume"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

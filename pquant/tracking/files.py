@@ -24,7 +24,7 @@ TOKEN = 8
 PASSWORD = re.compile(
     r"(?<=://)([^\s/:@]*:)(?!\$\{)[^\s@]+(?=@)|([?&](?:pass|password|passwd|pwd|token|secret|api_key)=)(?!\$\{)[^\s&'\"]+", re.IGNORECASE
 )
-"""A password in a URL, with what stands before it; none that is an interpolation."""
+"""Matches the part of a URL up to and including a password; an interpolation does not match."""
 UNFINISHED = f".*.{'[0-9a-f]' * TOKEN}.tmp"
 
 
@@ -32,7 +32,7 @@ class BackgroundSync(AbstractContextManager["BackgroundSync"]):
     """Syncs the versions of the file ``path`` to the disk in the background; a call waits for the sync of the version before.
 
     If a sync fails, the next call or the end of the context raises the ``OSError``. The last :attr:`HELD` versions stay open, so that the file
-    system frees a replaced one, which takes as long as writing it, in the background too.
+    system also frees replaced versions in the background, which takes as long as writing them.
     """
 
     HELD = 2
@@ -74,7 +74,7 @@ class BackgroundSync(AbstractContextManager["BackgroundSync"]):
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, sync: Callable[[int], None] | None = None) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), atomically (temporary file, then rename).
 
-    With ``keep`` the old file is renamed to that; after a crash it may exist under that name only. ``sync`` writes an open file to the disk,
+    With ``keep`` the old file is renamed to ``keep``; after a crash it may exist under that name only. ``sync`` writes an open file to the disk,
     by default ``os.fsync``.
 
     Raises:
@@ -96,17 +96,17 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None, syn
 
 
 def check_links(folder: Path) -> None:
-    """Check that no symbolic link in a folder, which may be somebody else's, leads out of it.
+    """Check that no symbolic link in a folder leads out of it, since others may have created the folder.
 
-    Links below a folder ``wandb`` are those of its client, which writes under new names.
+    Links in a folder ``wandb`` are allowed: the client of W&B makes them, and it always writes to new names.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: a link leads out of the folder.
     """
     for path in folder.rglob("*"):
         below = "wandb" in path.relative_to(folder).parts[:-1]
         if path.is_symlink() and not below and not path.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{path} is a link out of its folder, where nothing is written: replace it by what it leads to")
+            raise ConfigError(f"{path} is a link out of its folder, and a run writes only inside its folder: replace the link by its target")
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def copy_over(source: Path, target: Path) -> None:
-    """Copy a file, or a folder with all that is in it, if it exists."""
+    """Copy a file, or a folder with its contents, if it exists."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     elif source.is_file():
@@ -149,14 +149,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        ConfigError: it holds none, or cannot be read.
+        ConfigError: the file does not hold an object, or cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object")
+        raise ConfigError(f"{path} does not hold a JSON object")
     return content
 
 

@@ -32,7 +32,7 @@ BATCH, LONGEST = 100, 5000
 class MlflowTracker(Settings):
     """Writes the metrics of a run, its configuration, report and model into an MLflow store.
 
-    Nothing is sent anywhere but to the store. If it fails, the tracker logs one warning and the run continues without it.
+    Data is sent to the store only. If the store fails, the tracker logs one warning and the run continues without it.
 
     Args:
         experiment: the name of MLflow's experiment.

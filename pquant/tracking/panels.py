@@ -1,4 +1,4 @@
-"""The panels of a Weights & Biases run beside its curves: the report, the layers, histograms of weights, bits and masks, and its files."""
+"""The panels of a Weights & Biases run in addition to its curves: report, layers, histograms of weights, bits and masks, and files."""
 
 import json
 import os
@@ -55,8 +55,8 @@ def _log_panels(run: "Run", folder: Path) -> None:
 
 
 def histograms(folder: Path, layers: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield, for each layer with weights, the values of ``weights/<layer>``, ``bits/<layer>`` (the total width of each weight that has its own
-    bits) and ``masks/<layer>`` (the share of non-zero weights of each output).
+    """Yield, for each layer with weights, the values of ``weights/<layer>``, ``bits/<layer>`` (the total width of each weight with its own
+    bits) and ``masks/<layer>`` (the fraction of non-zero weights of each output).
     """
     import numpy as np
     from safetensors.numpy import load_file

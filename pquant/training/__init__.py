@@ -1,4 +1,4 @@
-"""The training life-cycle: stages, the loop, checkpoints."""
+"""Training: stages, the training loop, checkpoints."""
 
 from pquant.training.stage import Horizon, Stage
 from pquant.training.training import Training

@@ -1,4 +1,4 @@
-"""The Pareto archive of a run: the model after every epoch that no other surpasses in validation metric and EBOPs."""
+"""The Pareto archive of a run: the models of all epochs that are Pareto-optimal in validation metric and EBOPs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ COLUMNS = ("epoch", "stage", "ebops", "sparsity")
 
 
 class ParetoArchive:
-    """Keeps ``pareto/epoch_<n>.pt`` for the epochs of the front, and writes ``pareto.csv`` and ``pareto.svg`` into the run's folder.
+    """Keeps ``pareto/epoch_<n>.pt`` for the Pareto-optimal epochs, and writes ``pareto.csv`` and ``pareto.svg`` into the folder of the run.
 
-    The front follows from the rows of all epochs, so that a resumed run goes on with the one it had.
+    The Pareto front is computed from the rows of all epochs, so that a resumed run continues with the same front.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
@@ -27,9 +27,9 @@ class ParetoArchive:
         self.better = "maximize" if task.higher_is_better else "minimize"
 
     def update(self, rows: Sequence[Mapping[str, Any]], model: nn.Module) -> None:
-        """Take in the newest of ``rows``, whose model this is, and drop what it surpasses. Call it once its checkpoint is safe.
+        """Add ``model``, the model of the last of ``rows``, if it is Pareto-optimal, and delete the models that no longer are.
 
-        Epochs that were not evaluated are no part of the front.
+        Call it after the checkpoint of the epoch is written. Epochs that were not evaluated are not part of the front.
         """
         rows = [row for row in rows if row.get(self.metric) is not None]
         best = [rows[index] for index in front([(row["ebops"], row[self.metric]) for row in rows], "minimize", self.better)]  # type: ignore[arg-type]
@@ -47,12 +47,12 @@ class ParetoArchive:
 
 
 def archived(folder: Path, epoch: int) -> Path:
-    """Return where a run's folder keeps the model after ``epoch``."""
+    """Return the path of the model after ``epoch`` in the folder of a run."""
     return folder / "pareto" / f"epoch_{epoch:04}.pt"
 
 
 def archived_epochs(folder: Path) -> list[int]:
-    """Return the epochs whose models a run's folder keeps."""
+    """Return the epochs whose models are in the Pareto archive of a run's folder."""
     return [int(path.stem.partition("_")[2]) for path in sorted(folder.glob("pareto/epoch_*.pt"))]
 
 
@@ -60,7 +60,7 @@ def load_archived(folder: Path, epoch: int) -> dict[str, Any]:
     """Return the state of the model after ``epoch``.
 
     Raises:
-        ConfigError: the archive does not have it; the epochs that it has are named.
+        ConfigError: the archive does not contain the epoch; the message lists the epochs that it contains.
     """
     file = archived(folder, epoch)
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Trained bit widths stay inside the range of a format, whatever an optimizer step makes of them."""
+"""Limits of trained bit widths, applied after each optimizer step."""
 
 import logging
 import math
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class BitRange:
-    """Clamps the trained bits of a model to [-32, 32] after each step, and warns once of each quantizer whose bits went beyond.
+    """Clamps the trained bits of a model to [-32, 32] after each step, and warns once for each quantizer whose bits left this range.
 
     Fractional bits are also kept at ``min_f`` or above, without a warning.
 
-    The first quantizer holds what is to be remembered between calls: the number of steps, and in a buffer that no checkpoint has the step in which
-    each one left the range (0: none, negative: warned of). Nothing waits for the device before :meth:`warn`.
+    The first quantizer of the model stores the state: the number of steps, and a buffer, not saved in checkpoints, with the step in which each
+    parameter left the range (0: never; negative: a warning was logged). Only :meth:`warn` waits for the GPU.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,18 +33,18 @@ class BitRange:
 
     @torch.no_grad()
     def on_batch_end(self) -> None:
-        """Clamp, and note which quantizers were beyond."""
+        """Clamp the bits, and record which of them left the range."""
         if not self.bits:
             return
         steps, first = self._steps(), next(iter(self.places))
         first.steps_taken += 1
-        beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)).le(MOST_BITS).logical_not_()  # NaN is beyond too
+        beyond = torch.stack(torch._foreach_norm(self.bits, math.inf)).le(MOST_BITS).logical_not_()  # NaN counts as outside
         torch._foreach_clamp_min_(self.bits, self.lowest)
         torch._foreach_clamp_max_(self.bits, MOST_BITS)
         steps.masked_fill_(beyond & (steps == 0), first.steps_taken)
 
     def warn(self) -> None:
-        """Log each quantizer that left the range and was not warned of yet; waits for the device."""
+        """Log a warning for each quantizer that left the range since the last call; waits for the GPU."""
         if not self.bits:
             return
         steps = self._steps()
@@ -54,7 +54,7 @@ class BitRange:
             if step > 0:
                 left.setdefault(place, step)
         for place, step in left.items():
-            log.warning("%s: trained bits left [-32, 32] in step %d, where they are kept; lower optimizer.lr or hgq_lr", place, step)
+            log.warning("%s: trained bits left [-32, 32] in step %d and were clamped; lower optimizer.lr or hgq_lr", place, step)
         steps.abs_().neg_()
 
     def _steps(self) -> Tensor:
@@ -66,5 +66,5 @@ class BitRange:
 
 
 def _lowest(quantizer: HGQQuantizer, parameter: nn.Parameter) -> float:
-    """Return the lower bound of a parameter of a quantizer."""
+    """Return the lower bound of a parameter of a quantizer, in bits."""
     return -MOST_BITS if parameter is not quantizer.f or quantizer.min_f is None else float(quantizer.min_f)

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of the last complete epoch, whole, checked, and with the one before it at hand."""
+"""Checkpoints: the state of the last complete epoch, with a checksum; the previous checkpoint is kept."""
 
 import hashlib
 import io
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def previous(path: Path) -> Path:
-    """Return where the checkpoint before the one in ``path`` is kept."""
+    """Return the path of the checkpoint that was written before the one in ``path``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Return whether there is a checkpoint to resume from, the last or the one before."""
+    """Return whether a checkpoint exists, the last or the previous one."""
     return path.is_file() or previous(path).is_file()
 
 
@@ -36,10 +36,10 @@ def cloned(state: Any) -> Any:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], sync: Callable[[int], None] | None = None) -> None:
-    """Write ``state`` (tensors and plain values, nested) behind its checksum; the checkpoint that was there is kept as the :func:`previous` one.
+    """Write ``state`` (tensors and plain values, nested) with its checksum; the existing checkpoint becomes the :func:`previous` one.
 
-    A crash at any moment leaves one of them whole; so does a power failure, also while ``sync`` still brings the file to the disk, as it does not
-    before the one that was there has arrived.
+    After a crash at any moment one of the two files is complete. This also holds for a power failure while ``sync`` flushes the new file to the
+    disk, since the previous file was flushed before.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -48,10 +48,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], sync: Callable[[int], Non
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state in ``path``, on the CPU; where that is missing or damaged, the previous one, with a warning. Nothing in the file is run.
+    """Return the state in ``path``, on the CPU; if the file is missing or damaged, return the previous state and log a warning.
+
+    No code in the file is executed.
 
     Raises:
-        ConfigError: neither is there and whole.
+        ConfigError: both files are missing or damaged.
     """
     problems = []
     for file in (path, previous(path)):
@@ -72,10 +74,10 @@ def _seal(payload: bytes) -> bytes:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError("there is none")
+        raise ValueError("the file does not exist")
     _, _, payload = (content := path.read_bytes()).partition(b"\n")
     if content != _seal(payload) + payload:
-        raise ValueError("damaged, its checksum is another")
+        raise ValueError("damaged: its checksum differs")
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:

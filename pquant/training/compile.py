@@ -1,4 +1,4 @@
-"""Compiled steps: whether ``torch.compile`` is worth it for the steps that are left, and the losses of a step, eager or compiled."""
+"""Compiled training steps: the decision whether ``torch.compile`` saves time for the remaining steps, and the losses of a step."""
 
 import logging
 import os
@@ -22,38 +22,38 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 TRITON_TAKES = (7, 0)
-"""Compute capability of the GPUs from which on Triton compiles for them."""
+"""Lowest compute capability of a GPU that Triton supports."""
 WARM_UP, TIMED = 5, 20
-"""Eager steps that are not timed, and those that are."""
+"""Number of eager steps before timing starts, and number of timed steps."""
 SAVED = 0.35
-"""Share of an eager step's time that compiling saves, at least, in most rows of ``benchmarks/step_time.py``."""
+"""Fraction of the time of an eager step that compiling saves; a lower bound for most rows of ``benchmarks/step_time.py``."""
 SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 10.0, 4.0
-"""What compiling one graph takes on two cores from a cold cache: a constant, and a share for each layer."""
+"""Seconds to compile one graph on two cores without a cache: a constant, plus a time per layer."""
 COMPUTED_ONCE: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": 4}
-"""Compiler option for a CPU: what takes more operations than these is computed once, not again for each value that it broadcasts to.
+"""Compiler option for a CPU: a tensor that takes more operations than this is computed once, not again for each value that it broadcasts to.
 
-Powers of two of trained bits are such, and take most of a step otherwise, in forward and backward.
+Without it, most of a step is spent on powers of two of trained bits, in forward and backward.
 """
 SMALL_MODEL = 5_000_000
-"""Parameters up to which steps on a GPU are short enough for CUDA graphs to pay."""
+"""Number of parameters up to which CUDA graphs make steps on a GPU faster."""
 
 
 class StepCompiler:
-    """Computes the losses of steps, eagerly at first, and compiled from the step on in which that is decided.
+    """Computes the losses of training steps, eager or compiled.
 
-    With ``mode`` "auto" the first eager steps are timed; then compiling is worth it where the steps left save more time than the graphs of the stages
-    left take to compile. On a CPU one graph takes batches of all sizes. Batches of one example, on a GPU all that are smaller than the first one, and
-    steps in which pruners look at activations, stay eager.
+    With ``mode`` "auto" the first eager steps are timed. Steps are then compiled if the remaining steps save more time than it takes to compile the
+    graphs of the remaining stages. On a CPU one graph takes batches of all sizes. These steps stay eager: batches of one example on a CPU, batches of
+    another size than the first one on a GPU, and steps in which pruners collect activations.
 
     Args:
         losses: computes the losses of a batch: inputs, targets and weights, if any.
-        model: the model that it trains.
+        model: the model that is trained.
         mode: the setting ``training.compile``.
-        device: where it trains.
+        device: device of the training.
         graphs_and_steps: returns how many stages and how many steps are left.
 
     Raises:
-        ConfigError: steps are to be compiled, and something that it takes is missing.
+        ConfigError: ``mode`` is True, and a compiler is missing.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class StepCompiler:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time the step inside while compiling is to be decided, and decide after the last timed one."""
+        """Time the step in the block until the decision, which follows the last timed step."""
         if self.compiled is not None:
             yield
             return
@@ -110,7 +110,7 @@ class StepCompiler:
             self.decide(sorted(self._timed[WARM_UP:])[TIMED // 2])
 
     def decide(self, seconds_per_step: float) -> None:
-        """Decide whether the steps left are worth compiling, and log it; processes that train together decide alike."""
+        """Decide whether compiling saves time for the remaining steps, and log the decision; all processes of a run decide alike."""
         graphs, steps = self.graphs_and_steps()
         layers = sum(isinstance(module, QuantizedLayer) for module in self.model.modules())
         seconds = float(distributed.highest(torch.tensor(seconds_per_step, device=self.device)))
@@ -124,14 +124,14 @@ class StepCompiler:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the decision, None while it is open, and the seconds of the steps timed so far."""
+        """Return the decision (None before it is made) and the seconds of the steps timed so far."""
         return {"compiled": self.compiled, "timed": list(self._timed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take on the decision of the run that is resumed, so that it ends bit for bit as that one would."""
+        """Restore the decision of the resumed run, so that the results are the same bit for bit."""
         missing = missing_to_compile(self.device) if state["compiled"] and self.mode else None
         if missing:
-            log.warning("the run was compiled, and there is no %s here: its last bits may differ", missing)
+            log.warning("the run was compiled, and there is no %s here: the last bits of its results may differ", missing)
         if self.mode == "auto":
             self.compiled, self._timed = state["compiled"] and not missing, list(state["timed"])
 
@@ -145,7 +145,7 @@ class StepCompiler:
 
 
 def in_one_graph(losses: Callable[P, R], model: nn.Module, device: torch.device) -> Callable[P, R]:
-    """Return what computes the losses of a model's steps in one graph: on a CPU for batches of all sizes, on a GPU as CUDA graphs if it is small."""
+    """Return ``losses`` compiled into one graph: on a CPU for batches of all sizes, on a GPU with CUDA graphs if the model is small."""
     if device.type == "cpu":
         return torch.compile(losses, dynamic=False, options=COMPUTED_ONCE)
     small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL_MODEL
@@ -153,7 +153,7 @@ def in_one_graph(losses: Callable[P, R], model: nn.Module, device: torch.device)
 
 
 def missing_to_compile(device: torch.device) -> str | None:
-    """Return what is missing for graphs on ``device`` to be compiled; None where all is there."""
+    """Return the name of what is missing to compile graphs for ``device``; None if nothing is missing."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -165,7 +165,7 @@ def missing_to_compile(device: torch.device) -> str | None:
         if find_spec("triton") is None:
             return "Triton"
         if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < TRITON_TAKES:
-            return f"GPU of compute capability {'.'.join(map(str, TRITON_TAKES))}, which Triton takes"
+            return f"GPU of compute capability {'.'.join(map(str, TRITON_TAKES))}, which Triton needs"
         if not (os.environ.get("CC") or which("gcc") or which("clang")):
-            return "C compiler such as gcc, which Triton takes"
+            return "C compiler such as gcc, which Triton needs"
     return None

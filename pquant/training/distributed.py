@@ -1,7 +1,7 @@
-"""Several processes that train one model together, as torchrun starts them: each takes its part of every batch, and what they see is added up.
+"""Training with several processes, started by torchrun: each process takes a part of every batch, and gradients and statistics are summed.
 
-All hold the same weights, masks and bits at every step, up to the order of sums the same as one process with the whole batch. Without other processes
-nothing here does anything.
+All processes hold the same weights, masks and bits at every step. They are those of one process with the whole batch, up to the order of sums. With a
+single process the functions of this module change nothing.
 """
 
 import logging
@@ -23,13 +23,13 @@ from pquant.signals import Interrupted
 log = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000
-"""Parameters from which on gradients are added up while backward still computes others."""
+"""Number of parameters from which gradients are summed over processes while backward computes other gradients."""
 Losses = Callable[..., tuple[Tensor, ...]]
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun has started (NCCL on GPUs, else gloo) for the time of the block.
+    """Connect the processes that torchrun has started (NCCL on GPUs, else gloo) for the duration of the block.
 
     Raises:
         LostProcessError: another process has ended or does not answer.
@@ -41,27 +41,27 @@ def joined(device: torch.device) -> Iterator[None]:
     me = f"process {dist.get_rank()} of {dist.get_world_size()}"
     try:
         yield
-    except Interrupted as interrupt:  # by torchrun, where another process has ended; process 0 says where to go on
+    except Interrupted as interrupt:  # torchrun interrupts all processes when one has ended; process 0 logs how to resume
         if not leads():
             log.warning("%s: interrupted by %s; the same command with resume=auto resumes the run", me, interrupt)
         raise
     except RuntimeError as error:
         if not _is_lost(error):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all processes when one has ended, and this one ends by itself
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun would end this process too, which ends by itself
         raise LostProcessError(f"{me}: another process has ended or does not answer; the same command with resume=auto resumes the run") from error
     finally:
         dist.destroy_process_group()
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Return whether an exchange between processes failed; gloo's errors have no class of their own."""
+    """Return whether the communication between processes failed; gloo raises plain RuntimeErrors."""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text or "Connection reset by peer" in text
 
 
 def local_index() -> int | None:
-    """Return which of its machine's processes this is, None where torchrun has started none."""
+    """Return the index of this process on its machine; None if torchrun did not start it."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
@@ -71,12 +71,14 @@ def count() -> int:
 
 
 def leads() -> bool:
-    """Return whether this is the process that writes files and speaks."""
+    """Return whether this is process 0, which writes files and logs."""
     return count() == 1 or dist.get_rank() == 0
 
 
 def part(*batch: Tensor) -> tuple[list[Tensor], float]:
-    """Return this process's part of a batch and what it weighs in the batch's mean; the whole one where there are too few examples for all."""
+    """Return this process's part of a batch, and the weight of the part in the mean of the batch.
+
+    A batch with fewer examples than processes is not divided: each process gets the whole batch."""
     world, size = count(), len(batch[0])
     if world == 1 or size < world:
         return list(batch), 1 / world
@@ -99,7 +101,7 @@ def highest(x: Tensor) -> Tensor:
 
 
 def decided(choice: bool, device: torch.device) -> bool:
-    """Return the ``choice`` of the process that leads, in all processes."""
+    """Return the ``choice`` of process 0, in all processes."""
     if count() == 1:
         return choice
     answer = torch.tensor(float(choice), device=device)
@@ -129,11 +131,11 @@ def mean_buffers(model: nn.Module) -> None:
 
 
 class Overlapping(nn.Module):
-    """The losses of a model's steps in torch's DistributedDataParallel, which adds up the gradients of all processes while backward computes others.
+    """The losses of training steps as a module for torch's DistributedDataParallel, which sums gradients over processes during backward.
 
     Args:
         losses: computes the losses of a batch: inputs, targets and weights, if any.
-        model: the model that they train.
+        model: the model that is trained.
     """
 
     def __init__(self, losses: Losses, model: nn.Module) -> None:
@@ -146,18 +148,20 @@ class Overlapping(nn.Module):
 
 
 def overlapping(losses: Losses, model: nn.Module) -> Losses | None:
-    """Return ``losses`` such that backward leaves the mean of all processes' gradients; None for a single process, and for a small model, whose
-    gradients take less time than the book-keeping. It follows the parameters that train now: when others do, make another.
+    """Return ``losses`` whose backward averages the gradients over all processes; None for a single process or a small model.
+
+    For a small model the overlap costs more time than it saves. The result holds for the parameters that are trained now; call this function again
+    when other parameters are trained.
     """
     if count() == 1 or sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) < LARGE_MODEL:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give broadcast_buffers another name
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch rename broadcast_buffers
         return DistributedDataParallel(Overlapping(losses, model), broadcast_buffers=False, find_unused_parameters=True)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -169,9 +173,9 @@ class _Sum(torch.autograd.Function):
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and biased variance of each channel over the batch of all processes, and how many values they are of.
+    """Return mean and biased variance of each channel, (channels,), over the batch of all processes, and the number of values per channel.
 
-    Gradients go to the inputs of all processes.
+    Gradients flow to the inputs of all processes.
     """
     dims = [0, *range(2, x.ndim)]
     size = torch.full((1,), x.numel() // x.shape[1], dtype=x.dtype, device=x.device)

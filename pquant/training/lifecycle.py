@@ -1,31 +1,32 @@
-"""The life of a compressed model: one call a stage, a step, an epoch, a round. The trainer makes them; so does a user's own loop."""
+"""The calls that a training loop makes for a compressed model: at each stage, step, epoch and round. The trainer, or your own loop, makes them."""
 
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.base import QuantizedLayer, budgeted_layers, pruned_layers
-from pquant.metrics import bit_use
+from pquant.layers.base import QuantizedLayer, ebops_budget, pruned_layers
+from pquant.metrics import bit_use, ebops
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.bit_range import BitRange
 from pquant.training.stage import Horizon, Stage
 
 
 def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) -> None:
-    """Bring every layer of a compressed model into ``stage``.
+    """Start ``stage`` in every layer of a compressed model.
 
-    Entering TRAIN takes the method's model-wide decisions; entering FINETUNE freezes the masks.
+    The start of TRAIN makes the decisions of the pruning method that depend on all layers. The start of FINETUNE freezes the masks.
 
     Args:
-        model: what :func:`pquant.compress` gave.
-        stage: the stage to enter.
-        horizon: how long the train stage will last. Methods with a schedule (CS, PDP, AutoSparse...) and a target of EBOPs need it to enter TRAIN.
+        model: a model that :func:`pquant.compress` returned.
+        stage: the stage to start.
+        horizon: length of the train stage. Methods with a schedule (CS, PDP, AutoSparse...) and an EBOPs target need it at the start of TRAIN.
 
     Raises:
-        ConfigError: no ``horizon`` to enter TRAIN with a target of EBOPs.
+        ConfigError: TRAIN starts with an EBOPs target but without a ``horizon``.
+        RuntimeError: TRAIN starts with a method that has a schedule but without a ``horizon``.
     """
     stage = Stage(stage)
     if stage is Stage.TRAIN:
-        _begin_budgets(model, horizon)
+        _begin_budget(model, horizon)
     pruned = pruned_layers(model)
     for layer in pruned.values():
         layer.start_pruner(stage, horizon)
@@ -41,31 +42,29 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
             module.on_stage_start(stage)
 
 
-def _begin_budgets(model: nn.Module, horizon: Horizon | None) -> None:
-    if not (layers := budgeted_layers(model)):
+def _begin_budget(model: nn.Module, horizon: Horizon | None) -> None:
+    if (budget := ebops_budget(model)) is None:
         return
     if horizon is None:
         raise ConfigError("Quantization.target_ebops needs the length of the train stage: set_stage(model, Stage.TRAIN, Horizon(epochs, steps))")
     use = bit_use(model)
-    for layer in layers:
-        layer.regularization.begin(use, horizon.epochs * horizon.rounds)  # type: ignore[union-attr]
-    layers[0].regularization.budget.announce(use.ebops)  # type: ignore[union-attr]
+    budget.begin(use, horizon.epochs * horizon.rounds)
+    budget.announce(use.ebops)
 
 
 def check_budget(model: nn.Module, ebops: float) -> dict[str, float]:
-    """Say how a trained model of ``ebops`` stands to its target of EBOPs; return the target as ``target_ebops``, nothing where there is none."""
-    for layer in budgeted_layers(model):
-        budget = layer.regularization.budget  # type: ignore[union-attr]
-        if budget is not None and budget.epochs > 0:
-            budget.report(ebops)
-            return {"target_ebops": budget.target}
-    return {}
+    """Log if a trained model of ``ebops`` misses its EBOPs target; return the target as ``target_ebops``, or {} without a target."""
+    budget = ebops_budget(model)
+    if budget is None or not budget.has_begun:
+        return {}
+    budget.report(ebops)
+    return {"target_ebops": budget.target}
 
 
 class StepEvents:
-    """What follows an optimizer step: pruners count, raise multipliers and guard, and trained bits are kept in the range of a format.
+    """The updates after an optimizer step: those of the pruners, and the limits of trained bits (:class:`BitRange`).
 
-    It looks for the layers once, when it is made.
+    The constructor collects the layers of the model once.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,32 +72,35 @@ class StepEvents:
         self.bit_range = BitRange(model)
 
     def __call__(self) -> None:
-        """Follow one step."""
+        """Make the updates after one optimizer step."""
         for layer in self.pruned:
             layer.pruner.on_batch_end(layer.seen())
         self.bit_range.on_batch_end()
 
 
 def on_batch_end(model: nn.Module) -> None:
-    """Follow one optimizer step; see :class:`StepEvents`."""
+    """Update a compressed model after one optimizer step; see :class:`StepEvents`."""
     StepEvents(model)()
 
 
 def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
-    """Follow one epoch: schedules. ``loss`` is its mean training loss without :func:`pquant.penalty`; AutoSparse tunes itself by it."""
+    """Update the schedules of a compressed model after one epoch.
+
+    ``loss`` is the mean training loss of the epoch without :func:`pquant.penalty`; only autotuning of AutoSparse needs it.
+    """
+    budget = ebops_budget(model)
+    before = ebops(model) if budget is not None and budget.has_begun else 0.0
     for layer in pruned_layers(model).values():
         layer.pruner.on_epoch_end(layer.seen(), loss)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_epoch_end()
-    if budgeted := budgeted_layers(model):
-        use = bit_use(model)
-        for member in budgeted:
-            member.regularization.follow(use)  # type: ignore[union-attr]
+    if budget is not None and budget.has_begun:
+        budget.follow(bit_use(model), before)
     BitRange(model).warn()
 
 
 def on_round_end(model: nn.Module) -> None:
-    """Follow one round of the train stage that is not the last."""
+    """Update a compressed model after one round of the train stage, except the last round."""
     for layer in pruned_layers(model).values():
         layer.pruner.on_round_end(layer.seen())

@@ -1,4 +1,4 @@
-"""What happens when numbers are no longer finite: the step is taken back, or the run stops and says where it began."""
+"""Handling of values that are not finite: the step is undone, or the run stops and names the first such value."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from pquant.data.batches import Batches
 
 Step = Callable[..., tuple[Tensor, ...]]
-"""Makes an optimizer step on a batch: inputs, targets and weights, if any.
+"""A function that makes an optimizer step on a batch: inputs, targets and weights, if any.
 
-It returns the losses (task, penalty, a teacher's if any) and whether the inputs were finite.
+It returns the losses (task, penalty and, with a teacher, distillation) and whether the inputs were finite.
 """
 
 
@@ -26,7 +26,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def trained(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters, and on their device what the optimizer remembers of them."""
+    """Return the parameters, and the state tensors of the optimizer on their device."""
     parameters = [parameter.detach() for parameter in model.parameters()]
     return [
         tensor for tensor in chain(parameters, _memory(optimizer).values()) if tensor.is_floating_point() and tensor.device == parameters[0].device
@@ -34,16 +34,16 @@ def trained(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
 
 
 class SkipStep:
-    """Makes steps, and takes back those in which data, loss, gradients or weights are not finite: with them go parameters, buffers and momenta.
+    """Makes steps, and undoes a step in which data, loss, gradients or weights are not finite.
 
-    It decides on the device, where it also counts what it ``skipped``, so that the host never waits. A skipped step has no loss.
+    Undoing restores parameters, buffers and momenta. The decision is made on the device, so that the CPU never waits. A skipped step has losses of 0.
     """
 
     def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer) -> None:
         self.step, self.model, self.optimizer = step, model, optimizer
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """Make a step and return its losses, 0 if it was taken back, and whether it was kept."""
+        """Make a step and return its losses, which are 0 if the step was undone, and, as a last tensor, whether it was kept."""
         before = {key: tensor.clone() for key, tensor in self._tensors().items()}
         *losses, good = self.step(*batch)
         good = good & torch.isfinite(sum(losses, torch.zeros_like(losses[0]))) & all_finite(trained(self.model, self.optimizer))
@@ -65,14 +65,14 @@ def _memory(optimizer: Optimizer) -> dict[Any, Tensor]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What it takes to make the steps of an epoch again and look at everything.
+    """Repeats the steps of an epoch and checks every value, to find the first that is not finite.
 
     Args:
-        model: the model, as it was at the start of the epoch.
-        optimizer: its optimizer, likewise.
-        losses: computes the losses of a batch: the task's, the penalty, a teacher's if any.
-        total: what a step differentiates, from these losses.
-        update: makes the optimizer's update and lets pruners follow it.
+        model: the model, in its state at the start of the epoch.
+        optimizer: the optimizer, in its state at the start of the epoch.
+        losses: computes the losses of a batch: task, penalty and, with a teacher, distillation.
+        total: computes the total loss, which a step differentiates, from these losses.
+        update: makes the update of the optimizer and of the pruners.
     """
 
     model: nn.Module
@@ -82,7 +82,7 @@ class Diagnosis:
     update: Callable[[], None]
 
     def locate(self, batches: Batches, device: torch.device) -> str | None:
-        """Return what is first not finite in an epoch over ``batches``, and in which step; None if all is well this time."""
+        """Return the first value that is not finite in an epoch over ``batches``, and its step; None if all values are finite this time."""
         self.model.train()
         with _first_bad_output(self.model) as layers:
             for number, batch in enumerate(batches, 1):
@@ -92,7 +92,7 @@ class Diagnosis:
         return None
 
     def _step(self, batch: list[Tensor], layers: list[str]) -> str | None:
-        """Make a step; return what is first not finite in it."""
+        """Make a step; return the first value that is not finite in it, or None."""
         if not all(bool(torch.isfinite(tensor).all()) for tensor in batch):
             return "the data are not finite"
         losses = self.losses(*batch)
@@ -120,7 +120,7 @@ def _floats(values: Iterable[Any]) -> list[Tensor]:
 
 @contextmanager
 def _first_bad_output(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that gets the names of innermost modules whose outputs are not finite, as they come."""
+    """Yield a list that collects the names of modules whose outputs are not finite, innermost modules first."""
     bad: list[str] = []
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:

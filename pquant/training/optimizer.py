@@ -1,4 +1,4 @@
-"""What the optimizer is given: parameters in groups, each with the options it needs."""
+"""Parameter groups of the optimizer, and checks of optimizer and scheduler."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ DRY_STEPS, MOST_DRY_STEPS = 2, 10_000
 
 
 def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[Optimizer], LRScheduler], epochs: int) -> None:
-    """Make an optimizer for a small parameter and its schedule, and let them take two steps and all ``epochs`` (up to 10,000), dry.
+    """Check the settings of an optimizer and a scheduler: build both for a small parameter, and run two steps and all ``epochs`` (up to 10,000).
 
-    Libraries check some arguments only then, and some schedules have an end.
+    Libraries check some arguments only in a step, and some schedules have a fixed length.
 
     Raises:
-        ConfigError: one of them cannot be made or fails in a step; the message has the arguments that it was given.
+        ConfigError: optimizer or scheduler cannot be built or fails in a step; the message has its arguments.
     """
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2)
@@ -44,7 +44,7 @@ def check_steps(optimizer: Callable[[Groups], Optimizer], scheduler: Callable[[O
 
 
 def follow_schedule(scheduler: LRScheduler, loss: float | None) -> None:
-    """Make a scheduler's step of one epoch; ``ReduceLROnPlateau`` watches the validation ``loss``, and rests in an epoch without (None)."""
+    """Make the scheduler's step after one epoch. ``ReduceLROnPlateau`` uses the validation ``loss``, and makes no step without one (None)."""
     if isinstance(scheduler, ReduceLROnPlateau):
         if loss is not None:
             scheduler.step(loss)
@@ -63,9 +63,9 @@ def _blaming(section: str, made: Callable[..., Any]) -> Iterator[None]:
 
 
 def parameter_groups(model: nn.Module) -> Groups:
-    """Return optimizer groups: the model's own parameters under the optimizer's options, thresholds, scores and bit widths under theirs.
+    """Return the optimizer groups: the model's parameters with the options of the optimizer; thresholds, scores and bit widths with their own.
 
-    What pruning and quantization train takes no weight decay unless the method asks for it (``threshold_decay``).
+    Parameters of pruning and quantization have no weight decay unless the method sets one (``threshold_decay``).
     """
     groups: Groups = []
     taken: set[int] = set()

@@ -10,10 +10,10 @@ from torch.optim import SGD, Adam, Optimizer
 
 
 class _PNormDecay(Optimizer):
-    """Replaces the weight decay of the optimizer that follows it in a class: first that optimizer's step without any, then the decay."""
+    """A mixin that replaces the weight decay of the next base class: first a step of that optimizer without weight decay, then the p-norm decay."""
 
     def __init_subclass__(cls) -> None:
-        """Give a class the arguments of its optimizer and ``p_norm``."""
+        """Give a subclass the signature of its optimizer plus ``p_norm``."""
         own, of_optimizer = Parameter("p_norm", Parameter.KEYWORD_ONLY, default=1.0, annotation=float), signature(cls.__mro__[2])
         cls.__signature__ = of_optimizer.replace(parameters=[*of_optimizer.parameters.values(), own])  # type: ignore[attr-defined]
 
@@ -26,7 +26,7 @@ class _PNormDecay(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; a parameter without a gradient stays as it is."""
+        """Make one step; a parameter without a gradient does not change."""
         decaying = [group for group in self.param_groups if group["lr"] and group["weight_decay"]]
         strengths = [group["weight_decay"] for group in decaying]
         sizes = [[(weight, weight.abs()) for weight in group["params"] if weight.grad is not None] for group in decaying]
@@ -50,7 +50,7 @@ def decay_factor(size: Tensor, p: float, strength: float) -> Tensor:
 
 
 class PAdam(_PNormDecay, Adam):
-    """Adam, and after each step every weight shrinks by 1 / (1 + p lr weight_decay |w|^(p - 2)), |w| as before the step.
+    """Adam, with each weight multiplied by 1 / (1 + p lr weight_decay |w|^(p - 2)) after each step, where |w| is the value before the step.
 
     That is a proximal step on the regularization ``weight_decay`` times the sum of |w|^p. With p = 2 all weights shrink by the same factor
     (decoupled weight decay). With a smaller p, small weights shrink faster and come near 0, where a pruning method removes them at little cost.

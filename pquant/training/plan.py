@@ -1,4 +1,4 @@
-"""All epochs of a run in order, as a flat list: a run can stop after any of them and resume."""
+"""The list of all epochs of a run. A run can stop after any of them and resume."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pquant.training.training import Training
 class Epoch:
     """One epoch of the plan: ``index`` counts within its stage and round, ``number`` over the whole run from 1.
 
-    ``evaluated`` says whether the model is evaluated and its state kept after it.
+    ``evaluated`` says whether the model is evaluated, and its state saved, after this epoch.
     """
 
     stage: Stage

@@ -1,4 +1,4 @@
-"""One seed for all that draws."""
+"""One seed for all random number generators."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Which epoch's weights become the final model, and when a stage ends before its last epoch."""
+"""Selection of the epoch whose weights become the final model, and early end of a stage."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 SPARSITY_TOLERANCE = 0.01
-"""How far the sparsity may be below its target in an epoch that reaches it."""
+"""How far, as a fraction, the sparsity of an epoch may lie below its target and still count as reaching it."""
 
 
 class Selection:
@@ -33,9 +33,9 @@ class Selection:
 
     Args:
         training: the settings.
-        task: has the metric.
-        sparsity: target of the pruning method, None if it has none.
-        has_budget: whether the EBOPs have a target.
+        task: the task, whose metric is compared.
+        sparsity: target sparsity of the pruning method; None without one.
+        has_budget: whether the run has an EBOPs target.
     """
 
     def __init__(self, training: Training, task: Task, sparsity: float | None, has_budget: bool) -> None:
@@ -47,7 +47,7 @@ class Selection:
         """The best epoch so far: its number ``epoch``, stage, the ``value`` of the monitored metric and the state of the ``model``."""
 
     def update(self, row: Row, model: nn.Module) -> None:
-        """Take in an evaluated epoch, whose model this is."""
+        """Record an evaluated epoch: its ``row`` of metrics and its model."""
         if self.training.select != "best" or not self._is_candidate(row):
             return
         value = row[self.monitored]
@@ -63,7 +63,7 @@ class Selection:
         return bool(reached and held and row["stage"] != Stage.PRETRAIN.value)
 
     def ends_stage(self, rows: Sequence[Row]) -> bool:
-        """Return whether patience is over in the stage of the last of ``rows``, an evaluated epoch. The train stage never ends early."""
+        """Return whether the stage of the last of ``rows``, an evaluated epoch, ends by ``patience``. The train stage never ends early."""
         stage = rows[-1]["stage"]
         if self.training.patience is None or stage == Stage.TRAIN.value:
             return False
@@ -75,11 +75,13 @@ class Selection:
         return since >= self.training.patience
 
     def take(self, model: nn.Module) -> int | None:
-        """Give the model the weights of the best epoch, if that is selected; return its number, None where the model stays as it is."""
+        """Load the weights of the best epoch into the model, with ``select`` "best"; return its number, or None if the model did not change."""
         if self.training.select != "best":
             return None
         if self.best is None:
-            log.warning("no epoch reached the target of training.select=best: the final model is that of the last epoch")
+            log.warning(
+                "no epoch reached the targets of sparsity and EBOPs that training.select=best needs: the final model is that of the last epoch"
+            )
             return None
         model.load_state_dict(self.best["model"])
         log.info("the final model is that of epoch %d, with %s = %.4g", self.best["epoch"], self.monitored, self.best["value"])
@@ -87,12 +89,14 @@ class Selection:
         return epoch
 
     def load(self, best: dict[str, Any] | None) -> None:
-        """Go on with the best epoch of a checkpoint, if it is a candidate in this run, which may be longer."""
+        """Restore the best epoch of a checkpoint, if it is also a candidate in this run, which may be longer than the resumed one."""
         kept = best is not None and (self.has_target or best["stage"] == last_stage(self.training).value)
         self.best = best if kept else None
 
     def warnings(self, prunes: bool) -> list[str]:
-        """Return which settings have no effect, and where the best epoch may be pruned less than the last; ``prunes``: whether anything is."""
+        """Return one message per setting without effect, and one if the best epoch may be less sparse than the last.
+
+        ``prunes`` says whether the run prunes."""
         training, found = self.training, []
         if training.select == "best" and prunes and not self.has_target and last_stage(training) is Stage.TRAIN:
             found.append(

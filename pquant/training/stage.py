@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """What pruning does now: nothing (pretrain), its work (train), or keep the frozen mask (finetune)."""
+    """The stage of a run: without pruning (pretrain), with pruning (train), or with frozen masks (finetune)."""
 
     PRETRAIN = "pretrain"
     TRAIN = "train"
@@ -14,7 +14,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long the train stage lasts: ``rounds`` times ``epochs`` of ``steps_per_epoch`` optimizer steps."""
+    """The length of the train stage: ``rounds`` times ``epochs`` of ``steps_per_epoch`` optimizer steps."""
 
     epochs: int
     steps_per_epoch: int
@@ -22,5 +22,5 @@ class Horizon:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole train stage, all rounds together."""
+        """Number of optimizer steps of the train stage, over all rounds."""
         return self.rounds * self.epochs * self.steps_per_epoch

@@ -1,4 +1,4 @@
-"""What a model is trained for: its loss and the metric that judges it."""
+"""The task of a model: the loss that is minimized, and the metric that is reported."""
 
 import copy
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from pquant.training.weighting import squared_error, weighted_mean
 
 
 class Task(Protocol):
-    """A loss for training and a metric for people; ``score`` gives per-example terms whose mean :meth:`finish` turns into the metric.
+    """A loss and a metric. :meth:`finish` computes the metric from the mean of :meth:`score` over all examples.
 
-    ``weight`` (batch,) are the weights of the examples, of mean 1 over their data set; None: all count the same.
+    ``weight`` (batch,) are the weights of the examples, with mean 1 over their data set; None: all count the same.
     """
 
     metric: ClassVar[str]
@@ -28,7 +28,7 @@ class Task(Protocol):
         ...
 
     def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the sum over the batch of what the metric averages, a scalar."""
+        """Return the sum of the scores of the examples in a batch, a scalar."""
         ...
 
     def finish(self, mean: float) -> float:
@@ -38,7 +38,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy on class indices; accuracy."""
+    """Classification: the loss is the cross-entropy on class indices, the metric is the accuracy."""
 
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class Classification:
         return F.cross_entropy(output, target) if weight is None else weighted_mean(F.cross_entropy(output, target, reduction="none"), weight)
 
     def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the number of right answers, or their total weight."""
+        """Return the number of correct predictions, or the sum of their weights."""
         right = output.argmax(1) == target
         return right.sum() if weight is None else (right * weight).sum()
 
@@ -59,10 +59,10 @@ class Classification:
 
 @dataclass(frozen=True)
 class Regression:
-    """Mean squared error; its root, in the target's own units.
+    """Regression: the loss is the mean squared error, the metric is its root in the units of the target.
 
     Args:
-        scale: of the target's units, by which the targets were divided.
+        scale: factor by which the targets were divided, in the units of the target.
     """
 
     metric: ClassVar[str] = "rmse"
@@ -75,7 +75,7 @@ class Regression:
         return squared_error(output, target, weight)
 
     def score(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the sum of the squared errors, averaged over the outputs, each times its weight if there are any."""
+        """Return the sum over examples of the squared error averaged over outputs, each times its weight if there are weights."""
         errors = torch.square(output - target).flatten(1).mean(1)
         return errors.sum() if weight is None else (errors * weight).sum()
 
@@ -85,10 +85,12 @@ class Regression:
 
 
 def check_model(model: nn.Module, splits: Splits, task: Task) -> None:
-    """Check that a model takes the data, gives what the task needs and can be trained: by a forward and backward of a copy on two examples.
+    """Check that a model accepts the data, returns outputs of the right shape and can be trained.
+
+    A copy of the model makes a forward and backward on two examples.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the model does not accept the data, or its outputs have the wrong type or shape.
     """
     x, *target = next(iter(batches(splits.train, 2)))
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -21,7 +21,7 @@ from pquant.data.batches import AugmentedBatches, batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
-from pquant.layers.base import budgeted_layers, pruned_layers
+from pquant.layers.base import pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.norm import synchronize
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
@@ -59,16 +59,16 @@ class Trainer:
     """Trains a model through its stages.
 
     Args:
-        model: a compressed model, or a plain one (then all stages are alike).
-        splits: the data; held on ``device`` as a whole when it is in memory.
-        training: lengths and policies.
-        optimizer: makes the optimizer from parameter groups.
-        scheduler: makes the learning rate schedule from the optimizer, stepped once an epoch over the whole run.
-        device: where to train.
-        seed: of the order of the training data.
-        distiller: adds a teacher's losses to the steps; None: no teacher.
+        model: a compressed model, or a float one, for which all stages are alike.
+        splits: the data; data sets of tensors are moved to ``device``.
+        training: settings of the training section.
+        optimizer: builds the optimizer from parameter groups.
+        scheduler: builds the learning rate schedule from the optimizer; it makes one step per epoch over the whole run.
+        device: device of the training.
+        seed: seed of the order of the training data.
+        distiller: adds the loss of a teacher to the steps; None: no teacher.
 
-    ``state_dict`` holds everything that a resume needs beside the constructor's arguments.
+    ``state_dict`` holds everything that resuming needs in addition to the constructor's arguments.
     """
 
     def __init__(
@@ -113,10 +113,15 @@ class Trainer:
         self.lines: list[str] = []
 
     def fit(self, on_epoch: Callable[[Row], None], before_train: Callable[[], None] = _nothing, after_step: Callable[[], None] = _nothing) -> None:
-        """Run the epochs that are left.
+        """Run the remaining epochs.
 
-        ``on_epoch`` gets each one's row once its state is complete, with only the training losses where the epoch is not evaluated; ``before_train``
-        is called as the train stage begins, pretraining done; ``after_step`` after every step, and may raise to end the run there.
+        Args:
+            on_epoch: called after each epoch with its row of metrics, which are only the training losses if the epoch is not evaluated.
+            before_train: called at the start of the train stage, after pretraining.
+            after_step: called after every step; it may raise an exception to end the run.
+
+        Raises:
+            DivergedError: a value is not finite.
         """
         if self.position == 0:
             calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
@@ -144,7 +149,7 @@ class Trainer:
                 on_epoch(self.rows[-1])
 
     def _end_stage(self, epoch: Epoch) -> None:
-        """Leave out the epochs of a stage after this one; the learning rate goes on as if they had been trained."""
+        """Skip the remaining epochs of a stage; the learning rate schedule continues as if they had been trained."""
         first = self.position
         while self.position < len(self.plan) and self.plan[self.position].stage is epoch.stage:
             follow_schedule(self.scheduler, None)
@@ -154,7 +159,7 @@ class Trainer:
             log.info(message, epoch.stage.value, epoch.number, self.position, self.selection.monitored, self.training.patience)
 
     def take_best(self) -> int | None:
-        """Give the model the weights that ``training.select`` asks for; return the number of their epoch, None if they are those of the last one."""
+        """Load the weights of the epoch that ``training.select`` chooses; return its number, or None if the weights are those of the last epoch."""
         return self.selection.take(self.model)
 
     def _keep(self) -> None:
@@ -173,20 +178,20 @@ class Trainer:
         return row | {"sparsity": sparsity(self.model, parameters), "ebops": ebops(self.model, parameters)}
 
     def _budget(self) -> Row:
-        """Return the target of EBOPs and the beta in force; nothing for a model without a target."""
-        budgets = [layer.regularization.budget for layer in budgeted_layers(self.model)]  # type: ignore[union-attr]
-        return {"target_ebops": budgets[0].target, "beta": float(budgets[0].beta)} if budgets and budgets[0] else {}
+        """Return the EBOPs target and the current beta; {} for a model without a target."""
+        budget = self.penalty.budget
+        return {"target_ebops": budget.target, "beta": float(budget.beta)} if budget else {}
 
     def _graphs_and_steps(self) -> tuple[int, int]:
-        """Return how many stages and how many steps are left, from the step under way on."""
+        """Return how many stages and how many steps are left, including the current step."""
         left = self.plan[self.position :]
         return len({epoch.stage for epoch in left}), len(left) * len(self.loader) - self.step_count % max(len(self.loader), 1)
 
     def _leaves_one_out(self) -> bool:
-        """Return whether the last batch of an epoch must be left out, as its single example has no variance for a batch norm of features.
+        """Return whether the last batch of an epoch must be left out because it has a single example, for which BatchNorm1d fails in training.
 
         Raises:
-            ConfigError: all batches are like that.
+            ConfigError: every batch would have a single example.
         """
         count, size = len(self.splits.train), self.training.batch_size  # type: ignore[arg-type]
         if not any(isinstance(module, nn.BatchNorm1d) for module in self.model.modules()):
@@ -196,14 +201,14 @@ class Trainer:
         return count % size == 1
 
     def trace_ranges(self) -> None:
-        """Widen tracked integer bits to the training data, before deployment; see :func:`pquant.trace_ranges`."""
+        """Set the integer bits that follow the data to the range of the training data, before ``finalize``; see :func:`pquant.trace_ranges`."""
         trace_ranges(self.model, self._inputs())
 
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
         return ((batch[0].to(self.device),) for batch in batches(self.splits.train, self.training.batch_size))
 
     def _enter(self, epoch: Epoch) -> bool:
-        """Prepare for an epoch; return whether that changed the state."""
+        """Prepare for an epoch; return whether that changed the model or the saved weights."""
         begins = epoch.index == 0 and epoch.round == 0
         if begins:
             if epoch.stage is Stage.TRAIN:
@@ -227,14 +232,14 @@ class Trainer:
             on_round_end(self.model)
 
     def _rewindable(self) -> dict[str, Tensor]:
-        """Return the model's own parameters and buffers: all but what pruners, quantizers and schedules hold."""
+        """Return the parameters and buffers of the model, except those of pruners, quantizers and schedules."""
         inside = tuple(name + "." for name, module in self.model.named_modules() if isinstance(module, (Pruner, Quantizer, BitRegularization)))
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: tensor for name, tensor in tensors if not name.startswith(inside)}
 
     @torch.no_grad()
     def _rewind(self) -> None:
-        """Put the saved weights back, with what a frozen method folds into them, and forget the optimizer's momenta."""
+        """Restore the saved weights, fold the factors of frozen pruners into them, and reset the optimizer's state."""
         for name, tensor in self._rewindable().items():
             tensor.copy_(self.snapshot[name])
         for layer in self.pruned:
@@ -263,13 +268,13 @@ class Trainer:
             self._replay()
             diagnosis = Diagnosis(self.model, self.optimizer, self._losses, self.distiller.total, self.follow_step)
             where = diagnosis.locate(self.loader, self.device) or "a value is not finite"
-            raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); mend the data or lower optimizer.lr")
+            raise DivergedError(f"{where} of epoch {epoch.number} ({epoch.stage.value}); correct the data or lower optimizer.lr")
         if skipped:
-            log.warning("epoch %d: %d of %d steps were not finite and have been skipped", epoch.number, skipped, len(self.loader))
+            log.warning("epoch %d: %d of %d steps had values that are not finite and were skipped", epoch.number, skipped, len(self.loader))
         return {name: float(total) / float(count) for name, total in zip(names, totals, strict=True)}
 
     def _replay(self) -> None:
-        """Go back to the start of the epoch under way: to the state that was kept last, and through the epochs since."""
+        """Restore the state at the start of the current epoch: load the last saved state, and repeat the epochs since then."""
         assert self.safe is not None
         self._load(self.safe)
         for epoch in self.plan[self.safe_position : self.position]:
@@ -294,12 +299,12 @@ class Trainer:
         return distributed.total(loss * weight), penalty, *(distributed.total(value * weight) for value in taught), finite
 
     def follow_step(self) -> None:
-        """Make the update that the gradients ask for, and let the pruners follow it."""
+        """Make the update of the optimizer, then that of the pruners and trained bits."""
         self.optimizer.step()
         self.step_events()
 
     def _losses(self, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
-        """Return the task's loss, the penalty, and where a teacher teaches its loss: all that a training step differentiates."""
+        """Return the losses of a training step: the loss of the task, the penalty and, with a teacher, the distillation loss."""
         reduced = self.training.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
             output = self.model(x)
@@ -308,9 +313,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, part: str, prefix: str, model: nn.Module | None = None, on_batch: OnBatch = _ignore) -> Row:
-        """Return loss and metric of the model on one part ("validation" or "test"), named ``prefix/loss`` and ``prefix/<metric>``.
+        """Return loss and metric of the model on one part ("validation" or "test") of the data, named ``prefix/loss`` and ``prefix/<metric>``.
 
-        They are weighted means if the examples have weights. ``on_batch`` gets the (output, target) of every batch.
+        Both are weighted means if the examples have weights. ``on_batch`` is called with the (output, target) of every batch.
         """
         model = model or self.model
         model.eval()
@@ -328,13 +333,13 @@ class Trainer:
 
     @torch.no_grad()
     def gives_one_output(self, model: nn.Module) -> bool:
-        """Return whether a model gives the same output for all examples of the validation set, so that nothing is left of it."""
+        """Return whether a model returns the same output for all examples of the validation set, as a model without any weights left does."""
         model.eval()
         outputs = [model(x.to(self.device)) for x, *_ in batches(self.splits.validation, 4 * self.training.batch_size)]
         return all(bool((output == outputs[0][:1]).all()) for output in outputs) and sum(map(len, outputs)) > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last complete epoch that was evaluated, its tensors in a copy."""
+        """Return a copy of the state after the last evaluated epoch."""
         if self.safe is None:
             self._keep()
         self.lines += map(json.dumps, self.rows[len(self.lines) :])
@@ -343,7 +348,7 @@ class Trainer:
         return {"position": self.safe_position, "epochs": len(self.plan), "rows": rows, "state": self.safe, "best": self.selection.best}
 
     def _state(self) -> dict[str, Any]:
-        """Return what an epoch under way changes."""
+        """Return the state that an epoch changes."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -356,9 +361,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to the state that :meth:`state_dict` gave.
+        """Restore the state that :meth:`state_dict` returned.
 
-        If that is of a shorter run, the learning rate follows the schedule of this one from here on, and so do the pruners.
+        If the number of epochs differs from that of the saved run, learning rate and pruners follow the schedules of this run from here on.
         """
         self.position, self.rows, self.lines, self.safe = state["position"], json.loads(state["rows"]), [], None
         schedule = self._schedule_at(self.position) if len(self.plan) != state["epochs"] else None
@@ -373,7 +378,7 @@ class Trainer:
         for layer in self.pruned:
             layer.pruner.horizon = layer.pruner.horizon and self.horizon
         log.info(
-            "going on from epoch %d to %d instead of %d: from now on the learning rate (%.3g instead of %.3g) and the pruning method follow the "
+            "resuming from epoch %d to %d instead of %d: from now on the learning rate (%.3g instead of %.3g) and the pruning method follow the "
             "schedules of the longer run",
             self.position,
             len(self.plan),
@@ -383,9 +388,9 @@ class Trainer:
         )
 
     def _schedule_at(self, position: int) -> tuple[dict[str, Any], list[float]]:
-        """Return the scheduler's state and the learning rates of all groups after ``position`` epochs of this run; this trainer has made no step."""
+        """Return the scheduler's state and the learning rates of all groups after ``position`` epochs of this run; call it before the first step."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a schedule that steps without its optimizer
+            warnings.simplefilter("ignore")  # torch warns if a scheduler steps before its optimizer
             losses = {row["epoch"]: row.get("val/loss") for row in self.rows}
             for epoch in self.plan[:position]:
                 follow_schedule(self.scheduler, losses.get(epoch.number))

@@ -1,4 +1,4 @@
-"""The training section: how long each stage lasts and how a step is made."""
+"""The settings of the training section: the length of each stage, and how steps are made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -44,8 +44,8 @@ class Training(Settings):
             sparsity and EBOPs; without a target, of the last stage's. A run of which no epoch reaches them ends with the last, and a warning.
         monitor: what ``select`` and ``patience`` compare, on the validation data: the task's metric (accuracy or rmse), or the loss.
         patience: number of evaluations in a row without improvement after which pretraining, or fine-tuning, ends; null: never. The train stage
-            always has all its epochs, as pruning methods and targets of EBOPs follow schedules over them. The learning rate goes on as if the epochs
-            that are left out had been trained.
+            always has all its epochs, as pruning methods and targets of EBOPs follow schedules over them. The learning rate schedule continues as if
+            the skipped epochs had been trained.
         min_delta: how much better than the best value so far an evaluation must be to count as an improvement for ``patience``.
         precision: "bf16": layers multiply in bfloat16 in training steps; quantizers, losses and evaluation stay in float32.
         sync_batch_norm: whether batch norms use the statistics of the whole batch if several processes train; else each process uses those of its
@@ -83,14 +83,14 @@ class Training(Settings):
         if self.rewind != "never" and self.save_weights_epoch < 0:
             raise self.error("save_weights_epoch", f"an epoch of round 0 when rewind is '{self.rewind}'")
         if self.rewind == "post-training-stage" and not self.fine_tuning_epochs:
-            raise self.error("rewind", "'never' or 'every-round' without fine-tuning epochs, which are what follows 'post-training-stage'")
+            raise self.error("rewind", "'never' or 'every-round' without fine-tuning epochs, before which 'post-training-stage' rewinds")
         if self.save_weights_epoch >= max(self.epochs, 1):
             raise self.error("save_weights_epoch", f"below epochs = {self.epochs}")
         if self.total_epochs > MOST_EPOCHS:
             raise ConfigError(f"Training has {self.total_epochs} epochs in all its stages and rounds, at most {MOST_EPOCHS} can be planned")
 
     def warnings(self) -> list[str]:
-        """Return which settings have no effect, and which keys that are no field look like one that is misspelt."""
+        """Return one message per setting without effect, and one per unknown key that looks like a misspelt field."""
         names = [field.name for field in fields(self)]
         hints = {key: did_you_mean(key, names) for key in self.extra}
         found = [f"training.save_weights_epoch = {self.save_weights_epoch} has no effect with rewind=never"] if self._saves_for_nothing() else []
@@ -102,7 +102,7 @@ class Training(Settings):
 
     @classmethod
     def from_config(cls, **settings: Any) -> Self:
-        """Return the settings of a config section, with all keys that are no field in ``extra``."""
+        """Return the settings of a config section; keys that are not fields go into ``extra``."""
         names = {field.name for field in fields(cls)}
         extra = {key: value for key, value in settings.items() if key not in names} | settings.get("extra", {})
         return cls(**{key: value for key, value in settings.items() if key in names} | {"extra": extra})
@@ -111,7 +111,7 @@ class Training(Settings):
         """Return the device to train on.
 
         Raises:
-            ConfigError: torch knows no such device, or there is none here.
+            ConfigError: torch does not know the device, or the machine does not have it.
         """
         if self.device == "auto":
             return torch.device(f"cuda:{distributed.local_index() or 0}" if torch.cuda.is_available() else "cpu")
@@ -127,14 +127,14 @@ class Training(Settings):
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of all stages together."""
+        """Number of epochs of all stages."""
         return total_epochs({field.name: getattr(self, field.name) for field in fields(self)})
 
     def horizon(self, steps_per_epoch: int) -> Horizon:
-        """Return how long the train stage lasts."""
+        """Return the length of the train stage."""
         return Horizon(self.epochs, steps_per_epoch, self.rounds)
 
 
 def total_epochs(section: Mapping[str, Any]) -> int:
-    """Return the epochs of all stages together; as the config resolver ``total_epochs``, what a scheduler over the whole run needs."""
+    """Return the number of epochs of all stages of a training section; schedulers use it as the config resolver ``total_epochs``."""
     return section["pretraining_epochs"] + section["rounds"] * section["epochs"] + section["fine_tuning_epochs"]

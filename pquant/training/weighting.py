@@ -1,13 +1,13 @@
-"""Means over a batch whose examples may have weights of mean 1 over their data set."""
+"""Means over a batch of weighted examples, whose weights have mean 1 over the data set."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean over a batch of values (batch, ...), those of each example times its ``weight`` (batch,), a scalar.
+    """Return the mean over a batch of values (batch, ...), each example times its ``weight`` (batch,), a scalar.
 
-    It is divided by the number of examples and not by the sum of the batch's weights, so that the mean over all batches is that of the data set.
+    The sum is divided by the number of examples, not by the sum of weights, so that the mean over all batches is the weighted mean of the data set.
     """
     return (values.flatten(1).mean(1) * weight if values.ndim > 1 else values * weight).mean()
 

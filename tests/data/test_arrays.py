@@ -87,7 +87,10 @@ def test_inputs_can_be_reconstructed_without_targets(tmp_path: Path) -> None:
         ),
         ({"y": np.arange(39)}, r"expected targets \(40,\) or \(40, outputs\) for x \(40, 3, 5\), got int64 \(39,\)"),
         ({"y": np.zeros((40, 2, 2))}, r"got float64 \(40, 2, 2\)"),
-        ({"y": np.eye(2, dtype=int)[np.arange(40) % 2]}, r"target 'y' is int64 \(40, 2\): classes are one label each, \(N,\); data.task=regression"),
+        (
+            {"y": np.eye(2, dtype=int)[np.arange(40) % 2]},
+            r"target 'y' is int64 \(40, 2\): classes must be one label per example, \(N,\); data.task=regression",
+        ),
     ],
 )
 def test_other_arrays_are_refused_with_what_was_found(tmp_path: Path, change: Named, message: str) -> None:

@@ -223,5 +223,5 @@ def test_a_path_without_a_file_is_refused(path: str) -> None:
 )
 def test_the_home_of_nobody_is_refused(source: Table | Jets | Mnist, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=None))
-    with pytest.raises(ConfigError, match=f"^{key}: '~nouser[a-z/.]*' is in the home of a user who is not known here$"):
+    with pytest.raises(ConfigError, match=f"^{key}: '~nouser[a-z/.]*' is in the home folder of an unknown user$"):
         source.load(0)

@@ -207,7 +207,7 @@ def test_the_layout_follows_from_the_shape_or_is_given(tmp_path: Path, shape: tu
 @pytest.mark.parametrize(
     ("shape", "fields", "message"),
     [
-        ((16, 8, 6), {}, r"mine.npz: expected a shape that tells which axis has the channels; give data.layout=nchw or nhwc; got x \(40, 16, 8, 6\)"),
+        ((16, 8, 6), {}, r"mine.npz: expected a shape that determines the channel axis; give data.layout=nchw or nhwc; got x \(40, 16, 8, 6\)"),
         ((3, 8, 3), {}, r"give data.layout=nchw or nhwc; got x \(40, 3, 8, 3\)"),
         ((8,), {}, r"expected images \(N, C, H, W\), \(N, H, W, C\) or \(N, H, W\); got x \(40, 8\)"),
         ((8, 6), {"layout": "nchw"}, r"expected 4 axes for data.layout=nchw; got x \(40, 8, 6\)"),

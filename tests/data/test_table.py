@@ -185,7 +185,7 @@ def test_an_empty_cell_of_the_target_is_missing(tmp_path: Path) -> None:
 def test_words_for_a_missing_number_among_numbers_are_missing_unless_classes_are_asked_for(tmp_path: Path) -> None:
     path = written(tmp_path, pd.DataFrame({"x": np.arange(60.0), "y": ["1.5", "2", "NA"] * 20}))
     for task in ("auto", "regression"):
-        with pytest.raises(ConfigError, match="target 'y' has 20 missing values, such as 'NA', among its numbers; data.task=classification takes"):
+        with pytest.raises(ConfigError, match="target 'y' has 20 missing values, such as 'NA', among its numbers; data.task=classification treats"):
             Table(path=path, task=task).load(0)
     assert Table(path=path, task="classification").load(0).num_classes == 3
 

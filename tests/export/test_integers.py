@@ -127,10 +127,10 @@ def test_the_files_say_what_takes_which_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        (mlp(nn.ReLU()), {"quantize_input": False}, "layer '0' takes values that nothing quantizes"),
+        (mlp(nn.ReLU()), {"quantize_input": False}, "layer '0' takes values that are not quantized"),
         (mlp(nn.ReLU()), {"layer_specific": {"0": {"weight": {"enable": False}}}}, "layer '0' has a weight that stays float"),
         (mlp(nn.ReLU()), {"layer_specific": {"2": {"bias": {"enable": False}}}}, "layer '2' has a bias that stays float"),
-        (nn.Sequential(nn.Linear(6, 5), nn.Tanh()), {"use_real_tanh": True}, "nothing quantizes what the model returns"),
+        (nn.Sequential(nn.Linear(6, 5), nn.Tanh()), {"use_real_tanh": True}, "the outputs of the model are not quantized"),
         (mlp(nn.BatchNorm1d(5)), {"layer_specific": {"1": {"weight": {"enable": False}}}}, "layer '1' has a weight that stays float"),
         (nn.Sequential(nn.Linear(6, 5), nn.LPPool1d(2, 2)), {}, "in '1' cannot be exported to hardware"),
     ],

@@ -55,4 +55,4 @@ def test_without_slurm_or_without_its_answer_the_study_does_not_start(commands: 
 def test_a_cluster_without_accounts_is_warned_of(commands: Path, caplog: pytest.LogCaptureFixture) -> None:
     script(commands / "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     check("gpu")
-    assert "keeps no accounts (Slurm does not answer: Slurm accounting storage is disabled)" in caplog.text
+    assert "has no accounting (Slurm does not answer: Slurm accounting storage is disabled)" in caplog.text

@@ -135,8 +135,8 @@ def test_exclusions_and_tied_weights_hold_for_a_compressed_model_too() -> None:
         (CS(), "CS cannot .* trains a score"),
         (AutoSparse(), "AutoSparse cannot .* trains a threshold"),
         (MDMM(use_grad=True), "MDMM cannot .* trains a multiplier"),
-        (MDMM(), "MDMM cannot .* through training"),
-        (PDP(), "PDP cannot .* through training"),
+        (MDMM(), "MDMM cannot .* during training"),
+        (PDP(), "PDP cannot .* during training"),
     ],
 )
 def test_methods_that_must_train_say_why_and_what_does_not(method: PruningMethod, why: str) -> None:

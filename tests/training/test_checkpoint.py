@@ -66,7 +66,7 @@ def test_a_crash_while_writing_leaves_one_whole(path: Path, fails: str, monkeypa
 
 
 def test_neither_there_is_an_error_that_names_both(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no readable checkpoint: .*none.pt: there is none; .*none.previous.pt: there is none"):
+    with pytest.raises(ConfigError, match=r"no readable checkpoint: .*none.pt: the file does not exist; .*none.previous.pt: the file does not exist"):
         load_checkpoint(tmp_path / "none.pt")
 
 

@@ -170,6 +170,6 @@ def test_without_a_compiler_auto_stays_eager_and_asking_is_an_error(monkeypatch:
         one.decide(1.0)
     assert one.compiled is False and caplog.messages[0].endswith("but there is no C++ compiler such as g++")
     one.load_state_dict({"compiled": True, "timed": []})
-    assert one.compiled is False and "its last bits may differ" in caplog.messages[1]
+    assert one.compiled is False and "the last bits of its results may differ" in caplog.messages[1]
     with pytest.raises(ConfigError, match="Training.compile must be false where there is no C\\+\\+ compiler"):
         compiler(mode=True)

@@ -146,7 +146,7 @@ def test_skipped_steps_are_told_and_a_run_goes_on(caplog: pytest.LogCaptureFixtu
     run = make(data, on_nan="skip_step")
     with caplog.at_level(logging.WARNING):
         run.fit(lambda row: None)
-    assert caplog.messages == [f"epoch {epoch}: 1 of 4 steps were not finite and have been skipped" for epoch in (1, 2, 3)]
+    assert caplog.messages == [f"epoch {epoch}: 1 of 4 steps had values that are not finite and were skipped" for epoch in (1, 2, 3)]
     assert all(math.isfinite(row["train/loss"]) and 0 < row["train/loss"] < 3 for row in run.rows) and run.rows[-1]["val/accuracy"] > 0.5
 
 

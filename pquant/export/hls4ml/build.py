@@ -1,4 +1,4 @@
-"""hls4ml itself: its graph of a project, what it makes of our settings."""
+"""Calls of hls4ml: building its graph of a project, with the settings of its layers."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 NAME = "net"
 WEIGHTED = ("Dense", "Conv1D", "Conv2D")
 SKIPPED = ["fuse_batch_normalization", "fuse_consecutive_batch_normalization", "merge_linear_activation", "eliminate_linear_activation"]
-"""Passes of hls4ml that would change types or constants."""
+"""Optimizer passes of hls4ml that are switched off, since they would change types or constants."""
 
 
 def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], reuse_factor: int, by_layer: dict[str, dict[str, Any]]) -> Any:
@@ -22,11 +22,11 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], r
 
     Args:
         project: the layers.
-        output: what the model returns.
-        folder: of the project, for later.
-        tool: ``backend``, and what hls4ml's backend takes: ``part``, ``clock_period``, ``io_type``.
-        reuse_factor: of layers without weights.
-        by_layer: hls4ml's ``Strategy`` and ``ReuseFactor`` of those with weights, by hls4ml's name.
+        output: the output value of the model.
+        folder: the folder that the project is written to later.
+        tool: ``backend``, and its arguments ``part``, ``clock_period`` and ``io_type``.
+        reuse_factor: reuse factor of layers without weights.
+        by_layer: hls4ml's ``Strategy`` and ``ReuseFactor`` of layers with weights, by hls4ml's layer name.
 
     Raises:
         ConfigError: hls4ml refuses the project.
@@ -52,14 +52,14 @@ def build(project: Project, output: Value, folder: Path, tool: dict[str, Any], r
 
 
 def weighted(project: Project, given: dict[str, dict[str, Any]], reuse_factor: int) -> dict[str, dict[str, Any]]:
-    """Return ``Strategy`` and ``ReuseFactor`` of all layers with weights, by hls4ml's name; a factor becomes the nearest that hls4ml takes.
+    """Return ``Strategy`` and ``ReuseFactor`` of all layers with weights, by hls4ml's name; a factor becomes the nearest that hls4ml accepts.
 
-    hls4ml itself does so for most layers, but writes wrong code for some others, as for convolutions of one position.
+    hls4ml itself does this for most layers, but writes wrong code for others, such as convolutions of one position.
 
     Args:
         project: the layers.
-        given: by dotted name, for the model's own layers.
-        reuse_factor: of sums over axes, which have weights of 1.
+        given: settings of the model's layers, by dotted name.
+        reuse_factor: reuse factor of sums over axes, which have weights of 1.
     """
     from hls4ml.backends import get_backend
 

@@ -1,4 +1,4 @@
-"""What steps are made of: products with constants, tables, selections, sums and extremes."""
+"""The elements of steps: products with constants, tables, selections, sums and extremes."""
 
 import math
 from collections.abc import Callable
@@ -69,19 +69,19 @@ def repeated(project: Project, name: str, value: Value, order: Order, shape: tup
 
 
 def spread_index(shape: tuple[int, ...], wider: tuple[int, ...]) -> np.ndarray:
-    """Return the places that values of a shape take in one that they broadcast to."""
+    """Return, for each place of the ``wider`` shape, the place of the value that is broadcast to it."""
     return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), wider)
 
 
 def select(project: Project, name: str, value: Value, index: np.ndarray, order: Order | None = None) -> Value:
-    """Return the values at places, -1 for a zero: products with 0 and 1, which cost no logic where they are not shared.
+    """Return the values at ``index``, where -1 stands for a zero, by products with 0 and 1, which cost no logic unless multipliers are shared.
 
     Args:
-        project: that they are added to.
-        name: of the step.
+        project: the project.
+        name: name of the step.
         value: the values.
         index: places in torch's order.
-        order: of the result, by default one like the input's.
+        order: order of the result; by default that of the input.
 
     Raises:
         ConfigError: too many values, or a backend that shares all multipliers.
@@ -100,7 +100,7 @@ def select(project: Project, name: str, value: Value, index: np.ndarray, order: 
 
 
 def total(project: Project, name: str, value: Value, dims: tuple[int, ...], shape: tuple[int, ...], shift: int = 0) -> Value:
-    """Return sums over axes, counted without that of the batch, times 2^shift; the result has a given shape in torch."""
+    """Return sums over axes, counted without the batch axis, times 2^shift; ``shape`` is the shape of the result in torch."""
     bounds = reduced(value.bounds, "sum", dims, shape).shift(shift)
     ends = _reduced_places(value.bounds.shape, dims)
     matrix = (ends.ravel()[:, None] == np.arange(math.prod(shape))[None]) * 2.0**shift
@@ -108,7 +108,7 @@ def total(project: Project, name: str, value: Value, dims: tuple[int, ...], shap
 
 
 def _reduced_places(shape: tuple[int, ...], dims: tuple[int, ...]) -> np.ndarray:
-    """Return for each value the place of the sum that it is part of."""
+    """Return, for each value, the place of the sum that it is added to."""
     kept = tuple(1 if axis in dims else size for axis, size in enumerate(shape))
     return spread_index(kept, shape)
 
@@ -125,7 +125,7 @@ def _combined(project: Project, name: str, value: Value, matrix: np.ndarray, bou
 
 
 def shaped(project: Project, name: str, value: Value, order: Order) -> Value:
-    """Return flat values of a layer that may give them in any order, in a given one."""
+    """Return flat values of a layer, which may compute them in any order, in a given order."""
     if same(value.order, order):
         return replace(project.reshape(name, value, order))
     layer = next(layer for layer in project.layers if layer["name"] == value.layer)
@@ -152,14 +152,14 @@ def extreme(project: Project, name: str, value: Value, kind: Literal["max", "min
 
 
 def table(project: Project, name: str, value: Value, function: Callable[[Any], Any], form: Format | None) -> Value:
-    """Return a function of one value from a table that has an entry for each code of the input's type.
+    """Return a function of one value, computed by a table with an entry for each code of the input's type.
 
     Args:
-        project: that the table is added to.
-        name: of the step.
-        value: what the table reads.
-        function: from fixed-point values to others.
-        form: the format that the results get, where it is known.
+        project: the project.
+        name: name of the step.
+        value: input of the table.
+        function: function of fixed-point values.
+        form: the format of the results, if it is known.
 
     Raises:
         ConfigError: a table that is too large, or a backend without tables.

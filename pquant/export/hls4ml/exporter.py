@@ -1,4 +1,4 @@
-"""The exporter: its settings, what it checks before training, and the comparison with the compiled C++."""
+"""The exporter to hls4ml: its settings, its checks before training, and the comparison with the compiled C++."""
 
 import importlib.metadata
 import importlib.util
@@ -139,7 +139,7 @@ class HLS4ML(HardwareExport):
             raise ConfigError("export.strategy=distributed_arithmetic needs a da4ml that hls4ml 1.3 knows: pip install 'da4ml>=0.5.2,<0.6'")
 
     def _check_formats(self, graph: Graph) -> None:
-        """Raise a ConfigError for data that may get several formats in training."""
+        """Raise a ConfigError for data that may have several formats after training."""
         for step in graph.layers:
             quantizers = [part for name, part in step.layer.named_children() if isinstance(part, Quantizer) and name not in PARAMETERS]
             if any(form is not None and max(bits.numel() for bits in form) > 1 for form in (part.format() for part in quantizers)):
@@ -177,7 +177,7 @@ class HLS4ML(HardwareExport):
         }
 
     def _check_reuse(self, taken: dict[str, int]) -> None:
-        """Raise a ConfigError for a layer whose own reuse factor hls4ml changes; tell of those for which it changes that of all layers."""
+        """Raise a ConfigError if hls4ml changes the reuse factor that is set for a layer; warn if it changes the common one for some layers."""
         changed = {name: factor for name, factor in taken.items() if factor != self._of_layer(name)["ReuseFactor"]}
         for name in changed.keys() & self.reuse_factor_by_layer.keys():
             given = self.reuse_factor_by_layer[name]
@@ -190,7 +190,7 @@ class HLS4ML(HardwareExport):
 
 
 def _has_da4ml() -> bool:
-    """Return whether the da4ml is there that hls4ml's strategy is written for."""
+    """Return whether the version of da4ml that hls4ml supports is installed."""
     try:
         version = importlib.metadata.version("da4ml")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Steps that are layers, as hls4ml's layers."""
+"""Conversion of steps that are layers to hls4ml's layers."""
 
 import math
 from typing import Any
@@ -37,14 +37,14 @@ def lower_layer(project: Project, step: LayerStep, value: Value, form: Format | 
     """Return the result of a layer for its quantized input.
 
     Args:
-        project: that the layer is added to.
+        project: the project that the layer is added to.
         step: the layer.
         value: its quantized input.
-        form: the format that all that reads the result gives it, where they agree.
+        form: the format to which all readers of the result quantize it, if they agree.
         guard: the largest number of fractional bits of any format in the model.
 
     Raises:
-        ConfigError: hls4ml has no such layer, or not bit-exactly.
+        ConfigError: hls4ml has no such layer, or does not compute it bit-exactly.
     """
     layer: Any = step.layer
     if isinstance(layer, PQActivation):
@@ -74,7 +74,7 @@ def _by_channel(project: Project, step: LayerStep, value: Value) -> Value:
 
 
 def _weighted(layer: Any, weight: np.ndarray, bounds: Fixed) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return weights, with the output channel last, and bias, and all types of a layer with weights."""
+    """Return the weights (output channel last) and bias of a layer, and all its types."""
     bias = parameters(layer, "bias") if layer.bias is not None else Constants(np.zeros(weight.shape[-1], np.int64), 0)
     types = {"weight": precision.of_constants(Constants.from_floats(weight)), "bias": precision.of_constants(bias)}
     types |= {"accum": precision.of_sum(bounds), "result": precision.of_values(bounds)}
@@ -119,7 +119,7 @@ def _convolution(project: Project, step: LayerStep, value: Value) -> Value:
 
 
 def _full_kernel(layer: Any) -> np.ndarray:
-    """Return the weight as (*kernel, inputs, outputs), zeros at places that groups and dilation leave out."""
+    """Return the weight as (*kernel, inputs, outputs), with zeros at places that groups and dilation leave out."""
     weight = parameters(layer, "weight").floats
     outputs, inputs, groups = layer.out_channels, layer.in_channels // layer.groups, layer.groups
     kernel = [step * (size - 1) + 1 for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]

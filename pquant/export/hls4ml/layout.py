@@ -1,4 +1,4 @@
-"""Where values lie: hls4ml has channels last, torch has them first.
+"""The order of values in memory: hls4ml has channels last, torch has channels first.
 
 An order is an array in hls4ml's shape that holds the place of each value in torch's flat tensor.
 """
@@ -12,7 +12,7 @@ Order = np.ndarray
 
 
 def torch_order(shape: tuple[int, ...]) -> Order:
-    """Return the order of torch itself."""
+    """Return torch's order of a shape."""
     return np.arange(math.prod(shape)).reshape(shape)
 
 
@@ -22,7 +22,7 @@ def channels_last(shape: tuple[int, ...]) -> Order:
 
 
 def same(order: Order, other: Order) -> bool:
-    """Return whether both hold the same values in the same sequence, whatever their shapes."""
+    """Return whether both orders hold the same values in the same sequence; shapes may differ."""
     return order.size == other.size and np.array_equal(order.ravel(), other.ravel())
 
 
@@ -38,7 +38,7 @@ def transposition(order: Order, wanted: Order) -> tuple[tuple[int, ...], tuple[i
 
 
 def _strided(order: Order, wanted: Order) -> tuple[int, ...] | None:
-    """Return the shape that the axes of ``wanted`` make in the sequence of ``order``, the slowest first."""
+    """Return the shape of ``wanted`` in the sequence of ``order``, the slowest axis first."""
     place = np.argsort(order.ravel())[wanted]
     axes = [axis for axis, size in enumerate(wanted.shape) if size > 1]
     strides = [int(np.take(place, 1, axis).ravel()[0] - place.ravel()[0]) for axis in axes]

@@ -1,4 +1,4 @@
-"""From the recorded graph of a finalized model to hls4ml's layers."""
+"""Conversion of the recorded graph of a finalized model to hls4ml's layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
     """Return the project of a finalized model, its input, and its output, which is in torch's order.
 
     Raises:
-        ConfigError: layers that hls4ml does not take, or not bit-exactly; the message names them and the reasons.
+        ConfigError: layers that hls4ml does not support, or does not compute bit-exactly; the message names them and the reasons.
     """
     project = Project(target)
     values, problems = [_input(project, graph)], []
@@ -47,7 +47,7 @@ def lower(graph: Graph, target: Target) -> tuple[Project, Value, Value]:
 
 
 def _input(project: Project, graph: Graph) -> Value:
-    """Return the model's input, in the order in which its first layer takes it."""
+    """Return the model's input, in the order that its first layer needs."""
     form = input_format(graph)
     bounds = quantized_input(graph, np.zeros((1, *graph.input_shape)))
     order = channels_last(graph.input_shape) if _takes_channels(graph) else torch_order(graph.input_shape)
@@ -81,7 +81,7 @@ def _step(project: Project, graph: Graph, at: int, values: list[Value]) -> Value
 
 
 def _beside(graph: Graph, at: int) -> bool:
-    """Return whether moved values are only lined up for a maximum or minimum over their last axis."""
+    """Return whether a move only joins values for a maximum or minimum over their last axis."""
     readers = [step for step in graph.steps if at in step.inputs]
     last = (len(graph.shape(at)) - 1,)
     return at != graph.output and len(readers) == 1 and isinstance(readers[0], ReduceStep) and readers[0].kind != "sum" and readers[0].dims == last
@@ -115,7 +115,7 @@ def _layer(project: Project, graph: Graph, at: int, inputs: list[Value]) -> Valu
 
 
 def _agreed(graph: Graph, at: int) -> Format | None:
-    """Return the format that a value gets from the only layer that reads it, None if there are more, or something else reads it."""
+    """Return the format to which the only layer that reads a value quantizes it; None if it has several readers, or one that is not a layer."""
     readers = [number for number, step in enumerate(graph.steps, 1) if at in step.inputs]
     if len(readers) != 1 or at == graph.output:
         return None
@@ -136,7 +136,7 @@ def _guard(graph: Graph) -> int:
 
 
 def _substitute(project: Project, graph: Graph, at: int) -> Value:
-    """Return a value in place of one that could not be made, with which further problems are found."""
+    """Return a substitute for a value that could not be computed, so that further problems are found."""
     bounds = replay(graph, quantized_input(graph, np.zeros((1, *graph.input_shape))))[at]
     shape = graph.shape(at)
     project.types[""] = {"result": precision.text(True, 1, 1)}

@@ -1,4 +1,4 @@
-"""Steps that join values, reduce them, or are made of several tables."""
+"""Conversion of steps that join or reduce values, or consist of several tables."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def lower_sum(project: Project, step: SumStep, inputs: list[Value]) -> Value:
 
 
 def _joined(project: Project, name: str, inputs: list[Value], kind: str, shape: tuple[int, ...]) -> Value:
-    """Return a function of two values, which broadcast, either of them perhaps constant."""
+    """Return a function of two values that broadcast; either may be constant."""
     first, second = inputs
     a, b = (spread(value.bounds, shape) for value in inputs)
     if kind in ("maximum", "minimum"):
@@ -62,7 +62,7 @@ def lower_reduction(project: Project, step: ReduceStep, value: Value) -> Value:
 
 
 def lower_pair(project: Project, name: str, inputs: list[Value], kind: str, index: np.ndarray) -> Value | None:
-    """Return the larger or smaller of two values, or of one and 0, which torch.maximum and relu are; None for other places beside each other."""
+    """Return the larger or smaller of two values, or of one value and 0, as in torch.maximum and relu; None if ``index`` differs."""
     shape = index.shape[:-1]
     if len(inputs) == 1:
         relu = kind == "max" and index.shape[-1] == 2 and (index[..., 1] == -1).all() and np.array_equal(index[..., 0], torch_order(shape))
@@ -88,7 +88,7 @@ def rectified(project: Project, name: str, value: Value) -> Value:
 
 
 def lower_merge(project: Project, step: LayerStep, inputs: list[Value]) -> Value:
-    """Return the function of two values that a PQMerge is.
+    """Return the result of a PQMerge.
 
     Raises:
         ConfigError: a product of matrices that hls4ml has no layer for.
@@ -134,7 +134,7 @@ def lower_mean(project: Project, step: LayerStep, value: Value, guard: int) -> V
 
 
 def lower_softmax(project: Project, step: LayerStep, value: Value) -> Value:
-    """Return a softmax: a table of exponentials of the distances to the largest value, and one of reciprocals of their sum."""
+    """Return a softmax: a table of exponentials of the differences from the largest value, and a table of reciprocals of their sum."""
     layer: Any = step.layer
     assert isinstance(layer, PQSoftmax)
     name, shape = step.name, step.shape

@@ -1,4 +1,4 @@
-"""Steps that move values: reorderings cost nothing until a layer needs another order than there is."""
+"""Conversion of steps that move values. A reordering costs nothing until a layer needs another order than that of its input."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +45,7 @@ def lower_move(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
 
 
 def _concatenated(project: Project, step: MoveStep, inputs: list[Value]) -> Value:
-    """Return all inputs after one another; its order holds places in the concatenation of the inputs in torch's order."""
+    """Return the concatenated inputs; the order of the result holds places in the concatenation of the inputs in torch's order."""
     if len(inputs[0].bounds.shape) > 1:
         kinds = [kind for kind in (channels_last, torch_order) if all(same(value.order, kind(value.bounds.shape)) for value in inputs)]
         inputs = [project.arrange(step.name, value, (kinds or [channels_last])[0](value.bounds.shape)) for value in inputs]
@@ -80,7 +80,7 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _gathered(forms: list[Format | None], step: MoveStep) -> Format | None:
-    """Return the format of moved values; of padded zeros, one of no bits."""
+    """Return the format of moved values; padded zeros have a format without bits."""
     if any(form is None for form in forms) or len({form.overflow_mode for form in forms if form}) > 1:
         return None
     known = [form for form in forms if form is not None]
@@ -89,7 +89,7 @@ def _gathered(forms: list[Format | None], step: MoveStep) -> Format | None:
 
 
 def _padded(project: Project, step: MoveStep, value: Value) -> Value | None:
-    """Return the value with zeros around its positions, or None if the step is something else."""
+    """Return the value with zeros around its positions, or None if the step does not pad."""
     order = channels_last(step.shape)
     source = step.index.ravel()[order]
     inside = np.argwhere(source >= 0)
@@ -108,10 +108,10 @@ def _padded(project: Project, step: MoveStep, value: Value) -> Value | None:
 
 
 def sizes(rank: int, shapes: dict[str, Sequence[int]]) -> dict[str, int]:
-    """Return hls4ml's names of sizes by position, for each given name."""
+    """Return sizes by axis under hls4ml's names, for each given name."""
     return {f"{which}_{name}": int(size) for which, shape in shapes.items() for name, size in zip(SIZES[rank], shape, strict=False)}
 
 
 def pads(rank: int, by_axis: list[tuple[int, int]]) -> dict[str, int]:
-    """Return hls4ml's names of the zeros before and after each axis of positions."""
+    """Return the numbers of zeros before and after each spatial axis under hls4ml's names."""
     return {f"pad_{name}": int(pad) for names, both in zip(SIDES[rank], by_axis, strict=False) for name, pad in zip(names, both, strict=True)}

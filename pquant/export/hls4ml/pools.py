@@ -1,4 +1,4 @@
-"""Pools."""
+"""Conversion of pools to hls4ml's layers."""
 
 import itertools
 import math
@@ -22,16 +22,16 @@ def lower_pool(project: Project, name: str, value: Value, layer: Any, bounds: An
     """Return the averages or maxima over windows.
 
     Args:
-        project: that the pool is added to.
-        name: of the step.
-        value: what it takes.
+        project: the project that the pool is added to.
+        name: name of the step.
+        value: input of the pool.
         layer: an object with ``kernel_size``, ``stride`` and ``padding``.
-        bounds: of the result.
-        average: whether it averages.
+        bounds: the result in integers, with its bounds.
+        average: whether it is an average pool.
         guard: the largest number of fractional bits that the averages are rounded to.
 
     Raises:
-        ConfigError: hls4ml has no such pool, or not bit-exactly.
+        ConfigError: hls4ml has no such pool, or does not compute it bit-exactly.
     """
     rank = len(bounds.shape)
     _check_pool(project, layer, value.bounds.shape[1:], bounds.shape[1:])
@@ -80,9 +80,10 @@ def _check_pool(project: Project, layer: Any, given: tuple[int, ...], made: tupl
 
 
 def _widened(project: Project, name: str, value: Value, mean: tuple[int, int] | None, padded: bool) -> Value:
-    """Return the input of a pool in a type that the pool is exact with: a maximum is padded with its lowest, and most backends divide sums in it.
+    """Return the input of a pool in a type with which hls4ml computes the pool exactly.
 
-    ``mean`` are the number of values and the fractional bits of an average.
+    hls4ml pads a max pool with the lowest value of this type, and most backends divide sums in it. ``mean`` is the number of values and the
+    fractional bits of an average.
     """
     if mean is not None and not project.target.amd:
         count, fraction = mean
@@ -96,7 +97,7 @@ def _widened(project: Project, name: str, value: Value, mean: tuple[int, int] | 
 
 
 def windows_of(index: np.ndarray, shape: tuple[int, ...]) -> Any:
-    """Return the pool of values of ``shape`` whose windows are the last axis of ``index``; None if there is none."""
+    """Return the pool of values of ``shape`` whose windows are the last axis of ``index``; None if no pool has these windows."""
     rank, size = len(shape) - 1, index.shape[-1]
     if rank not in (1, 2) or index.ndim != rank + 2 or (index < 0).any():
         return None
@@ -112,6 +113,6 @@ def windows_of(index: np.ndarray, shape: tuple[int, ...]) -> Any:
 
 
 def _inside(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return windows in one axis, with one of their own values in place of those outside, as a maximum may take it twice."""
+    """Return windows in one axis, with places outside replaced by a place of the same window, which does not change its maximum."""
     flat = places.reshape(shape)
     return np.where(flat < 0, flat.max(-1, keepdims=True), flat)

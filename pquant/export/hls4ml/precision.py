@@ -1,4 +1,4 @@
-"""hls4ml's texts for the types of values and constants."""
+"""hls4ml's type strings for values and constants."""
 
 import re
 
@@ -9,7 +9,7 @@ from pquant.export.formats import Constants, Format
 
 
 def text(signed: bool, width: int, integer: int, *modes: str) -> str:
-    """Return hls4ml's text for a type; ``width`` and ``integer`` count the sign."""
+    """Return hls4ml's string for a type; ``width`` and ``integer`` include the sign."""
     return f"{'' if signed else 'u'}fixed<{','.join(map(str, (width, integer, *modes)))}>"
 
 
@@ -43,7 +43,7 @@ def signed(kind: str) -> str:
 
 
 def parsed(kind: str) -> tuple[bool, int, int]:
-    """Return whether a type is signed, its width, and its integer bits, both with the sign."""
+    """Return (is signed, width, integer bits) of a type; both numbers of bits include the sign."""
     found = re.match(r"(u?)fixed<(\d+),(-?\d+)", kind)
     assert found is not None
     return not found[1], int(found[2]), int(found[3])

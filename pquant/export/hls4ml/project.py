@@ -1,4 +1,4 @@
-"""The list of layers that hls4ml takes, and the type of everything in them."""
+"""The list of layers for hls4ml, and the types in them."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -16,15 +16,15 @@ LARGEST_RANK = 4
 
 @dataclass(frozen=True)
 class Value:
-    """What a layer of the project gives.
+    """The result of a layer of the project.
 
     Attributes:
-        layer: its name.
-        order: where its values lie.
-        bounds: the values as the integers have them, in torch's shape; only their bounds matter.
-        form: the format that they are known to have, if any, in torch's shape.
-        castable: whether the layer may still take a quantizer's format for its result.
-        constants: the values, where they do not depend on the model's input; then there is no layer.
+        layer: name of the layer.
+        order: order of the values.
+        bounds: the values in integer arithmetic, in torch's shape; only their bounds are used.
+        form: the known format of the values, if any, in torch's shape.
+        castable: whether the result type of the layer may still be set to the format of a quantizer.
+        constants: the values, if they do not depend on the model's input; there is no layer then.
     """
 
     layer: str
@@ -37,7 +37,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Target:
-    """What a project is for.
+    """The target of a project.
 
     Attributes:
         backend: hls4ml's name of the HLS tool.
@@ -51,13 +51,13 @@ class Target:
 
     @property
     def amd(self) -> bool:
-        """Whether the HLS tool is one of AMD's, for which hls4ml has most layers."""
+        """Whether the HLS tool is from AMD; hls4ml has the most layers for these."""
         return self.backend in ("Vitis", "Vivado")
 
 
 @dataclass
 class Project:
-    """Layers, in order, the types in them by layer, the step that each stands for, and those that only move values, which no strategy changes."""
+    """Layers in order, their types, the step of each layer, and the layers that only move values, whose strategy is never changed."""
 
     target: Target = Target()
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -66,15 +66,15 @@ class Project:
     moving: set[str] = field(default_factory=set)
 
     def add(self, kind: str, name: str, inputs: list[Value], value: Value, types: dict[str, str], **attributes: Any) -> Value:
-        """Append a layer that gives ``value``, whose ``layer`` is filled in.
+        """Append a layer with the result ``value``; return ``value`` with the name of the layer.
 
         Args:
             kind: hls4ml's class of layer.
-            name: the step that it stands for; the layer gets a name like it.
-            inputs: what it takes, no constants.
-            value: what it gives.
-            types: at least the type of its ``result``.
-            attributes: what hls4ml's class takes.
+            name: name of the step, from which the name of the layer is made.
+            inputs: inputs of the layer, without constants.
+            value: result of the layer.
+            types: types of the layer, at least that of its ``result``.
+            attributes: arguments of hls4ml's class.
         """
         for one in inputs:
             self.type_of(one)
@@ -86,7 +86,7 @@ class Project:
         return replace(value, layer=layer)
 
     def cast(self, name: str, value: Value, form: Format | None) -> Value:
-        """Return a value after a quantizer.
+        """Return a value quantized to a format.
 
         Raises:
             ConfigError: formats that differ in a stream.
@@ -119,7 +119,7 @@ class Project:
         """Return a value in another order.
 
         Raises:
-            ConfigError: neither a reshape nor a transposition gives it.
+            ConfigError: the order needs more than a reshape or one transposition.
         """
         if not same(value.order, wanted):
             found = transposition(value.order, wanted)
@@ -146,7 +146,7 @@ class Project:
         """Return the type of a value.
 
         Raises:
-            ConfigError: a constant, which no layer gives.
+            ConfigError: the value is a constant, which is not the result of a layer.
         """
         if value.constants is not None:
             raise ConfigError("hls4ml takes constants in sums and products only")

@@ -1,4 +1,4 @@
-"""The page beside the project."""
+"""The README of the project."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pquant.export.text import render
 
 @dataclass(frozen=True)
 class Built:
-    """hls4ml's graph, the values at both ends of the project, hls4ml's settings by layer, and the types of both ends."""
+    """hls4ml's graph, input and output values of the project with their types, and hls4ml's settings by layer."""
 
     made: Any
     input: Value
@@ -21,7 +21,7 @@ class Built:
 
 
 def readme(built: Built, backend: str, compiler: str, verified: int) -> str:
-    """Return the text of the page."""
+    """Return the text of the README."""
     ports = [
         {"name": name, "shape": value.order.shape, "axes": _axes(value), "type": built.types[name]}
         for name, value in (("input", built.input), ("output", built.output))

@@ -1,6 +1,6 @@
-"""Compile a project and run it on inputs, in a program of its own: an assertion in the C++ ends that program only.
+"""Compile a project and run it on inputs in a separate process, so that an assertion in the C++ ends only that process.
 
-``python simulate.py <project> <inputs.npy> <outputs.npy>`` reads float64 inputs (count, values) and writes the outputs likewise.
+``python simulate.py <project> <inputs.npy> <outputs.npy>`` reads float64 inputs (count, values) and writes float64 outputs (count, outputs).
 """
 
 import contextlib
@@ -16,10 +16,10 @@ CHARACTERS = 500
 
 
 def simulate(project: Path, inputs: np.ndarray) -> np.ndarray:
-    """Return (count, outputs) float64 that a written project gives for float64 (count, values).
+    """Return the outputs (count, outputs), float64, of a written project for inputs (count, values), float64.
 
     Raises:
-        RuntimeError: it cannot be compiled, or ended with an error; the first lines that are errors.
+        RuntimeError: the project cannot be compiled, or ended with an error; the message has the first lines with errors.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
