@@ -27,6 +27,6 @@ def dense_ebops(layers: Iterable[tuple[Array, Array, Array]]) -> float:
 
 
 def zeros(weights: Iterable[Array]) -> float:
-    """Return the share of zeros among all weights."""
+    """Return the fraction of all weights that is 0."""
     weights = list(weights)
     return 1 - sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
