@@ -323,7 +323,7 @@ def test_the_log_says_which_layers_were_projected_and_which_missed(caplog: pytes
 def test_targets_are_shared_out_by_one_threshold_over_the_layers_that_take_part() -> None:
     net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 4), nn.Linear(4, 5))
     with torch.no_grad():
-        net[1].weight.mul_(100)
+        net[1].weight.fill_(100)
     model = pquant.compress(net, MDMM(target_sparsity=0.5, disable_pruning_for_layers=["2"]))
     pquant.set_stage(model, Stage.TRAIN)
     assert [layer.pruner.count for layer in pruned_layers(model).values()] == [70, 0]
