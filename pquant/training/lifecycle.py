@@ -88,9 +88,9 @@ def on_epoch_end(model: nn.Module, loss: float | None = None) -> None:
 
     ``loss`` is the mean training loss of the epoch without :func:`pquant.penalty`; only autotuning of AutoSparse needs it.
     """
-    budget = ebops_budget(model)
-    before = ebops(model) if budget is not None and budget.has_begun else 0.0
-    for layer in pruned_layers(model).values():
+    budget, pruned = ebops_budget(model), pruned_layers(model)
+    before = ebops(model) if pruned and budget is not None and budget.has_begun else 0.0
+    for layer in pruned.values():
         layer.pruner.on_epoch_end(layer.seen(), loss)
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
