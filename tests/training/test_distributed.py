@@ -122,6 +122,8 @@ def test_a_rank_that_dies_ends_the_run_with_one_line_and_a_resume_goes_on(dies: 
     lost.append("interrupted; python run.py resume=" if other == 0 else "process 1 of 2: interrupted by SIGTERM")
     lines = [line for line in text.splitlines() if any(one in line for one in lost)]
     assert len(lines) == 1 and "resume" in lines[0], text
+    before_torchrun = text.partition('  File "<frozen runpy>"')[0]
+    assert 'File "' not in before_torchrun.partition("error: ")[0]
     assert f'File "{ROOT / "run.py"}"' not in text, "a traceback of a rank"
     done = len(epochs(folder))
     assert 5 <= done < 60
