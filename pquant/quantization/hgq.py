@@ -53,7 +53,12 @@ class _TrainedBits(torch.autograd.Function):
 
 def round_straight_through(x: Tensor) -> Tensor:
     """Return ``x`` rounded half to even, with gradient 1."""
-    return x + (torch.round(x) - x).detach()
+    return _with_gradient_of(x, torch.round(x))
+
+
+def _with_gradient_of(x: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` with the gradient of ``x``, of which it is a rounding."""
+    return x + (value - x).detach()
 
 
 class HGQQuantizer(Quantizer):
@@ -144,10 +149,8 @@ class HGQQuantizer(Quantizer):
 
     def bits(self) -> Tensor:
         """Return the bits that count in EBOPs, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
-        total = self.i + self.f
-        with torch.no_grad():
-            to_whole = torch.round(self.i) + torch.round(self.f) + int(self.keeps_negatives and not self.tracks) - total
-        return torch.relu(total + to_whole)
+        sign = int(self.keeps_negatives and not self.tracks)
+        return torch.relu(_with_gradient_of(self.i + self.f, torch.round(self.i.detach()) + torch.round(self.f.detach()) + sign))
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the current (k, i, f), rounded to integers."""
