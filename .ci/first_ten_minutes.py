@@ -27,7 +27,7 @@ EXPECTED = {
     "python run.py dry_run=true": r"Layers as finalized(.*\n)*.*layers\.0 .*PQDense.*64 x 64.*DST",
     "python run.py pruning=wanda pruning.sparsity=0.8": r"Sparsity +(79\.9|80\.0)\d %",
     "python run.py quantization=hgq quantization.hgq_beta=1e-5": RUN,
-    "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# share of zeros",
+    "python run.py --cfg job -p pruning pruning=wanda": r"sparsity: 0\.8 +# fraction of the weights",
     f"python run.py resume={AN_EARLIER_RUN}": r"resuming after epoch 64(.*\n)*Accuracy",
     f"python run.py from_run={AN_EARLIER_RUN}": RUN,
     "the block in Python": r"Layers as finalized(.*\n)*.*PQDense",
