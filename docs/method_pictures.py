@@ -86,7 +86,7 @@ def pruning(name: str) -> None:
             axis.plot(x[chosen], y[chosen], ".", markersize=3, color=color)
         axis.set(title=f"epoch {epoch} of training", xlabel="weight", xlim=(-0.7, 0.7), ylim=(-0.7, 0.7))
     axes[0].set_ylabel("what the layer trains with")
-    line(axes[3], sparsity, "share of zeros of the layer", (-0.02, 1))
+    line(axes[3], sparsity, "sparsity of the layer", (-0.02, 1))
     save(figure, name)
 
 
