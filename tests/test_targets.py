@@ -34,8 +34,9 @@ hydra.utils.get_method hydra.utils.get_class omegaconf.OmegaConf.save omegaconf.
 pquant.signals.subprocess.getoutput pquant.signals.requeue pquant.finetuning.study.storage pquant.finetuning.study.instantiate
 pquant.tracking.files.write_atomic pquant.tracking.files.write_json pquant.data.digits.Path
 pquant.training.checkpoint.load_checkpoint pquant.training.trainer.torch.load pquant.pruning.method.torch.hub.load pquant.data.files.np.load
-pquant.experiment.Experiment pquant.targets.build pquant.config.build_experiment pquant.export.rtl.subprocess.run pquant.settings.ConfigStore.instance
-pquant.pruning.DST.error pquant.training.Training.replace pquant.tracking.environment.subprocess.run wandb.init mlflow.set_tracking_uri
+pquant.experiment.Experiment pquant.targets.build pquant.config.build_experiment pquant.export.rtl.synthesis.subprocess.run
+pquant.settings.ConfigStore.instance pquant.pruning.DST.error pquant.training.Training.replace
+pquant.tracking.environment.subprocess.run wandb.init mlflow.set_tracking_uri
 """.split()
 
 

@@ -172,7 +172,7 @@ def compared(model: nn.Module, shape: tuple[int, ...], count: int = 200) -> None
     graph = checked(model, shape)
     verified = verify(model, graph, make_vectors(splits(shape).test, input_format(graph), count))
     assert verified.count == count and verified.outputs.std() > 0, "an output that is constant shows nothing"
-    wires, rtl = pytest.importorskip("pquant.export.wires"), pytest.importorskip("pquant.export.rtl")
+    wires, rtl = pytest.importorskip("pquant.export.rtl.wires"), pytest.importorskip("pquant.export.rtl.exporter")
     rtl.check_emulator(wires.logic(graph), graph, verified)
 
 

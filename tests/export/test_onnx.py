@@ -89,13 +89,13 @@ def test_layers_are_operators(tmp_path: Path) -> None:
 
 
 def test_float32_values_of_a_table_are_no_ties() -> None:
-    from pquant.export.onnx_values import in_float32
+    from pquant.export.onnx.values import in_float32
 
     assert in_float32(np.array([0.5, 0.5 - 2**-30, 0.5 + 2**-30])).tolist() == [0.5, 0.5 - 2**-25, 0.5 + 2**-24]
 
 
 def test_a_file_that_differs_is_an_error() -> None:
-    from pquant.export.onnx import _compare
+    from pquant.export.onnx.exporter import _compare
 
     with pytest.raises(ExportError, match=r"model.onnx and the model differ at output \[1\], vector 0: the file gives 2, the model 1"):
         _compare("model", np.array([[0.0, 2.0]]), np.array([[0.0, 1.0]]))

@@ -121,7 +121,7 @@ def test_hls4ml_compiles_what_it_reads(tmp_path: Path, kind: str, options: dict[
 def test_finn_rounds_halves_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rounding: str) -> None:
     from qonnx.custom_op.general import intquant
 
-    from pquant.export.onnx import run_qonnx
+    from pquant.export.onnx.exporter import run_qonnx
 
     path = exported((MODELS | CASES)[kind], "finn", tmp_path, round_mode=rounding, **FORMATS if kind in MODELS else COARSE)
     inputs, outputs = vectors(tmp_path)
@@ -148,7 +148,7 @@ def test_finn_converts_what_it_reads(tmp_path: Path, kind: str) -> None:
     convert = pytest.importorskip("finn.transformation.qonnx.convert_qonnx_to_finn")
     from qonnx.core.modelwrapper import ModelWrapper
 
-    from pquant.export.onnx import run_qonnx
+    from pquant.export.onnx.exporter import run_qonnx
 
     path = exported(NETS[kind], "finn", tmp_path, **COARSE)
     converted = ModelWrapper(str(path)).transform(convert.ConvertQONNXtoFINN())

@@ -7,16 +7,16 @@ from torch import nn
 
 from pquant.export import RTL
 from pquant.export.check import checked
-from pquant.export.synthesis import yosys_command
+from pquant.export.rtl.synthesis import yosys_command
 from pquant.metrics import layer_table
 from pquant.models import MLP
 
 from .nets import Residual, mlp, net, splits
 
 pytest.importorskip("alkaid")
-resources = pytest.importorskip("pquant.export.resources")
-rtl = pytest.importorskip("pquant.export.rtl")
-wires = pytest.importorskip("pquant.export.wires")
+resources = pytest.importorskip("pquant.export.rtl.resources")
+rtl = pytest.importorskip("pquant.export.rtl.exporter")
+wires = pytest.importorskip("pquant.export.rtl.wires")
 
 EMULATED = {"vectors": 200, "simulator": "emulator"}
 

@@ -16,10 +16,10 @@ from pquant.errors import ConfigError, ExportError
 from pquant.export import RTL
 from pquant.export.check import checked
 from pquant.export.integers import verify
-from pquant.export.ports import Port, identifier
 from pquant.export.replay import input_format
-from pquant.export.simulation import find_simulator, simulate
-from pquant.export.synthesis import yosys_command
+from pquant.export.rtl.ports import Port, identifier
+from pquant.export.rtl.simulation import find_simulator, simulate
+from pquant.export.rtl.synthesis import yosys_command
 from pquant.export.vectors import test_vectors as make_vectors
 from pquant.finetuning.objectives import directions
 from pquant.layers import finalize
@@ -28,8 +28,8 @@ from pquant.models import CNN, MLP
 from .nets import Residual, compressed_net, mlp, net, splits
 
 pytest.importorskip("alkaid")
-rtl = pytest.importorskip("pquant.export.rtl")
-wires = pytest.importorskip("pquant.export.wires")
+rtl = pytest.importorskip("pquant.export.rtl.exporter")
+wires = pytest.importorskip("pquant.export.rtl.wires")
 
 ICARUS = shutil.which("iverilog") is not None
 needs_icarus = pytest.mark.skipif(not ICARUS, reason="Icarus Verilog is not installed")

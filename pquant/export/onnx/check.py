@@ -7,7 +7,7 @@ from typing import Any
 from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, NORMS
 from pquant.export.check import refuse
 from pquant.export.graph import ConstantStep, Graph, LayerStep, MoveStep, ReduceStep, Step, SumStep
-from pquant.export.onnx_values import concatenation, transposition
+from pquant.export.onnx.values import concatenation, transposition
 from pquant.export.windows import pool_geometry, pool_sizes
 from pquant.layers.activation import PQActivation
 from pquant.layers.dense import PQDense

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pquant.errors import ConfigError, ExportError
-from pquant.export.bench import Flavor
+from pquant.export.rtl.bench import Flavor
 
 BINARY = [*"--binary --timing -Wno-fatal -Wno-lint -Wno-style --top-module tb -o tb".split(), "-MAKEFLAGS", "OPT_FAST=-O0 OPT_SLOW=-O0"]
 

@@ -4,9 +4,9 @@ import numpy as np
 
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
-from pquant.export.onnx_graph import PlainGraph
-from pquant.export.onnx_values import Node
-from pquant.export.onnx_writer import GENERAL
+from pquant.export.onnx.graph import PlainGraph
+from pquant.export.onnx.values import Node
+from pquant.export.onnx.writer import GENERAL
 
 # qonnx's rounding modes for values of any sign, and those that are equal for values that are not negative.
 ROUNDING = {"TRN": "FLOOR", "TRN_ZERO": "DOWN", "RND_CONV": "ROUND", "RND_INF": "HALF_UP", "RND_ZERO": "HALF_DOWN"}

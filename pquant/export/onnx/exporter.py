@@ -18,7 +18,7 @@ from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.graph import Graph
 from pquant.export.integers import first_difference, verify, write_integers
-from pquant.export.onnx_check import check_dialect
+from pquant.export.onnx.check import check_dialect
 from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
 from pquant.export.replay import input_format
@@ -29,7 +29,7 @@ from pquant.settings import schema, setting
 from pquant.tracking.files import write_atomic
 
 if TYPE_CHECKING:
-    from pquant.export.onnx_graph import PlainGraph
+    from pquant.export.onnx.graph import PlainGraph
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ class ONNX(HardwareExport):
         return graph
 
     def _qonnx(self) -> "type[PlainGraph]":
-        from pquant.export.onnx_dialects import FinnGraph
-        from pquant.export.onnx_hls4ml import Hls4mlGraph
-        from pquant.export.onnx_qonnx import QonnxGraph
+        from pquant.export.onnx.dialects import FinnGraph
+        from pquant.export.onnx.hls4ml import Hls4mlGraph
+        from pquant.export.onnx.qonnx import QonnxGraph
 
         return {"exact": QonnxGraph, "hls4ml": Hls4mlGraph, "finn": FinnGraph}[self.dialect]
 
@@ -82,8 +82,8 @@ class ONNX(HardwareExport):
         """
         from onnx.helper import set_model_props
 
-        from pquant.export.onnx_graph import PlainGraph
-        from pquant.export.onnx_qonnx import QdqGraph
+        from pquant.export.onnx.graph import PlainGraph
+        from pquant.export.onnx.qonnx import QdqGraph
 
         model, splits = deployed(model, splits, self.raw_inputs)
         graph = self._checked(model, tuple(splits.input_shape))

@@ -15,7 +15,7 @@ from alkaid.trace.passes.dce import _index_remap, dead_code_elimin
 from alkaid.types import CombLogic, Op
 
 from pquant.export.graph import Graph
-from pquant.export.wires import logic
+from pquant.export.rtl.wires import logic
 from pquant.tracking.files import MetricsCsv, write_atomic
 
 STATIC = Path(alkaid_rtl.__file__).parent / "verilog" / "source"

@@ -12,9 +12,9 @@ from pquant.export.arithmetic import parameters
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import Graph
-from pquant.export.onnx_dialects import MINUS, Bits, DialectGraph, holding
-from pquant.export.onnx_values import Node, concatenation, transposition
-from pquant.export.onnx_writer import CHANNELS_LAST
+from pquant.export.onnx.dialects import MINUS, Bits, DialectGraph, holding
+from pquant.export.onnx.values import Node, concatenation, transposition
+from pquant.export.onnx.writer import CHANNELS_LAST
 from pquant.layers.dense import PQDense
 
 MOST_AXES = 3

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pquant.export.integers import Verified
-from pquant.export.ports import Port
+from pquant.export.rtl.ports import Port
 from pquant.export.text import render
 from pquant.tracking.files import write_atomic
 

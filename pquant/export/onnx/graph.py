@@ -11,9 +11,9 @@ from pquant.export.arithmetic import AVERAGES, CONVOLUTIONS, MAXIMA, TRANSPOSED,
 from pquant.export.fixed import Real
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import ConstantStep, Graph, LayerStep, ReduceStep, Step, SumStep
-from pquant.export.onnx_check import has_equal_windows
-from pquant.export.onnx_values import Node, concatenation, constant, spread_from, transposition
-from pquant.export.onnx_writer import Writer
+from pquant.export.onnx.check import has_equal_windows
+from pquant.export.onnx.values import Node, concatenation, constant, spread_from, transposition
+from pquant.export.onnx.writer import Writer
 from pquant.export.replay import call
 from pquant.export.windows import padding, pool_geometry
 from pquant.layers.dense import PQDense

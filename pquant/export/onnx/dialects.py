@@ -10,10 +10,10 @@ import onnx
 from pquant.export.fixed import Fixed
 from pquant.export.formats import Constants, Format
 from pquant.export.graph import LayerStep, ReduceStep, SumStep
-from pquant.export.onnx_check import has_equal_windows
-from pquant.export.onnx_graph import MERGES
-from pquant.export.onnx_qonnx import QonnxGraph
-from pquant.export.onnx_values import Node
+from pquant.export.onnx.check import has_equal_windows
+from pquant.export.onnx.graph import MERGES
+from pquant.export.onnx.qonnx import QonnxGraph
+from pquant.export.onnx.values import Node
 from pquant.export.products import spread
 from pquant.export.replay import call, quantized_input
 from pquant.export.windows import pool_geometry

@@ -13,19 +13,19 @@ from torch import nn
 
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
-from pquant.export.bench import Design, Flavor, Interface
 from pquant.export.check import check_arithmetic, check_widths, checked, multiplications
 from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
 from pquant.export.integers import Verified, first_difference, verify, write_integers
-from pquant.export.ports import Port
-from pquant.export.preprocessing import markdown
 from pquant.export.raw_inputs import deployed
 from pquant.export.replay import input_format
-from pquant.export.simulation import find_simulator, simulate
-from pquant.export.synthesis import count_cells, count_modules, name_ports, name_top, yosys_command
+from pquant.export.rtl.bench import Design, Flavor, Interface
+from pquant.export.rtl.ports import Port
+from pquant.export.rtl.preprocessing import markdown
+from pquant.export.rtl.simulation import find_simulator, simulate
+from pquant.export.rtl.synthesis import count_cells, count_modules, name_ports, name_top, yosys_command
 from pquant.export.text import render
 from pquant.export.vectors import test_vectors
 from pquant.installation import extra
@@ -113,7 +113,7 @@ class RTL(HardwareExport):
         """
         from alkaid.codegen.rtl import RTLModel
 
-        from pquant.export.wires import logic
+        from pquant.export.rtl.wires import logic
 
         start = time.perf_counter()
         model, splits = deployed(model, splits, self.raw_inputs)
@@ -182,7 +182,7 @@ class RTL(HardwareExport):
         return {f"rtl/{kind}_yosys": count for kind, count in counts.items()} | {"rtl/yosys_seconds": time.perf_counter() - start}
 
     def _resources(self, target: Path, graph: Graph, model: nn.Module, metrics: Mapping[str, Any]) -> str:
-        from pquant.export.resources import table, write_resources
+        from pquant.export.rtl.resources import table, write_resources
 
         def count(folder: Path, sources: Sequence[str], top: str) -> Mapping[str, Mapping[str, int]]:
             return count_modules(yosys_command() or [], folder, sources, top, self.family)
@@ -248,7 +248,7 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
 def first_layer(graph: Graph, given: np.ndarray) -> str:
     """Return the first layer whose logic differs from the integers for one quantized input, as text."""
     from pquant.export.replay import quantized_input, replay
-    from pquant.export.wires import logic
+    from pquant.export.rtl.wires import logic
 
     values = replay(graph, quantized_input(graph, given.reshape(1, *graph.input_shape)))[1:]
     seen, at = logic(graph, every_layer=True).predict(given[None], n_threads=1)[0], 0
