@@ -259,13 +259,15 @@ def measured(arguments: argparse.Namespace) -> tuple[Rows, Rows]:
     compressed = {name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}
     finals = {name: pquant.finalize(one) for name, one in compressed.items()}
     steps = {"plain": plain_step(model.train(), x, y)} | {name: compressed_step(one.train(), x, y) for name, one in compressed.items()}
-    peaks = {name: peak_memory(step, device) for name, step in steps.items() if not step()}
     forwards = {"plain": inference(copy.deepcopy(model), x)}
     forwards |= {f"{name}, eval": inference(copy.deepcopy(one), x) for name, one in compressed.items()}
     forwards |= {f"{name}, finalized": inference(one, x) for name, one in finals.items()}
+    trained = {"plain": model, **compressed}
     if arguments.compile:
         twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}}
-        steps |= {f"{name}, compiled": compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
+        twins = {f"{name}, compiled": one for name, one in twins.items()}
+        steps |= {name: compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
+        trained |= twins
         forwards |= {f"{name}, finalized, compiled": inference(torch.compile(copy.deepcopy(one).eval()), x) for name, one in finals.items()}
     gc.freeze()  # as run.py does once all is imported
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else nothing
@@ -274,9 +276,9 @@ def measured(arguments: argparse.Namespace) -> tuple[Rows, Rows]:
         measure({name: partial(burst, call, wait) for name, call in ours.items()} | other, arguments.turns)
         for ours, other in zip((steps, forwards), theirs, strict=True)
     )
-    plain = peaks["plain"] + static_memory(model)
-    for name, peak in peaks.items():
-        training[name]["memory"] = (peak + static_memory(compressed.get(name, model))) / plain
+    memory = {name: peak_memory(step, device) + static_memory(trained[name]) for name, step in steps.items()}
+    for name, most in memory.items():
+        training[name]["memory"] = most / memory["plain"]
     return training, inferences
 
 
