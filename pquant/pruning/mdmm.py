@@ -25,11 +25,15 @@ log = logging.getLogger(__name__)
 class MDMMPruner(Pruner):
     """The constraint that ``count`` of the ``groups`` of one weight tensor are zero, and its Lagrange ``multiplier``.
 
-    ``border`` is the size of the ``count``-th smallest group: groups up to it are to become zero."""
+    Three buffers are measured after each step: ``border`` is the size of the ``count``-th smallest group, and groups up to it are to become zero;
+    ``total`` is the sum of all sizes, and ``sparsity`` the fraction of groups that count as zero.
+    """
 
     state: ClassVar[tuple[str, ...]] = ("name", "count")
     multiplier: Tensor
     border: Tensor
+    total: Tensor
+    sparsity: Tensor
 
     def __init__(self, method: "MDMM", weight: Tensor) -> None:
         super().__init__(method, weight)
@@ -37,6 +41,8 @@ class MDMMPruner(Pruner):
         self.groups = self.sizes(weight.detach()).numel()
         self.name, self.count = "", round(method.target * self.groups)
         self.register_buffer("border", weight.new_full((), -math.inf))
+        self.register_buffer("total", weight.new_ones(()))
+        self.register_buffer("sparsity", weight.new_zeros(()))
         if method.use_grad:
             self.multiplier = nn.Parameter(weight.new_zeros(()))
             self.optimizer_options = {"weight_decay": 0.0, "lr": method.constraint_lr, "maximize": True}
@@ -51,22 +57,22 @@ class MDMMPruner(Pruner):
         return torch.linalg.vector_norm(F.pad(rows, (0, -rows.shape[1] % self.method.rf)).unflatten(1, (-1, self.method.rf)), dim=2)
 
     def metric(self, weight: Tensor) -> Tensor:
-        """Return the sparsity, with the gradient of -T_k(s) / sum(s), where sum(s) counts as a constant.
+        """Return the measured sparsity, with the gradient of -T_k(s) / sum(s), where sum(s) is the measured constant.
 
         T_k is the sum of the k smallest sizes s, those up to the border. It is 0 exactly when k groups are 0 (the trimmed Lasso). Thus only the
         groups that must become zero to meet the target are shrunk, all at the same rate.
         """
         sizes = self.sizes(weight)
-        trimmed = -(sizes * (sizes <= self.border)).sum() / sizes.detach().sum().clamp(min=1e-12)
-        return self.method.share(sizes.detach()) + (trimmed - trimmed.detach())
+        trimmed = (sizes * (sizes <= self.border)).sum() / self.total
+        return self.sparsity + (trimmed.detach() - trimmed)
 
     def excess(self, share: Tensor) -> Tensor:
         """Return sparsity - target, or target - sparsity for GreaterThanOrEqual. An inequality is met if the result is at most 0."""
         return self.method.side * (share - self.count / self.groups)
 
-    def infeasibility(self, weight: Tensor) -> Tensor:
+    def infeasibility(self, share: Tensor) -> Tensor:
         """Return h, the excess; for an inequality at least -lambda / damping, which is h = excess + z^2 for the optimal slack z."""
-        excess = self.excess(self.metric(weight))
+        excess = self.excess(share)
         if self.method.constraint_type == "Equality" or not self.method.damping:
             return excess
         return torch.maximum(excess, -self.multiplier / self.method.damping)
@@ -76,9 +82,11 @@ class MDMMPruner(Pruner):
 
         The gradient with respect to lambda is scale * h for every number of groups, as in the update without ``use_grad``.
         """
-        h = self.infeasibility(weight)
-        once = self.multiplier * (self.method.scale / self.scale) if self.scale else self.multiplier
-        multiplier = once + (self.multiplier - once).detach()
+        h = self.infeasibility(self.metric(weight))
+        multiplier = self.multiplier
+        if multiplier.requires_grad and self.scale:
+            once = multiplier * (self.method.scale / self.scale)
+            multiplier = once + (multiplier - once).detach()
         return self.scale * h * (multiplier + self.method.damping / 2 * h)
 
     @property
@@ -88,22 +96,25 @@ class MDMMPruner(Pruner):
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        """Compute the border, the size of the ``count``-th smallest group of ``weight``."""
+        """Measure the border, the total and the sparsity of ``weight``."""
+        sizes = self.sizes(weight)
+        self.total.copy_(sizes.sum()).clamp_(min=1e-12)
+        self.sparsity.copy_(self.method.share(sizes))
         if self.count:
-            self.border.copy_(self.sizes(weight).flatten().kthvalue(self.count).values)
+            self.border.copy_(sizes.flatten().kthvalue(self.count).values)
         else:
             self.border.fill_(-math.inf)
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Add constraint_lr * scale * h to the multiplier, unless the optimizer updates it; clamp it at 0 for inequalities; update the border."""
+        """Measure, and add constraint_lr * scale * h to the multiplier, unless the optimizer updates it; clamp it at 0 for inequalities."""
         if self.stage is not Stage.TRAIN:
             return
+        self.measure(weight)
         if not self.method.use_grad:
-            self.multiplier.add_(self.infeasibility(weight) * (self.method.constraint_lr * self.method.scale))
+            self.multiplier.add_(self.infeasibility(self.sparsity), alpha=self.method.constraint_lr * self.method.scale)
         if self.method.constraint_type != "Equality":
             self.multiplier.clamp_(min=0)
-        self.measure(weight)
 
     def on_round_end(self, weight: Tensor) -> None:
         """Measure the border again, since the weights may have been rewound."""
@@ -208,7 +219,7 @@ class MDMM(PruningMethod):
     def share(self, sizes: Tensor) -> Tensor:
         """Return the fraction of sizes up to epsilon; l0_mode "smooth" counts each size s as 2^-(s / epsilon)^2 instead."""
         if self.l0_mode == "coarse":
-            return (sizes.abs() <= self.epsilon).to(sizes.dtype).mean()
+            return (sizes <= self.epsilon).to(sizes.dtype).mean()
         return torch.exp2(-(sizes / self.epsilon).square()).mean()
 
     def pruner(self, weight: Tensor, layer_type: type[nn.Module]) -> MDMMPruner:
