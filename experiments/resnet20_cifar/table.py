@@ -8,7 +8,7 @@ from tables import ACCURACY, EBOPS, SPARSITY, Column, insert, of, origin, result
 
 HERE = Path(__file__).parent
 COLUMNS = (ACCURACY, SPARSITY, Column("million EBOPs", EBOPS.metric, ".0f", 1e-6))
-METHODS = "none dst pdp wanda mdmm cs autosparse activation_pruning".split()
+METHODS = "float none dst pdp wanda mdmm cs autosparse activation_pruning".split()
 
 
 def main() -> None:
