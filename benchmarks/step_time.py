@@ -264,8 +264,8 @@ def measured(arguments: argparse.Namespace) -> tuple[Rows, Rows]:
     forwards |= {f"{name}, finalized": inference(one, x) for name, one in finals.items()}
     trained = {"plain": model, **compressed}
     if arguments.compile:
-        twins = {"plain": copy.deepcopy(model), **{name: pquant.compress(model, *pair, x) for name, pair in pairs.items()}}
-        twins = {f"{name}, compiled": one for name, one in twins.items()}
+        twins = {"plain, compiled": copy.deepcopy(model)}
+        twins |= {f"{name}, compiled": pquant.compress(model, *pair, x) for name, pair in pairs.items()}
         steps |= {name: compressed_step(one.train(), x, y, compiled=True) for name, one in twins.items()}
         trained |= twins
         forwards |= {f"{name}, finalized, compiled": inference(torch.compile(copy.deepcopy(one).eval()), x) for name, one in finals.items()}

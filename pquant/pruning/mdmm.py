@@ -84,7 +84,7 @@ class MDMMPruner(Pruner):
         """
         h = self.infeasibility(self.metric(weight))
         multiplier = self.multiplier
-        if multiplier.requires_grad and self.scale:
+        if self.method.use_grad and self.scale:
             once = multiplier * (self.method.scale / self.scale)
             multiplier = once + (multiplier - once).detach()
         return self.scale * h * (multiplier + self.method.damping / 2 * h)
@@ -117,7 +117,7 @@ class MDMMPruner(Pruner):
             self.multiplier.clamp_(min=0)
 
     def on_round_end(self, weight: Tensor) -> None:
-        """Measure the border again, since the weights may have been rewound."""
+        """Measure again, since the weights may have been rewound."""
         self.measure(weight)
 
     def train_weight(self, weight: Tensor) -> Tensor:

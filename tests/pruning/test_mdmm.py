@@ -44,9 +44,9 @@ class Position(MDMMPruner):
     def metric(self, weight: Tensor) -> Tensor:
         return weight.sum()
 
+    @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        with torch.no_grad():
-            self.sparsity.copy_(weight.sum())
+        self.sparsity.copy_(weight.sum())
 
 
 class Toy(nn.Module):
