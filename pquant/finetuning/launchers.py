@@ -127,7 +127,7 @@ class Tasks(Submitted):
         from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
 
         one = self.launcher
-        start_ray(OmegaConf.create(OmegaConf.to_container(one.ray_cfg.init, resolve=True)))
+        start_ray(DictConfig(OmegaConf.to_container(one.ray_cfg.init, resolve=True)))
         job = one.hydra_context.config_loader.load_sweep_config(one.config, list(overrides))
         with open_dict(job):
             job.hydra.job.id, job.hydra.job.num = f"job_id_for_{number}", number
