@@ -104,11 +104,10 @@ def table(first: str, lines: Mapping[str, Sequence[Row]], columns: Sequence[Colu
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Return mean and standard deviation as text, "-" for no values."""
-    if not values:
-        return "-"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
+    """Return mean and standard deviation as text, the value alone for a single one, "-" for no values."""
+    if len(values) < 2:
+        return f"{values[0]:{form}}" if values else "-"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
 
 
 def origin(folder: Path, rows: Sequence[Row] = ()) -> str:
@@ -117,10 +116,8 @@ def origin(folder: Path, rows: Sequence[Row] = ()) -> str:
         return "\nNot measured yet.\n"
     made = json.loads((folder / "origin.json").read_text())
     seeds = sorted({row["seed"] for row in rows or read(folder / "runs.csv")})
-    return (
-        f"\nMean ± standard deviation. Measured {', '.join(made['dates'])}; {'; '.join(made['machines'])}; seeds {', '.join(map(str, seeds))}; "
-        f"`{made['command']}`\n"
-    )
+    spreads = "Mean ± standard deviation. " if len(seeds) > 1 else ""
+    return f"\n{spreads}Measured {', '.join(made['dates'])}; {'; '.join(made['machines'])}; seeds {', '.join(map(str, seeds))}; `{made['command']}`\n"
 
 
 def insert(page: Path, name: str, text: str) -> None:

@@ -96,6 +96,11 @@ def test_a_sweep_of_some_variants_replaces_their_rows_and_keeps_the_others(tmp_p
     assert origin["machines"] == ["one, 2 cores, torch 2", "two, 2 cores, torch 2"] and origin["command"] == "python run.py -m experiment=x/part"
 
 
+def test_a_single_run_shows_no_spread() -> None:
+    spread = runpy.run_path(str(ROOT / "experiments" / "tables.py"))["spread"]
+    assert [spread(values, ".1f") for values in ([], [2.0], [1.0, 3.0])] == ["-", "2.0", "2.0 ± 1.4"]
+
+
 def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:
     y = np.array(["g", "q", "t", "w", "z"])[np.arange(400) % 5]
     x = np.random.default_rng(0).normal(np.char.equal(y[:, None], np.array(list("gqtwz") * 4)[:16]).astype(float), 0.5)
