@@ -25,6 +25,7 @@ from pquant.finetuning.objectives import directions
 from pquant.fitcompress.result import saved_layer_rules
 from pquant.installation import PROGRAM
 from pquant.search_path import register
+from pquant.settings import describe
 from pquant.targets import INSIDE, KINDS, build, check_targets
 from pquant.tracking.files import without_passwords
 from pquant.training.seed import seed_everything
@@ -146,6 +147,8 @@ FLAGS_WITH_A_VALUE = "--cfg -c --package -p --config-path -cp --config-name -cn 
 """Flags of Hydra whose value may be the next word of the command line."""
 MERGED = re.compile(r"Error merging override '?([^=\s]+)=")
 """Matches Hydra's message when OmegaConf refuses a value; OmegaConf's own message may name only the place in a list."""
+UNCONVERTED = re.compile(r"Value (?P<value>'.*') of type '(?P<type>\w+)' could not be converted to (?P<kind>\w+)")
+KINDS_OF_NODES = {"Integer": int, "Float": float}
 SECTIONS = tuple(field.name for field in fields(Experiment) if field.name in KINDS)
 
 
@@ -161,13 +164,24 @@ def explain(error: BaseException) -> str:
             return _unknown_key(cause)
         if isinstance(cause, ValidationError):
             merged = [found[1] for one in causes for found in [MERGED.search(str(one))] if found]
-            return f"{merged[0] if merged else cause.full_key}: {str(cause).splitlines()[0]}"
+            return f"{merged[0] if merged else cause.full_key}{_expected(cause)}"
         if isinstance(cause, MissingConfigException) and cause.options:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return unknown(f"choice for {group}", name, cause.options)
         if isinstance(cause, AttributeError) and isinstance(cause.obj, ModuleType):
             return unknown(f"name in {cause.obj.__name__}", str(cause.name), getattr(cause.obj, "__all__", dir(cause.obj)))
     return _one_line(causes[-1])
+
+
+def _expected(error: ValidationError) -> str:
+    """Return what OmegaConf expected, in the words that other settings use."""
+    message = str(error).splitlines()[0]
+    found = UNCONVERTED.match(message)
+    if found and found["kind"] in KINDS_OF_NODES:
+        return f" must be {describe(KINDS_OF_NODES[found['kind']])}, got {found['value'] if found['type'] == 'str' else found['value'][1:-1]}"
+    if message.endswith("is not Optional"):
+        return " must not be null"
+    return f" {message}" if message.startswith("must be") else f": {message}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import BooleanNode, DictConfig, OmegaConf, ValidationError
+from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, ValidationError
 
 from pquant.errors import ConfigError, did_you_mean
 
@@ -35,7 +35,7 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        """Check every field; an ``int`` given for a ``float`` and 0/1 given for a ``bool`` are converted."""
+        """Check every field; an ``int`` given for a ``float``, 1e4 given for an ``int``, and 0/1 given for a ``bool`` are converted."""
         check_fields(self, *(field.name for field in dataclasses.fields(self)))
 
     def error(self, field: str, expected: str) -> ConfigError:
@@ -115,6 +115,8 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
         return False, value
     if kind is float and isinstance(value, int):
         return True, float(value)
+    if kind is int and is_whole(value):
+        return True, int(value)
     return isinstance(value, NoneType if kind is None else kind), value
 
 
@@ -156,7 +158,7 @@ class StrictBoolean(BooleanNode):
     def _validate_and_convert_impl(self, value: Any) -> bool:
         if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
-        raise ValidationError("must be true or false, got '$VALUE' (type $VALUE_TYPE)")
+        raise ValidationError("must be true or false, got '$VALUE'")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StrictBoolean":
         """Return a copy of the same class."""
@@ -165,13 +167,32 @@ class StrictBoolean(BooleanNode):
         return copied
 
 
+class StrictInteger(IntegerNode):
+    """An integer node of a schema that also accepts a number such as 1e4, which YAML and Hydra read as a float."""
+
+    def _validate_and_convert_impl(self, value: Any) -> int:
+        return super()._validate_and_convert_impl(int(value) if is_whole(value) else value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StrictInteger":
+        """Return a copy of the same class."""
+        copied = StrictInteger()
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a float without a fraction."""
+    return isinstance(value, float) and value.is_integer()
+
+
 def _unlock(node: DictConfig) -> None:
-    """Allow a composed config to change fields of frozen classes and to add keys to plain dictionaries; make booleans strict."""
+    """Allow a composed config to change fields of frozen classes and to add keys to plain dictionaries; make booleans and integers strict."""
+    strict: dict[type, type] = {BooleanNode: StrictBoolean, IntegerNode: StrictInteger}
     OmegaConf.set_readonly(node, None)
     for key in node:
         inner: Any = node._get_node(key)
-        if type(inner) is BooleanNode:
-            inner.__class__ = StrictBoolean
+        if type(inner) in strict:
+            inner.__class__ = strict[type(inner)]
         if isinstance(node[key], DictConfig):
             _unlock(node[key])
             if OmegaConf.get_type(node, str(key)) is dict:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from pquant.config import CONFIGURATION_ERRORS, build_experiment, explain
 from pquant.experiment import Experiment
+from pquant.training.training import Training
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
@@ -45,6 +46,12 @@ def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None
     assert "schema" in ConfigStore.instance().repo
 
 
+def test_a_whole_number_may_have_an_exponent() -> None:
+    built = build("quantization=hgq", "quantization.target_ebops=1e4", "training.epochs=2e1")
+    assert repr(built.quantization.target_ebops) == "10000" and repr(built.training.epochs) == "20"
+    assert repr(Training(epochs=1e1).epochs) == "10"  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -53,11 +60,15 @@ def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None
         ("pruning.alhpa=1", ["'alhpa'", "'pruning'", "did you mean 'alpha'"]),
         ("training.epocs=3", ["'epocs'", "did you mean 'epochs'"]),
         ("+foo=1", ["'foo'", "valid: data"]),
-        ("pruning.alpha=abc", ["pruning.alpha", "abc"]),
+        ("pruning.alpha=abc", ["pruning.alpha must be a number, got 'abc'"]),
+        ("training.epochs=many", ["training.epochs must be an integer, got 'many'"]),
+        ("training.epochs=2.5", ["training.epochs must be an integer, got 2.5"]),
+        ("training.epochs=1e40", ["Training.epochs must be in"]),
+        ("training.batch_size=null", ["training.batch_size must not be null"]),
         ("pruning.alpha=nan", ["DST.alpha", "nan"]),
         ("pruning.max_pruning_pct=1.7", ["DST.max_pruning_pct must be in (0, 1], got 1.7"]),
         ("pruning.threshold_type=chanelwise", ["chanelwise", "channelwise"]),
-        ("quantization.use_hgq=maybe", ["quantization.use_hgq", "maybe"]),
+        ("quantization.use_hgq=maybe", ["quantization.use_hgq must be true or false, got 'maybe'"]),
         ("quantization.layer_specific={a: {wieght: {f: 3}}}", ["'wieght'", "did you mean 'weight'"]),
         ("dry_run='False'", ["Experiment.dry_run must be true or false, got 'False'"]),
         ("seed=-1", ["Experiment.seed", "-1"]),
@@ -67,7 +78,7 @@ def test_each_yaml_names_its_target_and_schemas_stay_out_of_the_groups() -> None
         ("model.batch_norm='False'", ["model.batch_norm must be true or false, got 'False'"]),
         ("optimizer.fused=yes", ["optimizer.fused must be true or false, got 'yes'"]),
         ("+optimizer.amsgrad='true'", ["optimizer.amsgrad must be true or false, got 'true'"]),
-        ("training.baseline='False'", ["training.baseline: must be true or false, got 'False'"]),
+        ("training.baseline='False'", ["training.baseline must be true or false, got 'False'"]),
         ("training.pareto='False'", ["training.pareto", "'False'"]),
         ("quantization.layer_specific={a: {weight: {enable: 'False'}}}", ["TensorFormat.enable must be true or false, got 'False'"]),
         ("training.epochs=-1", ["Training.epochs", "-1"]),

@@ -52,7 +52,7 @@ class Sample(Settings):
     ("field", "value", "message"),
     [
         ("count", 0, "in [1, inf), got 0"),
-        ("count", 2.0, "an integer, got 2.0"),
+        ("count", 2.5, "an integer, got 2.5"),
         ("count", True, "an integer, got True"),
         ("count", "3", "an integer, got '3'"),
         ("count", None, "an integer, got None"),
