@@ -12,27 +12,13 @@ import pquant
 from pquant.errors import ConfigError
 from pquant.layers import pruned_layers
 from pquant.metrics import Penalty
-from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
-from pquant.quantization import Quantization
+from pquant.pruning import ActivationPruning, PruningMethod, Wanda
 from pquant.training.lifecycle import StepEvents
 
-METHODS: list[PruningMethod] = [
-    CS(threshold_decay=1e-3),
-    DST(alpha=1e-2),
-    PDP(sparsity=0.5, epsilon="auto"),
-    Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=3),
-    AutoSparse(threshold_init=-2.0, alpha_reset_epoch=3, autotune_epochs=0),
-    ActivationPruning(threshold=0.4, t_start_collecting_batch=1, t_delta=3),
-    MDMM(target_sparsity=0.5),
-    Magnitude(sparsity=0.5),
-]
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from ..formats import EIGHT_BITS
+from ..methods import every_method
+
+METHODS = every_method(start=1, delta=3)
 EPOCHS, STEPS = 4, 2
 
 
@@ -67,7 +53,7 @@ def epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def started(method: PruningMethod) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = pquant.compress(network(), method, FIXED, inputs()[0])
+    model = pquant.compress(network(), method, EIGHT_BITS, inputs()[0])
     return model, torch.optim.SGD(pquant.parameter_groups(model), 0.05)
 
 
@@ -206,7 +192,7 @@ def test_graphs_of_a_stage_are_made_once_however_long_it_is(method: PruningMetho
         return graph.forward
 
     torch._dynamo.reset()
-    model = pquant.compress(network(), method, replace(FIXED, use_hgq=True, hgq_beta=1e-5), inputs()[0]).train()
+    model = pquant.compress(network(), method, replace(EIGHT_BITS, use_hgq=True, hgq_beta=1e-5), inputs()[0]).train()
     optimizer = torch.optim.SGD(pquant.parameter_groups(model), 0.05)
     pquant.set_stage(model, pquant.Stage.TRAIN, pquant.Horizon(EPOCHS, STEPS))
     penalty, events = Penalty(model), StepEvents(model)

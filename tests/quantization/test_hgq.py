@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import pquant
 from pquant.errors import ConfigError
 from pquant.metrics import Penalty
-from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod, Wanda
+from pquant.pruning import DST, PruningMethod
 from pquant.quantization import Quantization
 from pquant.quantization.fixed_point import SATURATING, fixed_point
 from pquant.quantization.hgq import HGQQuantizer, scheduled
 from pquant.quantization.quantizer import TensorFormat
+
+from ..methods import every_method
 
 LN2 = math.log(2)
 ROUND_MODES = ["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
@@ -205,16 +207,7 @@ def test_the_optimizer_gets_bits_without_weight_decay() -> None:
     assert len(own["params"]) == 4
 
 
-METHODS: list[PruningMethod] = [
-    CS(threshold_decay=1e-3),
-    DST(alpha=1e-2),
-    PDP(sparsity=0.5, epsilon="auto"),
-    Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=3),
-    AutoSparse(threshold_init=-2.0, alpha_reset_epoch=3, autotune_epochs=0),
-    ActivationPruning(threshold=0.4, t_start_collecting_batch=1, t_delta=3),
-    MDMM(target_sparsity=0.5),
-    Magnitude(sparsity=0.5),
-]
+METHODS = every_method(start=1, delta=3)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

@@ -3,15 +3,8 @@ from torch import nn
 
 import pquant
 from pquant.pruning import Magnitude
-from pquant.quantization import Quantization
 
-EIGHT = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from ..formats import EIGHT_BITS
 
 
 class Net(nn.Module):
@@ -29,7 +22,7 @@ def lines(capsys) -> dict[str, list[str]]:
 
 
 def test_each_layer_has_its_figures_and_the_last_row_those_of_the_model(capsys):
-    model = pquant.compress(Net(), Magnitude(disable_pruning_for_layers=["last"]), EIGHT, torch.randn(5, 6))
+    model = pquant.compress(Net(), Magnitude(disable_pruning_for_layers=["last"]), EIGHT_BITS, torch.randn(5, 6))
     with torch.no_grad():
         model.first.weight[0] = 0
     pquant.summarize(model)
@@ -50,12 +43,12 @@ def test_what_stays_float_is_said_with_an_example(capsys):
 
 
 def test_unknown_ebops_are_a_dash_and_a_bare_layer_has_a_row(capsys):
-    pquant.summarize(pquant.compress(nn.Conv2d(1, 2, 3), None, EIGHT))
+    pquant.summarize(pquant.compress(nn.Conv2d(1, 2, 3), None, EIGHT_BITS))
     rows = lines(capsys)
     assert rows["-"][1] == "2 x 1 x 3 x 3" and rows["-"][-1] == "-" and rows["all"][-1] == ""
 
 
 def test_a_finalized_model_has_a_table_too(capsys):
-    model = pquant.compress(Net(), Magnitude(), EIGHT, torch.randn(5, 6))
+    model = pquant.compress(Net(), Magnitude(), EIGHT_BITS, torch.randn(5, 6))
     pquant.summarize(pquant.finalize(model))
     assert lines(capsys)["first"][:3] == ["PQDense", "4 x 6", "-"]

@@ -15,40 +15,26 @@ from torch.utils.data import TensorDataset
 
 import pquant
 from pquant.data import Splits
-from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda
+from pquant.pruning import DST, NoPruning, PruningMethod
 from pquant.quantization import Quantization
 from pquant.training import Stage, Training
 from pquant.training.trainer import Trainer
 
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=7,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
-HGQ = replace(FIXED, use_hgq=True, hgq_beta=1e-6, hgq_gamma=1e-6)
+from ..formats import EIGHT_BITS
+from ..methods import every_method
+
+HGQ = replace(EIGHT_BITS, use_hgq=True, hgq_beta=1e-6, hgq_gamma=1e-6)
 QUANTIZATIONS = {
     "off": Quantization(enable_quantization=False),
-    "fixed": FIXED,
-    "symmetric": replace(FIXED, overflow_mode_data="SAT_SYM", overflow_mode_parameters="SAT_SYM", round_mode="RND_CONV"),
-    "wrapped": replace(FIXED, overflow_mode_data="WRAP"),
+    "fixed": EIGHT_BITS,
+    "symmetric": replace(EIGHT_BITS, overflow_mode_data="SAT_SYM", overflow_mode_parameters="SAT_SYM", round_mode="RND_CONV"),
+    "wrapped": replace(EIGHT_BITS, overflow_mode_data="WRAP"),
     "hgq": HGQ,
     "hgq by weight": replace(HGQ, granularity="per_weight", data_granularity="per_channel"),
     "hgq by value": replace(HGQ, granularity="per_channel", data_granularity="per_weight"),
     "hgq wrapped": replace(HGQ, overflow_mode_data="WRAP"),
 }
-METHODS: list[PruningMethod] = [
-    NoPruning(),
-    CS(threshold_decay=1e-3),
-    DST(alpha=1e-2),
-    PDP(sparsity=0.5, epsilon="auto"),
-    Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=8),
-    AutoSparse(threshold_init=-2.0, alpha_reset_epoch=3, autotune_epochs=0),
-    ActivationPruning(threshold=0.4, t_start_collecting_batch=1, t_delta=8),
-    MDMM(target_sparsity=0.5),
-    Magnitude(sparsity=0.5),
-]
+METHODS = [NoPruning(), *every_method(start=1, delta=8)]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS.keys())
 BATCH, STEPS = 8, 4
@@ -148,7 +134,9 @@ def compiled_slopes(method: PruningMethod, quantization: Quantization, device: t
     return slopes(compiled, losses), slopes(plain, plain.losses)
 
 
-@pytest.mark.parametrize("quantization", [FIXED, pytest.param(QUANTIZATIONS["hgq wrapped"], marks=pytest.mark.slow)], ids=["fixed", "hgq wrapped"])
+@pytest.mark.parametrize(
+    "quantization", [EIGHT_BITS, pytest.param(QUANTIZATIONS["hgq wrapped"], marks=pytest.mark.slow)], ids=["fixed", "hgq wrapped"]
+)
 def test_compiled_steps_have_the_gradients_of_eager_ones(quantization: Quantization) -> None:
     assert_alike(*compiled_slopes(DST(alpha=1e-2), quantization, CPU))
 

@@ -12,24 +12,16 @@ from torch.utils.data import TensorDataset
 
 import pquant
 from pquant.data import Splits
-from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, NoPruning, PruningMethod, Wanda
+from pquant.pruning import DST, NoPruning, PruningMethod
 from pquant.quantization import Quantization
 from pquant.training import Training
 from pquant.training.checkpoint import load_checkpoint, save_checkpoint
 from pquant.training.p_norm import PSGD, PAdam
 from pquant.training.trainer import Trainer
 
-METHODS: list[PruningMethod] = [
-    NoPruning(),
-    CS(threshold_decay=1e-3),
-    DST(alpha=1e-2),
-    PDP(sparsity=0.5, epsilon="auto"),
-    Wanda(sparsity=0.5, t_start_collecting_batch=3, t_delta=5),
-    AutoSparse(threshold_init=-2.0, alpha_reset_epoch=3, autotune_epochs=2),
-    ActivationPruning(threshold=0.4, t_start_collecting_batch=3, t_delta=5),
-    MDMM(target_sparsity=0.5),
-    Magnitude(sparsity=0.5),
-]
+from ..methods import every_method
+
+METHODS = [NoPruning(), *every_method(start=3, delta=5, autotune_epochs=2)]
 FIXED = {
     "default_weight_keep_negatives": True,
     "default_weight_fractional_bits": 7,
