@@ -46,7 +46,7 @@ def check_outputs(graph: Graph, verified: Verified, classes: Sequence[str] = ())
 
 def _first(graph: Graph, verified: Verified) -> str:
     """Return, as text, the first layer whose output is constant, with the reason."""
-    given = np.ldexp(verified.inputs[:EXAMPLES].astype(np.float64), -verified.input_f)
+    given = verified.input_values[:EXAMPLES]
     values = [value.floats() for value in replay(graph, quantized_input(graph, given))]
     constant = [bool((value == value[:1]).all()) for value in values]
     at = graph.output

@@ -54,6 +54,16 @@ class Verified:
         """The number of vectors compared."""
         return len(self.inputs)
 
+    @property
+    def input_values(self) -> np.ndarray:
+        """The inputs as float64."""
+        return np.ldexp(self.inputs.astype(np.float64), -self.input_f)
+
+    @property
+    def output_values(self) -> np.ndarray:
+        """The outputs as float64."""
+        return np.ldexp(self.outputs.astype(np.float64), -self.output_f)
+
 
 def accumulators(graph: Graph) -> list[Accumulator]:
     """Return the width of every layer's and sum's accumulator, for any input."""

@@ -14,7 +14,6 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError, did_you_mean, unknown
 from pquant.export.check import ALL_MODES, checked
-from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.graph import Graph
 from pquant.export.hls4ml.build import build, weighted, write
@@ -23,11 +22,8 @@ from pquant.export.hls4ml.lower import lower
 from pquant.export.hls4ml.project import Target
 from pquant.export.hls4ml.readme import Built, readme
 from pquant.export.hls4ml.simulate import simulate
-from pquant.export.integers import first_difference, verify, write_integers
-from pquant.export.raw_inputs import deployed
+from pquant.export.integers import first_difference
 from pquant.export.recording import record
-from pquant.export.replay import input_format
-from pquant.export.vectors import test_vectors
 from pquant.installation import extra
 from pquant.layers.base import PARAMETERS
 from pquant.layers.dense import PQDense
@@ -93,8 +89,7 @@ class HLS4ML(HardwareExport):
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
-        self._check_tools()
-        graph = checked(model, input_shape, MODES)
+        graph = self.checked_graph(model, input_shape)
         if self.io_type == "stream" or not Target(self.backend).amd:
             self._check_formats(graph)
         self._built(record(finalize(model), input_shape), Path("export"))
@@ -106,18 +101,12 @@ class HLS4ML(HardwareExport):
             ConfigError: a model that cannot be exported, or whose output ignores its input.
             ExportError: the project cannot be compiled, or gives other values than the model.
         """
-        self._check_tools()
-        model, splits = deployed(model, splits, self.raw_inputs)
-        graph = checked(model, tuple(splits.input_shape), MODES)
-        verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
-        check_outputs(graph, verified, splits.classes)
         target = folder / "export" / "hls4ml"
-        target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent, splits.described)
+        _, splits, graph, _, verified = self.verified_model(model, splits, target.parent)
+        target.mkdir(exist_ok=True)
         built = self._built(graph, target)
-        given = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f)
-        expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
-        flat = given.reshape(verified.count, -1)[:, built.input.order.ravel()]
+        expected = verified.output_values
+        flat = verified.input_values.reshape(verified.count, -1)[:, built.input.order.ravel()]
         write(built.made)
         try:
             seen = simulate(target, flat)
@@ -128,6 +117,11 @@ class HLS4ML(HardwareExport):
         compiler = COMPILERS.get(self.backend, "g++")
         write_atomic(target / "README.md", readme(built, self.backend, compiler, verified.count))
         return {"hls4ml/vectors": verified.count, "hls4ml/bit_exact": True}
+
+    def checked_graph(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        """Return the graph of a model, after checking that it can be exported with the installed tools."""
+        self._check_tools()
+        return checked(model, input_shape, MODES)
 
     def _check_tools(self) -> None:
         if importlib.util.find_spec("hls4ml") is None:

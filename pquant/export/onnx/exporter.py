@@ -14,15 +14,11 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import ALL_MODES, checked
-from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.graph import Graph
-from pquant.export.integers import first_difference, verify, write_integers
+from pquant.export.integers import first_difference
 from pquant.export.onnx.check import check_dialect
-from pquant.export.raw_inputs import deployed
 from pquant.export.recording import record
-from pquant.export.replay import input_format
-from pquant.export.vectors import test_vectors
 from pquant.installation import extra
 from pquant.layers.finalize import finalize
 from pquant.settings import schema, setting
@@ -57,10 +53,11 @@ class ONNX(HardwareExport):
         for package in ("onnx", "onnxruntime", "qonnx"):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"export=onnx needs {package}: {extra('onnx')}")
-        self._checked(model, input_shape)
+        self.checked_graph(model, input_shape)
         self._qonnx()(record(finalize(model), input_shape)).model()
 
-    def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    def checked_graph(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        """Return the graph of a model, after checking that it can be exported in the dialect."""
         graph = checked(model, input_shape, MODES)
         if self.dialect != "exact":
             check_dialect(graph, self.dialect)
@@ -85,17 +82,10 @@ class ONNX(HardwareExport):
         from pquant.export.onnx.graph import PlainGraph
         from pquant.export.onnx.qonnx import QdqGraph
 
-        model, splits = deployed(model, splits, self.raw_inputs)
-        graph = self._checked(model, tuple(splits.input_shape))
-        vectors = test_vectors(splits.test, input_format(graph), self.vectors)
-        verified = verify(model, graph, vectors)
-        check_outputs(graph, verified, splits.classes)
-        expected = np.ldexp(verified.outputs.astype(np.float64), -verified.output_f)
-        quantized = np.ldexp(verified.inputs.astype(np.float64), -verified.input_f).astype(np.float32)
         target = folder / "export" / "onnx"
-        target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent, splits.described)
-        few = (quantized if self.dialect == "finn" else vectors)[: self.qonnx_vectors]
+        _, splits, graph, vectors, verified = self.verified_model(model, splits, target.parent)
+        target.mkdir(exist_ok=True)
+        few = (verified.input_values.astype(np.float32) if self.dialect == "finn" else vectors)[: self.qonnx_vectors]
         runs: dict[str, tuple[type[PlainGraph], Callable[[bytes, np.ndarray], np.ndarray], np.ndarray]] = {
             "model": (PlainGraph, run_onnxruntime, vectors),
             "qonnx": (self._qonnx(), run_qonnx, few),
@@ -109,7 +99,7 @@ class ONNX(HardwareExport):
                 continue
             set_model_props(made, {name: json.dumps(value) for name, value in splits.described.items()})
             content = made.SerializeToString()
-            _compare(name, run(content, given), expected[: len(given)])
+            _compare(name, run(content, given), verified.output_values[: len(given)])
             write_atomic(target / f"{name}.onnx", content)
             metrics[f"onnx/{name}_bit_exact"] = True
         return metrics

@@ -14,12 +14,10 @@ from torch import nn
 from pquant.data.splits import Splits
 from pquant.errors import ConfigError, ExportError
 from pquant.export.check import check_arithmetic, check_widths, checked, multiplications
-from pquant.export.constant import check_outputs
 from pquant.export.exporter import HardwareExport
 from pquant.export.fixed import Fixed
 from pquant.export.graph import Graph
-from pquant.export.integers import Verified, first_difference, verify, write_integers
-from pquant.export.raw_inputs import deployed
+from pquant.export.integers import Verified, first_difference
 from pquant.export.replay import input_format
 from pquant.export.rtl.bench import Design, Flavor, Interface
 from pquant.export.rtl.ports import Port
@@ -27,7 +25,6 @@ from pquant.export.rtl.preprocessing import markdown
 from pquant.export.rtl.simulation import find_simulator, simulate
 from pquant.export.rtl.synthesis import count_cells, count_modules, name_ports, name_top, yosys_command
 from pquant.export.text import render
-from pquant.export.vectors import test_vectors
 from pquant.installation import extra
 from pquant.metrics import layer_table
 from pquant.settings import schema, setting
@@ -82,10 +79,10 @@ class RTL(HardwareExport):
 
     def check(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         """Raise a ConfigError if a compressed model, before training, cannot be exported, or if a tool is missing."""
-        self._checked(model, input_shape)
+        self.checked_graph(model, input_shape)
         check_arithmetic(model, input_shape, MOST_BITS)
 
-    def _checked(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    def checked_graph(self, model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         """Return the graph of a model, after checking that it can be exported with the installed tools."""
         if importlib.util.find_spec("alkaid") is None:
             raise ConfigError(f"export=rtl needs alkaid: {extra('rtl')}")
@@ -116,15 +113,10 @@ class RTL(HardwareExport):
         from pquant.export.rtl.wires import logic
 
         start = time.perf_counter()
-        model, splits = deployed(model, splits, self.raw_inputs)
-        graph = self._checked(model, tuple(splits.input_shape))
-        verified = verify(model, graph, test_vectors(splits.test, input_format(graph), self.vectors))
-        check_outputs(graph, verified, splits.classes)
-        check_widths(verified.accumulators, MOST_BITS)
         target = folder / "export" / "rtl"
-        target.mkdir(parents=True, exist_ok=True)
-        write_integers(graph, verified, target.parent, splits.described)
-
+        model, splits, graph, _, verified = self.verified_model(model, splits, target.parent)
+        check_widths(verified.accumulators, MOST_BITS)
+        target.mkdir(exist_ok=True)
         comb = logic(graph)
         check_emulator(comb, graph, verified)
         cut = {"latency_cutoff": self.latency_cutoff or self.clock_period} if self.pipelined else {}
@@ -230,8 +222,7 @@ def check_emulator(comb: Any, graph: Graph, verified: Verified) -> None:
     Raises:
         ExportError: they differ; the message names the first such layer.
     """
-    given = np.ldexp(verified.inputs.reshape(verified.count, -1).astype(np.float64), -verified.input_f)
-    expected = np.ldexp(verified.outputs.reshape(verified.count, -1).astype(np.float64), -verified.output_f)
+    given, expected = (values.reshape(verified.count, -1) for values in (verified.input_values, verified.output_values))
     try:
         seen = comb.predict(given, n_threads=1)
     except RuntimeError as error:
