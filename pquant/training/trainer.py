@@ -25,9 +25,6 @@ from pquant.layers.base import pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.norm import synchronize
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
-from pquant.pruning.method import Pruner
-from pquant.quantization.ebops import BitRegularization
-from pquant.quantization.quantizer import Quantizer
 from pquant.training import distributed
 from pquant.training.checkpoint import cloned
 from pquant.training.compile import StepCompiler
@@ -35,6 +32,7 @@ from pquant.training.lifecycle import StepEvents, on_epoch_end, on_round_end, se
 from pquant.training.numerics import Diagnosis, SkipStep, Step, all_finite, trained
 from pquant.training.optimizer import follow_schedule, parameter_groups
 from pquant.training.plan import Epoch, plan
+from pquant.training.saved_weights import SavedWeights
 from pquant.training.selection import Selection
 from pquant.training.stage import Stage
 from pquant.training.task import task_for
@@ -106,7 +104,7 @@ class Trainer:
             synchronize(self.model)
         self.step_events = StepEvents(self.model)
         self.position = self.step_count = 0
-        self.snapshot: dict[str, Tensor] = {}
+        self.saved_weights = SavedWeights(self.model)
         self.safe: dict[str, Any] | None = None
         self.safe_position = 0
         self.rows: list[Row] = []
@@ -215,10 +213,10 @@ class Trainer:
                 calibrate(self.model, islice(self._inputs(), CALIBRATION_BATCHES))
             set_stage(self.model, epoch.stage, self.horizon)
             if epoch.stage is Stage.FINETUNE and self.training.rewind != "never":
-                self._rewind()
+                self.saved_weights.restore(self.optimizer)
         saves = epoch.stage is Stage.TRAIN and epoch.round == 0 and epoch.index == self.training.save_weights_epoch
         if saves:
-            self.snapshot = {name: value.detach().clone() for name, value in self._rewindable().items()}
+            self.saved_weights.save()
         return begins or saves
 
     def _leave(self, epoch: Epoch, loss: float) -> None:
@@ -228,24 +226,8 @@ class Trainer:
             return
         if epoch.round < self.training.rounds - 1:
             if self.training.rewind == "every-round":
-                self._rewind()
+                self.saved_weights.restore(self.optimizer)
             on_round_end(self.model)
-
-    def _rewindable(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers of the model, except those of pruners, quantizers and schedules."""
-        inside = tuple(name + "." for name, module in self.model.named_modules() if isinstance(module, (Pruner, Quantizer, BitRegularization)))
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {name: tensor for name, tensor in tensors if not name.startswith(inside)}
-
-    @torch.no_grad()
-    def _rewind(self) -> None:
-        """Restore the saved weights, fold the factors of frozen pruners into them, and reset the optimizer's state."""
-        for name, tensor in self._rewindable().items():
-            tensor.copy_(self.snapshot[name])
-        for layer in self.pruned:
-            if layer.pruner.stage is Stage.FINETUNE:
-                layer.weight.copy_(layer.stored(layer.pruner.fold(layer.arranged(layer.weight))))
-        self.optimizer.state.clear()
 
     def _train_epoch(self, epoch: Epoch, after_step: Callable[[], None]) -> Row:
         self.model.train()
@@ -353,7 +335,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "snapshot": self.snapshot,
+            "snapshot": self.saved_weights.tensors,
             "losses": self.losses.state_dict(),
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
@@ -397,7 +379,7 @@ class Trainer:
         return self.scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.snapshot = {name: value.to(self.device) for name, value in state["snapshot"].items()}
+        self.saved_weights.tensors = {name: value.to(self.device) for name, value in state["snapshot"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

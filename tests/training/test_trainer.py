@@ -16,6 +16,7 @@ from pquant.pruning import DST, PDP, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization
 from pquant.training import Stage, Training
 from pquant.training.checkpoint import cloned, load_checkpoint, save_checkpoint
+from pquant.training.saved_weights import SavedWeights
 from pquant.training.trainer import DivergedError, Trainer, plan
 
 from ..formats import EIGHT_BITS
@@ -98,30 +99,30 @@ def test_rewinding_puts_the_saved_weights_back_and_keeps_the_mask(rewind: str, e
     training = Training(pretraining_epochs=0, epochs=3, rounds=2, fine_tuning_epochs=1, batch_size=16, rewind=rewind, save_weights_epoch=1)
     run = trainer(Wanda(sparsity=0.5, t_start_collecting_batch=1, t_delta=2), FIXED, training)
     seen: list[tuple] = []
-    original = Trainer._rewind
+    original = SavedWeights.restore
 
-    def watched(self: Trainer) -> None:
+    def watched(self: SavedWeights, optimizer: torch.optim.Optimizer) -> None:
         mask = self.model[0].pruner.mask.clone()
-        original(self)
-        weights = {name: value.clone() for name, value in self._rewindable().items()}
-        seen.append((weights, torch.equal(mask, self.model[0].pruner.mask), len(self.optimizer.state)))
+        original(self, optimizer)
+        weights = {name: value.clone() for name, value in self.current().items()}
+        seen.append((weights, torch.equal(mask, self.model[0].pruner.mask), len(optimizer.state)))
 
-    monkeypatch.setattr(Trainer, "_rewind", watched)
+    monkeypatch.setattr(SavedWeights, "restore", watched)
     run.fit(lambda row: None)
     assert len(seen) == expected
     for weights, mask_kept, momenta in seen:
         assert mask_kept and momenta == 0
-        assert weights.keys() == run.snapshot.keys()
-        assert all(torch.equal(weights[name], run.snapshot[name]) for name in weights)
+        assert weights.keys() == run.saved_weights.tensors.keys()
+        assert all(torch.equal(weights[name], run.saved_weights.tensors[name]) for name in weights)
         assert {"0.bias", "1.running_mean", "4.weight"} <= weights.keys()
 
 
-def test_snapshot_is_taken_at_the_start_of_the_named_epoch() -> None:
+def test_weights_are_saved_at_the_start_of_the_named_epoch() -> None:
     training = Training(pretraining_epochs=0, epochs=3, fine_tuning_epochs=1, batch_size=16, rewind="post-training-stage", save_weights_epoch=0)
     run = trainer(NoPruning(), FIXED, training)
     initial = run.model[0].weight.detach().clone()
     run.fit(lambda row: None)
-    assert torch.equal(run.snapshot["0.weight"], initial)
+    assert torch.equal(run.saved_weights.tensors["0.weight"], initial)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_epoch() -> None:
