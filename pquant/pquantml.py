@@ -90,7 +90,7 @@ def meaning(old: Any) -> Converted:
     if not isinstance(old, Mapping) or not any(section in old for section in SECTIONS):
         raise ConfigError(f"this is not a PQuantML configuration: expected at least one of {', '.join(SECTIONS)}")
     new = Converted()
-    parts = {section: dict(old.get(section) or {}) for section in SECTIONS}
+    parts = {section: dict(_mapping(section, old.get(section) or {})) for section in SECTIONS}
     training = {key: value for key, value in old.items() if key not in SECTIONS} | parts["training_parameters"]
     floor = parts["pruning_parameters"].pop("min_frac_bits", None)
     _pruning(parts["pruning_parameters"], training, new)
@@ -101,6 +101,13 @@ def meaning(old: Any) -> Converted:
     _model(study.pop("model_name", None) or old.get("model_name"), new)
     _study(study, new)
     return new
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """Return the value of a section or rule; ConfigError if it is not a mapping."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping of names to values, got {value!r}")
+    return value
 
 
 def _pruning(section: dict[str, Any], training: dict[str, Any], new: Converted) -> None:
@@ -168,10 +175,12 @@ def _ranges(section: dict[str, Any], floor: Any, new: Converted) -> None:
 
 def _rule(layer: str, rule: Mapping[str, Any], new: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (tensor, its settings) of one layer's rule; bits without a tensor hold for weight and bias."""
-    tensors = {tensor: rule[tensor] for tensor in ("weight", "bias", "input", "output") if tensor in rule}
+    place = f"quantization_parameters.layer_specific.{layer}"
+    rule = _mapping(place, rule)
+    tensors = {tensor: _mapping(f"{place}.{tensor}", rule[tensor]) for tensor in ("weight", "bias", "input", "output") if tensor in rule}
     bare = {key: value for key, value in rule.items() if key in BITS}
     for key in rule.keys() - tensors.keys() - bare.keys():
-        new.warnings.append(f"quantization_parameters.layer_specific.{layer}.{key} has no counterpart: left out")
+        new.warnings.append(f"{place}.{key} has no counterpart: left out")
     for tensor, bits in ({"weight": bare, "bias": bare} if bare else {} | tensors).items():
         kinds = {"k": bool, "enable": bool, "i": int, "f": int}
         yield tensor, {BITS[key]: kinds[BITS[key]](value) for key, value in bits.items() if key in BITS}
@@ -194,7 +203,8 @@ def _training(section: dict[str, Any], new: Converted) -> None:
     elif data is not None:
         new.warnings.append(f"dataset '{data}' has no preset: use data=table data.path=<file> data.target=<column>, or a class by data._target_")
     if section.get("rewind", "never") not in REWINDS:
-        new.warnings.append(f"training_parameters.rewind = '{section.pop('rewind')}' has no effect: it is none of {', '.join(REWINDS)}")
+        values = ", ".join(REWINDS)
+        new.warnings.append(f"training_parameters.rewind = '{section.pop('rewind')}' has no effect in PQuantML 0.1.0 either: its values are {values}")
     if not section.get("label_smoothing"):
         section.pop("label_smoothing", None)
     _take("training", Training, section, {}, new)
@@ -221,15 +231,15 @@ def _optimization(section: dict[str, Any], new: Converted) -> None:
         new.warnings.append(f"training_parameters.optimizer '{optimizer}' has no preset: any of torch.optim by optimizer._target_")
     if p_norm := optimizer in ("padam", "psgd"):
         section.update(P_NORM | section)
-    without = {"l2_decay"} if p_norm else set(P_NORM)
-    for key, name in OPTIMIZER.items():
-        if key in section and key not in without and (name != "momentum" or optimizer in ("sgd", "psgd")):
-            new.values[f"optimizer.{name}"] = _number(section[key])
+    without = ({"l2_decay"} if p_norm else set(P_NORM)) | (set() if optimizer in ("sgd", "psgd") else {"momentum"})
+    targets = {key: f"optimizer.{name}" for key, name in OPTIMIZER.items() if key not in without}
     if schedule in SCHEDULES:
         new.choices["scheduler"] = schedule
-        new.values |= {f"scheduler.{name}": _number(section[key]) for key, name in SCHEDULES[schedule].items() if key in section}
-    for key in [*OPTIMIZER, *(key for keys in SCHEDULES.values() for key in keys)]:
-        section.pop(key, None)
+        targets |= {key: f"scheduler.{name}" for key, name in SCHEDULES[schedule].items()}
+    given = {key: section.pop(key) for key in [*OPTIMIZER, *(key for keys in SCHEDULES.values() for key in keys)] if key in section}
+    new.values |= {targets[key]: _number(value) for key, value in given.items() if key in targets}
+    if unused := [key for key in given if key not in targets]:
+        new.warnings.append(f"training_parameters: {', '.join(unused)} has no effect with optimizer '{optimizer}' and lr_schedule '{schedule}'")
 
 
 def _study(section: dict[str, Any], new: Converted) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pquant.errors import ConfigError, unknown
+from pquant.errors import ConfigError, did_you_mean
 from pquant.saved_model import WEIGHTS, finalized_model, model_sections, with_weights
 from pquant.tracking.files import read_json
 
@@ -121,20 +121,32 @@ class TrainedModel:
     def _columns(self, table: Any) -> Array:
         """Return the feature columns of the run from a table, in the order of the run."""
         for name in self.features:
-            if name not in table.columns:
-                raise ConfigError(unknown("column of the rows", name, table.columns))
+            place_of(name, list(table.columns))
         chosen = table[list(self.features)] if self.features else table
-        try:
-            return np.asarray(chosen.to_numpy(dtype=np.float64, na_value=np.nan))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"the columns must hold numbers: {error}") from error
+        return np.stack([_float64(name, chosen[name]) for name in chosen.columns], 1)
 
 
-def load(folder: str | Path) -> TrainedModel:
+def place_of(name: str, names: Sequence[str]) -> int:
+    """Return the place of a feature among the names of columns; ConfigError if it is missing."""
+    if name not in names:
+        hint = did_you_mean(name, names) or f"; the columns are {', '.join(map(str, names))}"
+        raise ConfigError(f"there is no column '{name}', which the model needs{hint}")
+    return names.index(name)
+
+
+def _float64(name: str, column: Any) -> Array:
+    try:
+        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the column '{name}' must hold numbers: {error}") from error
+
+
+def load(folder: str | Path, setting: str = "load") -> TrainedModel:
     """Return the finalized model of the run in ``folder``, ready to predict.
 
     The architecture is built again from the run's configuration, and the weights are read from ``model.safetensors``. No code in the folder is
-    executed: the configuration may build only allowed classes, and classes of your own only if ``$PQUANT_ALLOW`` lists their package.
+    executed: the configuration may build only allowed classes, and classes of your own only if ``$PQUANT_ALLOW`` lists their package. Errors name
+    ``setting``.
 
     Raises:
         ConfigError: not the folder of a run, a run that did not finish, a class that is not allowed, or weights that do not fit.
@@ -142,15 +154,15 @@ def load(folder: str | Path) -> TrainedModel:
     import pquant.config  # noqa: F401  (registers what configurations of runs refer to)
 
     folder = Path(folder)
-    sections = model_sections(folder, "load")
+    sections = model_sections(folder, setting)
     described = read_json(folder / DESCRIPTION)
     missing = [name for name in NEEDED if name not in described]
     if missing:
-        raise ConfigError(f"load: {folder / DESCRIPTION} has no '{missing[0]}': an earlier version wrote it; from_run={folder} makes a new one")
+        raise ConfigError(f"{setting}: {folder / DESCRIPTION} has no '{missing[0]}': an earlier version wrote it; from_run={folder} makes a new one")
     shape = tuple(described["input_shape"])
     with torch.random.fork_rng(devices=[]):
-        module = finalized_model(sections, torch.zeros(1, *shape), described["num_outputs"], str(folder), "load")
-    with_weights(module, folder / WEIGHTS, "load")
+        module = finalized_model(sections, torch.zeros(1, *shape), described["num_outputs"], str(folder), setting)
+    with_weights(module, folder / WEIGHTS, setting)
     return TrainedModel(module.eval(), shape, tuple(described.get("classes", ())), tuple(described.get("features", ())), described)
 
 

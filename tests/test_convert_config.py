@@ -111,12 +111,14 @@ def test_training_and_the_optimizer() -> None:
     assert (built.training.epochs, built.training.pretraining_epochs, built.training.batch_size) == (10, 50, 32)
     assert built.optimizer.keywords | {"fused": None} == {"lr": 0.01, "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3, "fused": None}
     assert built.scheduler.keywords == {"milestones": [5, 8], "gamma": 0.2}
-    assert meaning({"training_parameters": told}).warnings == []
+    unused = "training_parameters: cosine_tmax has no effect with optimizer 'sgd' and lr_schedule 'multistep'"
+    assert meaning({"training_parameters": told}).warnings == [unused]
     for given, expected in (({}, (1e-2, 1.0)), ({"lambda_p": "1e-3", "p_norm": 0.8, "l2_decay": 1.0}, (1e-3, 0.8))):
         old = {"training_parameters": {"optimizer": "pAdam", "lr": 0.01} | given}
         decay = build(old).optimizer
         assert decay.func.__name__ == "PAdam" and (decay.keywords["weight_decay"], decay.keywords["p_norm"]) == expected
-        assert meaning(old).warnings == []
+        told_of = ["training_parameters: l2_decay has no effect with optimizer 'padam' and lr_schedule ''"] if given else []
+        assert meaning(old).warnings == told_of
     outside = {"training_parameters": {"epochs": 3}, "batch_size": 16, "lr": 0.5, "lr_schedule": "cosine", "cosine_tmax": 7, "dataset": "cifar10"}
     assert build(outside).training.batch_size == 16
     assert build(outside).scheduler.keywords["T_max"] == 7
@@ -211,6 +213,9 @@ def test_a_search_becomes_a_study() -> None:
         (pruned(pruning_method="wnda"), "did you mean 'wanda'"),
         (pruned(pruning_method="wanda", sparsity=1.7), "Wanda.sparsity must be in [0, 1], got 1.7"),
         ({"training_parameters": {"rewind": "post-training-stage", "save_weights_epoch": 2}}, "Training.rewind"),
+        ({"pruning_parameters": None, "training_parameters": 5}, "training_parameters must be a mapping of names to values, got 5"),
+        ({"quantization_parameters": {"layer_specific": {"a": 3}}}, "quantization_parameters.layer_specific.a must be a mapping"),
+        ({"quantization_parameters": {"layer_specific": {"a": {"weight": 3}}}}, "layer_specific.a.weight must be a mapping"),
     ],
 )
 def test_what_cannot_work_is_said(old: Any, part: str) -> None:

@@ -99,8 +99,8 @@ def test_numbers_are_predicted_in_the_units_of_the_target(regression: tuple[Path
         (np.zeros((2, 4)), r"rows must have the shape \(N, 3\), the columns mass, pt, eta, got \(2, 4\)"),
         ([["a", "b", "c"]], "rows must hold numbers"),
         (np.array([[1.0, np.nan, 2.0]]), "row 0 has a missing or infinite value in column 'pt'"),
-        (pd.DataFrame({"mas": [1.0], "pt": [1.0], "eta": [1.0]}), "unknown column of the rows 'mass': did you mean 'mas'"),
-        (pd.DataFrame({"mass": ["x"], "pt": [1.0], "eta": [1.0]}), "the columns must hold numbers"),
+        (pd.DataFrame({"mas": [1.0], "pt": [1.0], "eta": [1.0]}), "there is no column 'mass', which the model needs: did you mean 'mas'"),
+        (pd.DataFrame({"mass": ["x"], "pt": [1.0], "eta": [1.0]}), "the column 'mass' must hold numbers"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_in_one_line(rows: object, message: str, classes: tuple[Path, pd.DataFrame]) -> None:
@@ -211,6 +211,54 @@ def test_predictions_are_written_and_measured_where_the_file_has_the_target(
     assert len(pd.read_csv(tmp_path / "q.csv")) == 7 and "accuracy" not in capsys.readouterr().out
 
 
+def test_columns_of_arrays_are_found_by_their_names(classes: tuple[Path, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, frame = classes
+    names = ["eta", "other", "mass", "pt"]
+    x = frame.assign(other=9.0)[names].to_numpy()
+    np.savez(tmp_path / "new.npz", x=x, features=names)
+    predict.main([f"run={folder}", f"data.path={tmp_path / 'new.npz'}", f"output={tmp_path / 'p.csv'}"])
+    assert np.allclose(pd.read_csv(tmp_path / "p.csv")["p(up)"], pquant.load(folder).predict_proba(frame)[:, 1])
+    np.savez(tmp_path / "new.npz", x=x[:, :3], features=names[:3])
+    with pytest.raises(ConfigError, match="new.npz: there is no column 'pt', which the model needs"):
+        predict.main([f"run={folder}", f"data.path={tmp_path / 'new.npz'}", f"output={tmp_path / 'p.csv'}"])
+
+
+def test_rows_of_unknown_classes_are_left_out_of_the_accuracy(
+    classes: tuple[Path, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, frame = classes
+    frame[:10].assign(kind=["strange"] * 3 + list(frame.kind[3:10])).to_csv(tmp_path / "a.csv", index=False)
+    predict.main([f"run={folder}", f"data.path={tmp_path / 'a.csv'}", f"output={tmp_path / 'p.csv'}"])
+    accuracy = (pquant.load(folder).predict(frame[3:10]) == frame.kind[3:10]).mean()
+    expected = f"accuracy {accuracy:.4f} of 7 rows; 3 have a class that the model does not know, such as 'strange'"
+    assert capsys.readouterr().out.splitlines()[1] == expected
+    frame[:2].assign(kind="strange").to_csv(tmp_path / "a.csv", index=False)
+    predict.main([f"run={folder}", f"data.path={tmp_path / 'a.csv'}", f"output={tmp_path / 'p.csv'}"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("no accuracy of 0 rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mass,pt,eta,kind\n", "a.csv: the file has no rows"),
+        ("mass,pt,kind\n1,2,up\n", "a.csv: there is no column 'eta', which the model needs"),
+        ("mass,pt,eta\n1,2,3\n1,2 GeV,3\n", "a.csv: the column 'pt' must hold numbers"),
+        ("mass,pt,eta\n1,2,3\n1,,3\n", "a.csv: row 1 has a missing or infinite value in column 'pt'"),
+        ("mass;pt;eta\n1,0;2;3\n", "a.csv: the columns seem to be separated by ';': separate them by ','"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(classes: tuple[Path, pd.DataFrame], text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        predict.main([f"run={classes[0]}", f"data.path={tmp_path / 'a.csv'}", f"output={tmp_path / 'p.csv'}"])
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_predict_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    predict.main(["--help"])
+    assert predict.USAGE in capsys.readouterr().out
+
+
 def test_a_regression_is_measured_in_its_units(
     regression: tuple[Path, pd.DataFrame], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +274,9 @@ def test_a_regression_is_measured_in_its_units(
         (["run=x"], "predict needs data.path="),
         (["rn=x"], "unknown argument of predict 'rn': did you mean 'run'"),
         (["run="], "run needs a value"),
-        (["run=nowhere", "data.path=a.csv"], "must be the folder of an earlier run"),
+        (["run=nowhere", "data.path=a.csv"], "run must be the folder of an earlier run"),
+        (["run=x", "data.path=a.csv", "output=a.csv"], "output must be a .csv file other than data.path, got 'a.csv'"),
+        (["run=x", "data.path=a.csv", "output=b.parquet"], "output must be a .csv file"),
     ],
 )
 def test_arguments_of_predict_are_checked(arguments: list[str], message: str) -> None:

@@ -204,6 +204,8 @@ def _read_text(path: str | Path, source: Path, kind: str, target: str | None) ->
 
     options: Any = {"sep": SEPARATORS[kind], "compression": COMPRESSIONS.get(source.suffix.lower()), "low_memory": False}
     header = pandas.read_csv(source, header=None, nrows=1, dtype=str, keep_default_na=False, **options).iloc[0].tolist()
+    if len(header) == 1 and ";" in header[0]:
+        raise ConfigError(f"{path}: the columns seem to be separated by ';': separate them by '{SEPARATORS[kind]}', with '.' in numbers")
     _require_different(path, [name for name in header if name])
     names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
     missing = {name: MISSING if name != target else ("",) for name in names}
