@@ -21,7 +21,7 @@ from pquant.finetuning.current_job import current_job
 from pquant.finetuning.job import Row
 from pquant.finetuning.sweeper import StudySweeper
 from pquant.own_classes import with_model_preset, with_new_fields, without_foreign_fields
-from pquant.resume import composed_run
+from pquant.resume import check_from_run, composed_run
 from pquant.search_path import PRIMARY
 from pquant.signals import Interrupted, end, submitit_job
 from pquant.targets import allowed_packages
@@ -71,6 +71,7 @@ def main() -> None:
         prints_layers = sys.argv[1:2] == ["layers"]
         words = sys.argv[1 + prints_layers :]
         check_overrides(words)
+        check_from_run(words)
         words = with_new_fields(with_model_preset(words))
         if prints_layers:
             layer_rules.main(words)

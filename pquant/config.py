@@ -181,6 +181,8 @@ def _expected(error: ValidationError) -> str:
         return f" must be {describe(KINDS_OF_NODES[found['kind']])}, got {found['value'] if found['type'] == 'str' else found['value'][1:-1]}"
     if message.endswith("is not Optional"):
         return " must not be null"
+    if message.startswith("Invalid value assigned") and "list" in message:
+        return " must be a list: [a, b]"
     return f" {message}" if message.startswith("must be") else f": {message}"
 
 

@@ -185,6 +185,17 @@ def _run(
     return Run(folder, without_passwords(plain(settings)), without_passwords(command), resumes, files, source)
 
 
+def check_from_run(words: Sequence[str]) -> None:
+    """Check the overrides of a command with ``from_run``, before Hydra looks for their fields in another configuration than that of the run.
+
+    Raises:
+        ConfigError: an override that ``from_run`` does not allow.
+    """
+    given = [word for word in words if "=" in word and not word.startswith(("-", "hydra", "resume="))]
+    if any(word.startswith("from_run=") and word != "from_run=null" for word in given):
+        _checked("from_run", given, TAKEN_BY_FROM_RUN)
+
+
 def _checked(key: str, overrides: list[str], taken: Sequence[str]) -> list[str]:
     """Return the names of the fields and sections that ``overrides`` set.
 

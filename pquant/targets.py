@@ -148,7 +148,9 @@ def _find(target: str) -> Any:
         try:
             return import_module(name)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"there is no module '{error.name}' on Python's path; for one in this folder: PYTHONPATH=.") from error
+            if error.name != name:
+                raise ConfigError(f"{name} cannot be imported: it needs the module '{error.name}', which is not installed") from error
+            raise ConfigError(f"there is no module '{name}' on Python's path; for one in this folder: PYTHONPATH=.") from error
         except Exception as error:
             raise ConfigError(f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     owner = _find(parent)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -41,7 +41,7 @@ class TrainedModel:
     input_shape: tuple[int, ...]
     classes: tuple[str, ...]
     features: tuple[str, ...]
-    described: Mapping[str, Any]
+    described: Mapping[str, Any] = field(repr=False)
 
     def predict(self, rows: Rows) -> Array:
         """Return the predictions for raw rows (N, ...): names of classes, or their numbers if they have no names; numbers in the target's own units.

@@ -32,6 +32,13 @@ class Deep(nn.Module):
 class Narrow(Deep):
     def __init__(self):
         super().__init__((7,), 10)
+
+class Failing(nn.Module):
+    def __init__(self):
+        raise KeyError("boom")
+
+def three():
+    return 3
 """
 
 
@@ -40,7 +47,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a module ``own_net``, which configurations may build from."""
     (tmp_path / "own_net.py").write_text(NET)
     (tmp_path / "broken_net.py").write_text("class Net(")
-    monkeypatch.setenv("PQUANT_ALLOW", "own_net,no_net,broken_net")
+    (tmp_path / "needing_net.py").write_text("import no_such_package")
+    monkeypatch.setenv("PQUANT_ALLOW", "own_net,no_net,broken_net,needing_net")
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("own_net", None)
     return tmp_path
@@ -81,6 +89,9 @@ def test_a_class_of_ones_own_takes_its_own_fields_of_the_preset_and_leaves_the_o
         (["model._target_=own_net.Deep", "model.widht=7"], "model: unknown argument of Deep 'widht': did you mean 'width'"),
         (["model._target_=own_net.Narrow"], "model: Narrow does not take the data"),
         (["model._target_=broken_net.Net"], "broken_net cannot be imported: SyntaxError: "),
+        (["model._target_=needing_net.Net"], "needing_net cannot be imported: it needs the module 'no_such_package', which is not installed"),
+        (["model._target_=own_net.Failing"], "model: cannot be built: KeyError: 'boom'"),
+        (["model._target_=own_net.three"], "model must be a torch.nn.Module, or a function that returns one, got int"),
         (["model=torch"], "model._target_ must be given"),
         (["model._target_=torch.nn.Linaer"], "unknown name in torch.nn 'Linaer': did you mean 'Linear'"),
     ],

@@ -88,6 +88,7 @@ def test_other_settings_are_refused_and_change_nothing(overrides: list[str], par
         (["resume={folder}", "~tracker"], "tracker cannot be given with resume"),
         (["from_run={folder}", "training.epochs=2"], "training.epochs cannot be given with from_run"),
         (["from_run={folder}", "+data.other=2"], "data.other cannot be given with from_run"),
+        (["from_run={folder}", "data.path=new.csv"], "data.path cannot be given with from_run"),
         (["resume={folder}", "training.epochs=2"], "training.epochs = 2: the run in {folder} was made for 3 epochs and can only become longer"),
         (["resume={folder}", "tracker.project=x"], "tracker.project cannot be given: 'tracker' of the earlier run has no such field"),
     ],

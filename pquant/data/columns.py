@@ -58,12 +58,14 @@ class Choice:
         """Return the names of the features among the column names ``there``.
 
         Raises:
-            ConfigError: a name is not in ``there``, or no feature is left.
+            ConfigError: a name is not in ``there`` or is given twice, or no feature is left.
         """
         for key, names in (("features", self.features or ()), ("drop", self.drop)):
             for name in names:
                 if name not in there:
                     raise ConfigError(f"data.{key}: {unknown(f'feature of {path}', name, there)}")
+        if self.features and len({*self.features}) < len(self.features):
+            raise ConfigError(f"data.features: a feature is given twice in {', '.join(self.features)}")
         chosen = [name for name in (there if self.features is None else self.features) if name not in self.drop]
         if there and not chosen:
             raise ConfigError(f"{path}: data.features and data.drop leave no feature of {', '.join(there)}")
@@ -152,7 +154,8 @@ def _weights(path: str | Path, frame: "DataFrame", name: str | None) -> Array | 
 
 def _targets(path: str | Path, y: "Series[Any]", target: str) -> Array:
     if y.isna().any():
-        raise ConfigError(f"{path}: target '{target}' has {y.isna().sum()} missing values")
+        found = f"{y.isna().sum()} missing values, the first in row {y.isna().argmax()}"
+        raise ConfigError(f"{path}: target '{target}' has {found}: leave such rows out of the file; data.missing is for features")
     return typed_targets(y.to_numpy(), target)
 
 
@@ -194,11 +197,13 @@ def _require_no_missing_words(y: Array, target: str) -> None:
 def _complete(path: str | Path, columns: Columns, missing: Missing) -> Columns:
     """Return the columns after the treatment of missing values: all values are finite, or NaN where they will be replaced."""
     x = columns.x
-    bad = (~np.isfinite(x) if missing == "error" else np.isinf(x)).sum(0)
-    for name, count in zip(columns.names, bad, strict=True):
-        if count:
-            advice = "" if np.isinf(x).any() else "; data.missing=drop leaves out their rows, mean replaces them"
-            raise ConfigError(f"{path}: column '{name}' has {count} missing or infinite values{advice}")
+    refused = {"infinite": (np.isinf(x), "correct them, or leave the column out by data.drop")}
+    if missing == "error":
+        refused["missing"] = np.isnan(x), "data.missing=drop leaves out their rows, mean replaces them"
+    for what, (bad, advice) in refused.items():
+        for name, column in zip(columns.names, bad.T, strict=True):
+            if column.any():
+                raise ConfigError(f"{path}: column '{name}' has {column.sum()} {what} values, the first in row {column.argmax()}: {advice}")
     left: Array = np.array(~np.isnan(x).any(axis=1))
     if missing != "drop" or left.all():
         return columns

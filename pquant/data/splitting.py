@@ -84,7 +84,7 @@ class Fractions(Settings):
         train, validation = hold_out(rows, y, portion(total, self.validation_fraction), seed, classes)
         parts = (train, validation, test)
         inputs = [torch.from_numpy(x[part]) for part in parts]
-        missing = fill_missing(inputs) if self.fills else None
+        missing = fill_missing(inputs, features) if self.fills else None
         done = self.scale(inputs) if self.standardize else Preprocessing(torch.zeros(()), torch.ones(()))
         done = dataclasses.replace(done, features=tuple(features), classes=() if self.reconstruct else tuple(classes or ()), missing=missing)
         splits = dataclasses.replace(self._targeted(inputs, [y[part] for part in parts], classes), preprocessing=done)
@@ -135,19 +135,19 @@ def with_weights(splits: Splits, weights: Sequence[Array]) -> Splits:
     return dataclasses.replace(splits, train=train, validation=validation, test=test)
 
 
-def fill_missing(parts: Sequence[Tensor]) -> Tensor:
+def fill_missing(parts: Sequence[Tensor], names: Sequence[str] = ()) -> Tensor:
     """Replace missing values (NaN) in all ``parts`` (N, features), in place, by the means of the features in the first part.
 
-    Return these means (features,).
+    Return these means (features,). Errors name the features by ``names``.
 
     Raises:
         ConfigError: all values of a feature are missing in the first part.
     """
     means = parts[0].nanmean(0)
     if bool(means.isnan().any()):
-        raise ConfigError(
-            f"feature {int(means.isnan().nonzero()[0])} has no value in any of the {len(parts[0])} training rows: leave it out by data.drop"
-        )
+        place = int(means.isnan().nonzero()[0])
+        feature = f"'{names[place]}'" if names else place
+        raise ConfigError(f"feature {feature} has no value in any of the {len(parts[0])} training rows: leave it out by data.drop")
     for part in parts:
         part.copy_(torch.where(part.isnan(), means, part))
     return means

@@ -48,11 +48,12 @@ def compress(
             adaptive pools and the EBOPs of convolutions need, and the range of data with ``i: auto``.
 
     Raises:
-        ConfigError: a layer name in the settings that the model does not have; settings that a layer cannot take; a model that is compressed
-            already, has half precision, computes weights in hooks or parametrizations, or holds layers in objects other than modules and
-            containers; an example of another type or without a batch axis.
+        ConfigError: an argument of another type; a layer name in the settings that the model does not have; settings that a layer cannot
+            take; a model that is compressed already, has half precision, computes weights in hooks or parametrizations, or holds layers in objects
+            other than modules and containers; an example of another type or without a batch axis.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
+    _check_types(model=(model, nn.Module), pruning=(pruning, PruningMethod), quantization=(quantization, Quantization))
     _check_model(model)
     model, reasons = _expanded(copy.deepcopy(model), example_input)
     trace, calls = traced(model, example_input) if example_input is not None else (None, {})
@@ -154,6 +155,14 @@ def _warn_of_no_bits(layers: Iterable[nn.Module]) -> None:
                 names.setdefault(f"k={k} i={i} f={f}", []).append(f"{layer.name} {place.removesuffix('_quantizer')}".strip())
     for bits, places in names.items():
         log.warning("the format %s has no bits, so that all values are 0: %s", bits, ", ".join(places))
+
+
+def _check_types(**arguments: tuple[Any, type]) -> None:
+    """Raise a ConfigError for an argument, given with its type, that is of another type."""
+    for name, (given, kind) in arguments.items():
+        if not isinstance(given, kind):
+            found = f"the class {given.__name__}" if isinstance(given, type) else f"an object of {type(given).__name__}"
+            raise ConfigError(f"compress: {name} must be an object of {kind.__name__}, got {found}")
 
 
 def _check_model(model: nn.Module) -> None:

@@ -30,6 +30,11 @@ def model_for(model: Model, input_shape: tuple[int, ...], num_outputs: int, sect
     taken = signature(model.func if isinstance(model, partial) else model).parameters
     with blaming(section):
         try:
-            return model(**{name: value for name, value in offered.items() if name in taken})
-        except (RuntimeError, MemoryError) as error:
+            made = model(**{name: value for name, value in offered.items() if name in taken})
+        except (ConfigError, TypeError, ValueError):
+            raise
+        except Exception as error:
             raise ConfigError(f"{section}: cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{section} must be a torch.nn.Module, or a function that returns one, got {type(made).__name__}")
+    return made

@@ -38,7 +38,8 @@ class CNN(nn.Module):
 def image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (channels, height, width); ConfigError if the input of ``model`` is not an image."""
     if len(input_shape) != 3:
-        raise ConfigError(f"{model} needs images (channels, height, width), the data has {tuple(input_shape)}: try data.flatten=false")
+        found = f"the data has {tuple(input_shape)}: data=images, or data.flatten=false where there are images"
+        raise ConfigError(f"{model} needs images (channels, height, width), {found}")
     channels, height, width = input_shape
     return channels, height, width
 

@@ -581,3 +581,17 @@ def test_a_finalized_model_whose_sums_fit_float32_is_exact_however_they_are_made
         shuffled[2].weight.copy_(shuffled[2].weight[:, order].clone())
     assert torch.equal(shuffled(x), y)
     assert torch.equal(model.double()(x.double()), y.double())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2), None, None), "model must be an object of Module, got an object of Tensor"),
+        ((nn.Linear(2, 2), "dst", None), "pruning must be an object of PruningMethod, got an object of str"),
+        ((nn.Linear(2, 2), DST, None), "pruning must be an object of PruningMethod, got the class DST"),
+        ((nn.Linear(2, 2), None, 8), "quantization must be an object of Quantization, got an object of int"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: tuple[Any, Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"compress: {message}"):
+        pquant.compress(*arguments)

@@ -27,5 +27,5 @@ def test_channels_that_do_not_fit_are_refused(channels: list[int]) -> None:
 
 
 def test_flat_inputs_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"CNN needs images \(channels, height, width\), the data has \(64,\): try data.flatten=false"):
+    with pytest.raises(ConfigError, match=r"CNN needs images \(channels, height, width\), the data has \(64,\): data=images, or data.flatten=false"):
         CNN(input_shape=(64,), num_outputs=10)
