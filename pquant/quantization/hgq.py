@@ -52,13 +52,8 @@ class _TrainedBits(torch.autograd.Function):
 
 
 def round_straight_through(x: Tensor) -> Tensor:
-    """Return ``x`` rounded half to even, with gradient 1."""
-    return _with_gradient_of(x, torch.round(x))
-
-
-def _with_gradient_of(x: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` with the gradient of ``x``, of which it is a rounding."""
-    return x + (value - x).detach()
+    """Return ``x`` rounded half to even, exactly, with gradient 1."""
+    return x + (torch.round(x) - x).detach()
 
 
 class HGQQuantizer(Quantizer):
@@ -150,7 +145,7 @@ class HGQQuantizer(Quantizer):
     def bits(self) -> Tensor:
         """Return the bits that count in EBOPs, differentiable: i + f, plus the sign under SAT and SAT_SYM, at least 0."""
         sign = int(self.keeps_negatives and not self.tracks)
-        return torch.relu(_with_gradient_of(self.i + self.f, torch.round(self.i.detach()) + torch.round(self.f.detach()) + sign))
+        return torch.relu(round_straight_through(self.i) + round_straight_through(self.f) + sign)
 
     def format(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the current (k, i, f), rounded to integers."""
