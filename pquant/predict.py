@@ -112,8 +112,7 @@ def _table(model: TrainedModel, rows: Any) -> str:
         columns = {f"prediction {number}": values for number, values in enumerate(columns["prediction"].T)}
     if model.is_classifier:
         probabilities = model.predict_proba(rows)
-        names = model.classes or tuple(map(str, range(probabilities.shape[1])))
-        columns |= {f"p({name})": values for name, values in zip(names, probabilities.T, strict=True)}
+        columns |= {f"p({name})": values for name, values in zip(_classes(model), probabilities.T, strict=True)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -125,7 +124,7 @@ def _metric(model: TrainedModel, rows: Any, truth: Array, weights: Array | None)
     """Return how well the model predicts the targets: the accuracy, or the root mean squared error, weighted if there are weights."""
     predicted = model.predict(rows)
     if model.is_classifier:
-        names = model.classes or tuple(map(str, range(model.described["num_outputs"])))
+        names = _classes(model)
         truth = _as_names(truth, names)
         known = np.isin(truth, names)
         strange = truth[~known]
@@ -135,6 +134,11 @@ def _metric(model: TrainedModel, rows: Any, truth: Array, weights: Array | None)
         return f"accuracy {np.average((predicted.astype(str) == truth)[known], weights=None if weights is None else weights[known]):.4f}{left_out}"
     errors = np.square(predicted - truth.reshape(predicted.shape).astype(np.float64))
     return f"rmse {np.sqrt(np.average(errors.reshape(len(errors), -1).mean(1), weights=weights)):.6g}"
+
+
+def _classes(model: TrainedModel) -> tuple[str, ...]:
+    """Return the names of the classes, or their numbers if they have no names."""
+    return model.classes or tuple(map(str, range(model.described["num_outputs"])))
 
 
 def _as_names(truth: Array, names: Sequence[str]) -> Array:

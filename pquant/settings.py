@@ -8,10 +8,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, ValidationError
+from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, ValidationError, ValueNode
 
 from pquant.errors import ConfigError, did_you_mean
 
@@ -115,7 +115,7 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
         return False, value
     if kind is float and isinstance(value, int):
         return True, float(value)
-    if kind is int and is_whole(value):
+    if kind is int and _is_whole(value):
         return True, int(value)
     return isinstance(value, NoneType if kind is None else kind), value
 
@@ -152,7 +152,17 @@ def schema(group: str, name: str, *, open_to_extra_keys: bool = False) -> Callab
     return register
 
 
-class StrictBoolean(BooleanNode):
+class _OwnNode(ValueNode):
+    """A node that is copied as a node of its own class; OmegaConf's nodes are copied as nodes of OmegaConf's class."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy of the same class."""
+        copied = type(self)()  # type: ignore[call-arg]
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
+class StrictBoolean(_OwnNode, BooleanNode):
     """A boolean node of a schema that accepts true, false, 0 and 1, but not strings."""
 
     def _validate_and_convert_impl(self, value: Any) -> bool:
@@ -160,39 +170,27 @@ class StrictBoolean(BooleanNode):
             return bool(value)
         raise ValidationError("must be true or false, got '$VALUE'")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StrictBoolean":
-        """Return a copy of the same class."""
-        copied = StrictBoolean()
-        self._deepcopy_impl(copied, memo)
-        return copied
 
-
-class StrictInteger(IntegerNode):
+class WholeNumber(_OwnNode, IntegerNode):
     """An integer node of a schema that also accepts a number such as 1e4, which YAML and Hydra read as a float."""
 
     def _validate_and_convert_impl(self, value: Any) -> int:
-        return super()._validate_and_convert_impl(int(value) if is_whole(value) else value)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StrictInteger":
-        """Return a copy of the same class."""
-        copied = StrictInteger()
-        self._deepcopy_impl(copied, memo)
-        return copied
+        return super()._validate_and_convert_impl(int(value) if _is_whole(value) else value)
 
 
-def is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     """Return whether a value is a float without a fraction."""
     return isinstance(value, float) and value.is_integer()
 
 
 def _unlock(node: DictConfig) -> None:
-    """Allow a composed config to change fields of frozen classes and to add keys to plain dictionaries; make booleans and integers strict."""
-    strict: dict[type, type] = {BooleanNode: StrictBoolean, IntegerNode: StrictInteger}
+    """Allow a composed config to change fields of frozen classes and to add keys to plain dictionaries; use the nodes of this module."""
+    own: dict[type, type] = {BooleanNode: StrictBoolean, IntegerNode: WholeNumber}
     OmegaConf.set_readonly(node, None)
     for key in node:
         inner: Any = node._get_node(key)
-        if type(inner) in strict:
-            inner.__class__ = strict[type(inner)]
+        if type(inner) in own:
+            inner.__class__ = own[type(inner)]
         if isinstance(node[key], DictConfig):
             _unlock(node[key])
             if OmegaConf.get_type(node, str(key)) is dict:
