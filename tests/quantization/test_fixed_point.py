@@ -171,8 +171,8 @@ def test_modes_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="unknown overflow mode 'SATT': did you mean 'SAT'"):
         fixed_point(torch.zeros(1), 1, 2, 3, "RND", "SATT")
     for k, overflow_mode in [(0, "SAT"), (1, "SAT"), (1, "WRAP")]:
-        with pytest.raises(KeyError):
-            fixed_point(torch.zeros(1), k, 2, 3, "ROUND", overflow_mode)
+        with pytest.raises(ValueError, match="unknown rounding mode 'RNDD': did you mean 'RND'"):
+            fixed_point(torch.zeros(1), k, 2, 3, "RNDD", overflow_mode)
 
 
 def test_the_input_is_not_written_to() -> None:
@@ -185,6 +185,23 @@ def test_the_input_is_not_written_to() -> None:
 
 some_bits = st.tuples(st.integers(0, 1), st.integers(-8, 12), st.integers(-8, 12))
 numbers = st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize("overflow_mode", OVERFLOW_MODES)
+def test_at_most_a_byte_of_each_value_is_kept_for_the_gradient(overflow_mode: OverflowMode) -> None:
+    kept: list[torch.Tensor] = []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved)
+        return saved
+
+    x = torch.linspace(-20, 20, 1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        q = fixed_point(x, 1, 3, 2, "RND", overflow_mode)
+    assert sum(saved.numel() * saved.element_size() for saved in kept) == (len(x) if overflow_mode in ("SAT", "SAT_SYM") else 0)
+    q.sum().backward()
+    assert x.grad is not None
+    assert 0 < x.grad.mean() <= 1
 
 
 @settings(max_examples=200)
@@ -267,6 +284,31 @@ def test_the_gradient_of_a_gradient_reaches_what_it_came_from() -> None:
     assert slope.tolist() == [0.0, 2.0, 0.0]
     slope.sum().backward()
     assert w.grad is not None and w.grad.tolist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("overflow_mode", OVERFLOW_MODES)
+def test_forward_and_backward_derivatives_are_the_same(overflow_mode: OverflowMode) -> None:
+    x = torch.tensor([-9.0, -3.9, 0.3, 4.1])
+    for k, i, f in [(1, 2, 3), (0, torch.tensor([2.0, 2.0, -5.0, 3.0]), 3)]:
+
+        def quantize(values: torch.Tensor, k: int = k, i: int | torch.Tensor = i, f: int = f) -> torch.Tensor:
+            return fixed_point(values, k, i, f, "RND", overflow_mode)
+
+        forward, backward = torch.func.jacfwd(quantize)(x), torch.func.jacrev(quantize)(x)
+        assert torch.equal(forward, backward)
+        assert forward.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("round_mode", "overflow_mode"), MODES)
+def test_half_precision_gives_the_values_of_float32(dtype: torch.dtype, round_mode: RoundMode, overflow_mode: OverflowMode) -> None:
+    x = torch.tensor([200.0, -200.0, 0.3, -1.0, 60000.0], dtype=dtype, requires_grad=True)
+    q = fixed_point(x, 1, 8, 8, round_mode, overflow_mode)
+    assert torch.equal(q, fixed_point(x.float(), 1, 8, 8, round_mode, overflow_mode).to(dtype))
+    assert q[:2].tolist() == [200.0, -200.0]
+    q.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 1.0, 1.0, 1.0, float(overflow_mode not in ("SAT", "SAT_SYM"))]
 
 
 def test_a_traced_quantizer_quantizes_other_values_too() -> None:
