@@ -104,8 +104,8 @@ def table(first: str, lines: Mapping[str, Sequence[Row]], columns: Sequence[Colu
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Return mean and standard deviation as text, the value alone for a single one, "-" for no values."""
-    if len(values) < 2:
+    """Return mean and standard deviation as text, the value alone if all are equal, "-" for no values."""
+    if len(set(values)) < 2:
         return f"{values[0]:{form}}" if values else "-"
     return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
 

@@ -96,9 +96,9 @@ def test_a_sweep_of_some_variants_replaces_their_rows_and_keeps_the_others(tmp_p
     assert origin["machines"] == ["one, 2 cores, torch 2", "two, 2 cores, torch 2"] and origin["command"] == "python run.py -m experiment=x/part"
 
 
-def test_a_single_run_shows_no_spread() -> None:
+def test_equal_runs_show_no_spread() -> None:
     spread = runpy.run_path(str(ROOT / "experiments" / "tables.py"))["spread"]
-    assert [spread(values, ".1f") for values in ([], [2.0], [1.0, 3.0])] == ["-", "2.0", "2.0 ± 1.4"]
+    assert [spread(values, ".1f") for values in ([], [2.0], [2.0, 2.0], [1.0, 3.0])] == ["-", "2.0", "2.0", "2.0 ± 1.4"]
 
 
 def test_jets_from_a_file_to_the_table_from_any_folder(tmp_path: Path) -> None:
