@@ -199,10 +199,22 @@ def _of_layers(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool,
 
 @torch.no_grad()
 def _other_parameters(model: nn.Module, parameters: Parameters) -> Iterator[tuple[bool, Tensor, Quantizer | None]]:
-    """Yield (is a weight, values, quantizer) for all other parameters: embedding tables, constants, and parameters that stay float."""
-    counted = {id(parameter) for layer in parameters for parameter in layer._parameters.values()}
-    others = {id(parameter): (module, name, parameter) for module, name, parameter in own_parameters(model) if id(parameter) not in counted}
-    for module, name, parameter in others.values():
+    """Yield (is a weight, values, quantizer) for all other parameters: embedding tables, constants, and parameters that stay float.
+
+    A parameter that a layer shares is left out if both have the same values once finalized, since they then share one tensor.
+    """
+    finals: dict[int, list[Tensor]] = {}
+    for layer, (weight, bias) in parameters.items():
+        stored = layer.stored(weight) if isinstance(layer, CompressedLayer) else weight
+        for name, final in (("weight", stored), ("bias", bias)):
+            if final is not None:
+                finals.setdefault(id(layer._parameters.get(name)), []).append(final)
+    for module, name, parameter in own_parameters(model):
+        if isinstance(module, QuantizedLayer) and module in parameters:
+            continue
         quantizer = parameter_quantizer(module, name)
         values = parameter.detach() if quantizer is None else quantizer(parameter.detach())
-        yield parameter.ndim > 1, values, quantizer
+        known = finals.setdefault(id(parameter), [])
+        if not any(map(values.equal, known)):
+            known.append(values)
+            yield parameter.ndim > 1, values, quantizer

@@ -69,13 +69,15 @@ class Cost(NamedTuple):
 
 
 def check_precision(module: nn.Module, name: str) -> None:
-    """Raise a ConfigError if a parameter of ``module``, whose dotted name is ``name``, has half precision."""
+    """Raise a ConfigError if a parameter of ``module``, whose dotted name is ``name``, has half precision or is complex."""
     for own, parameter in module.named_parameters(name):
         if parameter.dtype in (torch.bfloat16, torch.float16):
             raise ConfigError(
                 f"parameter '{own}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: use float32 values;"
                 " training.precision=bf16 multiplies in bfloat16"
             )
+        if parameter.is_complex():
+            raise ConfigError(f"parameter '{own}' is complex, and fixed-point values are real: give the model real and imaginary parts as parameters")
 
 
 class QuantizedLayer(nn.Module):
@@ -313,9 +315,27 @@ class CompressedLayer(QuantizedLayer):
             self.pruner = pruning.pruner(arranged, type(self)) if self.prunable else NoPruner()
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
+        self.pruner.layer = name
 
     def share(self, other: "CompressedLayer") -> None:
-        """Use the pruner and weight quantizer of ``other``, a layer with the same weight parameter."""
+        """Use the pruner and weight quantizer of ``other``, a layer with the same weight parameter.
+
+        Raises:
+            ConfigError: the settings of the layers differ, or pruner and quantizer would see the weight in different axis orders.
+        """
+        names = f"layers '{other.name}' and '{self.name}' share a weight"
+        if self.prunable != other.prunable:
+            raise ConfigError(f"{names}, and disable_pruning_for_layers names only one of them: name both or neither")
+        mine, others = (layer.quantization.formats(layer.name).weight for layer in (self, other))
+        if mine != others:
+            raise ConfigError(f"{names}, and layer_specific gives the weight two formats: give both layers the same")
+        whole = isinstance(self.pruner, NoPruner) and not self.weight_quantizer.width().ndim
+        places = torch.arange(self.weight.numel()).view(self.weight.shape)
+        if not whole and not torch.equal(self.arranged(places), other.arranged(places)):
+            raise ConfigError(
+                f"{names}, whose first axis is that of the output channels in only one of them, so they cannot share a mask, or bits per channel or"
+                " weight: name both in disable_pruning_for_layers and take granularity per_tensor, or do not share the weight"
+            )
         self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
     def arranged(self, weight: Tensor) -> Tensor:

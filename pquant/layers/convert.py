@@ -15,7 +15,7 @@ from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLay
 from pquant.layers.calibrate import auto_quantizers, calibrate
 from pquant.layers.calls import traced
 from pquant.layers.coverage import note_costs
-from pquant.layers.example import Example, materialize
+from pquant.layers.example import Example, materialize, tensors_in
 from pquant.layers.expansion import COMPOSITES, composites, functions_to_layers, torch_subclasses, use_modules_for_activations
 from pquant.layers.pool import POOLS, fixed_pool
 from pquant.layers.replacements import KEEPING, REPLACEMENTS, replace_modules
@@ -38,23 +38,27 @@ def compress(
 
     A layer is replaced if its class has a replacement in :mod:`pquant.layers.replacements`, or is a subclass that does not override the forward of
     such a class. With an example input, attention, recurrent layers and calls of functions are also converted. Shared parameters and shared modules
-    stay shared. A warning lists the parts that stay float, see :func:`unconverted`.
+    stay shared; layers that share a weight share its mask and bits. A warning lists the parts that stay float, see :func:`unconverted`.
 
     Args:
         model: any module, for example a single ``nn.Linear``.
         pruning: method object, or None for no pruning.
         quantization: method object, or None for float values.
         example_input: a batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. It gives the shapes that
-            adaptive pools and the EBOPs of convolutions need, and the range of data with ``i: auto``.
+            adaptive pools and the EBOPs of convolutions need, and the range of data with ``i: auto``. The layers before a layer on the path of the
+            example also decide whether its input needs a quantizer, so later calls must take the same path.
 
     Raises:
-        ConfigError: an argument of another type; a layer name in the settings that the model does not have; settings that a layer cannot
-            take; a model that is compressed already, has half precision, computes weights in hooks or parametrizations, or holds layers in objects
-            other than modules and containers; an example of another type or without a batch axis.
+        ConfigError: an argument of another type; a layer name in the settings that the model does not have; settings that a layer cannot take, or
+            that differ for layers that share a weight; a model that is compiled or compressed already, has complex or half precision parameters,
+            computes weights in hooks or parametrizations, or holds layers in objects other than modules and containers; an example of another type,
+            without a batch axis or without examples.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_types(model=(model, nn.Module), pruning=(pruning, PruningMethod), quantization=(quantization, Quantization))
     _check_model(model)
+    if example_input is not None:
+        _check_example(example_input)
     model, reasons = _expanded(copy.deepcopy(model), example_input)
     trace, calls = traced(model, example_input) if example_input is not None else (None, {})
     layers = {name: _plain(module, calls) for name, module in model.named_modules()}
@@ -165,8 +169,19 @@ def _check_types(**arguments: tuple[Any, type]) -> None:
             raise ConfigError(f"compress: {name} must be an object of {kind.__name__}, got {found}")
 
 
+def _check_example(example: Example) -> None:
+    """Raise a ConfigError if the first tensor of an example input is empty."""
+    first = next(iter(tensors_in(example)), None)
+    if first is not None and not first.numel():
+        raise ConfigError(f"example_input must hold at least one example, got a tensor of shape {tuple(first.shape)}")
+
+
 def _check_model(model: nn.Module) -> None:
     """Raise a ConfigError where the model cannot be compressed."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("compress takes an nn.Module, got TorchScript, whose layers it cannot replace")
+    if hasattr(model, "_orig_mod"):
+        raise ConfigError("compress takes the model before torch.compile: give it model._orig_mod, and compile the compressed model")
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
             raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; call compress on the float model")

@@ -1,24 +1,31 @@
 """Conversion of a compressed model to a finalized one."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from pquant.errors import DivergedError
 from pquant.layers.base import CompressedLayer, QuantizedLayer
+from pquant.layers.embedding import PQEmbedding
 from pquant.layers.replacements import replace_modules
+from pquant.quantization.hgq import HGQQuantizer
 
 
 def finalize(model: nn.Module) -> nn.Module:
     """Return a finalized copy of ``model`` in evaluation mode, with masks and quantized values written into the weights.
 
     ``model`` is left untouched. The copy computes, bit for bit, the output of ``model`` in evaluation mode.
+
+    Raises:
+        DivergedError: trained bits that are not finite.
     """
     model = copy.deepcopy(model)
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    parameters = {layer: (layer.weight, layer.bias) for layer in layers if isinstance(layer, CompressedLayer)}
+    _check_bits(layers)
+    parameters = {layer: (layer.weight, getattr(layer, "bias", None)) for layer in layers if isinstance(layer, (CompressedLayer, PQEmbedding))}
     before = [dict(layer.named_children()) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
     _tie(parameters)
@@ -33,7 +40,14 @@ def finalize(model: nn.Module) -> nn.Module:
     return model
 
 
-def _tie(before: Mapping[CompressedLayer, tuple[Tensor, Tensor | None]]) -> None:
+def _check_bits(layers: Iterable[QuantizedLayer]) -> None:
+    for layer in layers:
+        for place, quantizer in layer.named_children():
+            if isinstance(quantizer, HGQQuantizer) and not all(bool(parameter.isfinite().all()) for parameter in quantizer.parameters()):
+                raise DivergedError(f"layer '{layer.name}', {place.replace('_', ' ')}: trained bits are not finite; lower optimizer.lr or hgq_lr")
+
+
+def _tie(before: Mapping[CompressedLayer | PQEmbedding, tuple[Tensor, Tensor | None]]) -> None:
     """Let finalized layers share the weights and biases that they shared before, where the finalized values are equal."""
     shared: dict[int, list[Tensor]] = {}
     for layer, (weight, bias) in before.items():

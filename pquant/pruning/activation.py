@@ -49,7 +49,7 @@ class ActivationPruner(WindowPruner):
     def prune(self, weight: Tensor) -> None:
         """Remove the inactive channels, unless the layer is exempt."""
         if self.exempt:
-            self.pruned = True
+            self._end()
         else:
             super().prune(weight)
 

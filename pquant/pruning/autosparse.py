@@ -43,14 +43,15 @@ class AutoSparsePruner(ScheduledPruner):
         self.losses: tuple[float, ...] = ()
 
     def train_weight(self, weight: Tensor) -> Tensor:
-        """Return sign(W) relu(u) with u = |W| - sigmoid(s); the gradient with respect to u is 1 where u > 0 and alpha elsewhere.
+        """Return sign(W) relu(u) with u = |W| - sigmoid(s). The gradients of W and s are multiplied by alpha where u <= 0.
 
         With ``backward_sparsity`` the gradient is 0 for the half of the weights with the lowest u.
         """
-        u = weight.abs() - self.threshold.sigmoid()
+        threshold = self.threshold.sigmoid()
+        u, shrunken = (weight.abs() - threshold).detach(), weight - weight.sign() * threshold
         if self.method.backward_sparsity:
-            u = torch.where(keep_largest(u.detach(), u.numel() // 2), u, u.detach())
-        return weight.sign() * torch.where(u > 0, u, self.alpha * (u - u.detach()))
+            shrunken = torch.where(keep_largest(u, u.numel() // 2), shrunken, shrunken.detach())
+        return torch.where(u > 0, shrunken, self.alpha * (shrunken - shrunken.detach()))
 
     def train_mask(self, weight: Tensor) -> Tensor:
         """Return |W| > sigmoid(s)."""

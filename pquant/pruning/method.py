@@ -37,6 +37,9 @@ class Pruner(nn.Module):
     makes_output: bool = False
     """Whether the layer computes the model's output, so that methods keep all its channels by default; set by ``compress``."""
 
+    layer: str = ""
+    """Name of the layer, for messages."""
+
     mask: Tensor
 
     def __init__(self, method: "PruningMethod", weight: Tensor) -> None:

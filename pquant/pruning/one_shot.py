@@ -84,10 +84,11 @@ def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
             layer.pruner = method.pruner(layer.arranged(layer.weight), type(layer)) if layer.prunable else NoPruner()
         except ConfigError as error:
             raise ConfigError(f"layer '{name}': {error}") from error
-        layer.pruner.makes_output = old.makes_output
+        layer.pruner.makes_output, layer.pruner.layer = old.makes_output, name
     by_weight = {id(layer.weight): layer for layer in owners.values()}
     for module in model.modules():
         if isinstance(module, CompressedLayer):
+            module.prunable = method.prunes(module.name)
             module.share(by_weight[id(module.weight)])
     return model
 

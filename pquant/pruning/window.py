@@ -15,18 +15,21 @@ log = logging.getLogger(__name__)
 class WindowPruner(Pruner):
     """Collects statistics of a layer's activations while the window is open, and prunes once, when the window closes.
 
-    A subclass sets ``collects`` ("input" or "output"), and defines ``observe``, which counts batches in ``seen``, and ``choose``.
+    A subclass sets ``collects`` ("input" or "output"), and defines ``observe``, which counts batches in ``seen``, and ``choose``. The buffer
+    ``chosen`` is true once the mask is; a trainer that undoes the step in which the window closes makes it false again.
     """
 
     collects: ClassVar[Literal["input", "output"]]
     state: ClassVar[tuple[str, ...]] = ("step", "pruned")
     seen: Tensor
+    chosen: Tensor
 
     def __init__(self, method: "WindowMethod", weight: Tensor) -> None:
         super().__init__(method, weight)
         self.method: WindowMethod = method
         self.step, self.pruned = 0, False
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=weight.device))
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.bool, device=weight.device), persistent=False)
         self._needs: frozenset[str] = frozenset()
 
     def choose(self, weight: Tensor) -> Tensor:
@@ -52,9 +55,15 @@ class WindowPruner(Pruner):
             self.prune(weight)
         self._open_or_close()
 
+    def on_epoch_end(self, weight: Tensor, loss: float | None = None) -> None:
+        """Open the window again if the step in which it closed was undone."""
+        self.pruned = self.pruned and bool(self.chosen)
+        self._open_or_close()
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the counters and the state of the window."""
         super().set_extra_state(state)
+        self.chosen.fill_(self.pruned)
         self._open_or_close()
 
     @property
@@ -79,13 +88,17 @@ class WindowPruner(Pruner):
         """
         if not self.seen:
             name = type(self.method).__name__
-            raise RuntimeError(f"{name} has seen no {self.collects} of a layer: run training steps in the train stage before pruning")
+            raise RuntimeError(f"{name} has seen no {self.collects} of layer '{self.layer}': run training steps in the train stage before pruning")
         self.mask.copy_(self.choose(weight).expand_as(self.mask))
+        self._end()
+
+    def _end(self) -> None:
         self.pruned = True
+        self.chosen.fill_(True)
 
     def freeze(self, weight: Tensor) -> Tensor:
         """Freeze the mask. If training ended inside the window, compute the mask first, from the activations collected so far."""
-        if self.stage is Stage.TRAIN and not self.pruned:
+        if self.stage is Stage.TRAIN and not (self.pruned and self.chosen):
             name = type(self.method).__name__
             log.warning("%s: training ended before its window closed; pruning with the %d batches collected", name, int(self.seen))
             self.prune(weight)

@@ -122,20 +122,14 @@ class _FixedPoint(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Grid], output: Tensor) -> None:
         x, ctx.grid = inputs
         if ctx.grid.overflow_mode in SATURATING:
-            inside = clamped(x, ctx.grid.low, ctx.grid.high).eq_(x).to(torch.int8)
-            ctx.save_for_backward(inside)
-            ctx.save_for_forward(inside)
+            ctx.save_for_backward(clamped(x, ctx.grid.low, ctx.grid.high).eq_(x).to(torch.int8))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _FixedPoint.jvp(ctx, grad, None), None
-
-    @staticmethod
-    def jvp(ctx: Any, grad: Tensor, to: None) -> Tensor:
         for inside in ctx.saved_tensors:
             grad = grad * inside
         has_bits = ctx.grid.step > 0
-        return grad if has_bits is True else grad * has_bits
+        return grad if has_bits is True else grad * has_bits, None
 
 
 def straight_through(x: Tensor, to: Grid) -> Tensor:
@@ -157,10 +151,11 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         overflow_mode: SAT clamps, SAT_SYM clamps to +-(2^i - 2^-f), WRAP is two's complement, WRAP_SM reflects.
 
     Returns:
-        A tensor like ``x``. Its gradient is straight-through, and 0 where ``x`` saturates.
+        A tensor like ``x``. Its gradient is straight-through, and 0 where ``x`` saturates. There is no derivative in forward mode.
 
     Raises:
         ValueError: an unknown ``round_mode`` or ``overflow_mode``.
+        RuntimeError: a derivative in forward mode, such as that of ``torch.func.jvp``.
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         return fixed_point(x.float(), k, i, f, round_mode, overflow_mode).to(x.dtype)

@@ -82,6 +82,7 @@ class HGQQuantizer(Quantizer):
         self.auto, self.min_f = settings.i == "auto", settings.min_f
         self.steps_taken = 0
         start = 0.0 if settings.i == "auto" else float(settings.i)
+        self.first_bits = start, float(settings.f)
         self.f = nn.Parameter(torch.full(shape, float(settings.f)))
         if self.tracks:
             self.register_buffer("i", torch.full(shape, start))
@@ -135,8 +136,15 @@ class HGQQuantizer(Quantizer):
         return (rounded(low, f, self.round_mode) < 0).to(f), integer_bits(low, high, f, self.round_mode, self.overflow_mode)
 
     def is_redundant_after(self, source: Quantizer) -> bool:
-        """Return whether ``source`` trains bits of the same shape and modes, and returns no negative values that this quantizer would clip."""
+        """Return whether ``source`` trains bits of the same shape and modes, and returns no negative values that this quantizer would clip.
+
+        The first bits of this quantizer must hold the values of the first bits of ``source``, and its ``min_f`` must be None or that of ``source``.
+        """
         if not isinstance(source, HGQQuantizer) or source.i.shape != self.i.shape:
+            return False
+        if source.auto != self.auto or self.min_f not in (None, source.min_f):
+            return False
+        if any(theirs > mine for theirs, mine in zip(source.first_bits, self.first_bits, strict=True)):
             return False
         if source.keeps_negatives > self.keeps_negatives and not self.tracks:
             return False

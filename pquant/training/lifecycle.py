@@ -21,10 +21,12 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
         horizon: length of the train stage. Methods with a schedule (CS, PDP, AutoSparse...) and an EBOPs target need it at the start of TRAIN.
 
     Raises:
-        ConfigError: TRAIN starts with an EBOPs target but without a ``horizon``.
+        ConfigError: a ``horizon`` of another type; TRAIN starts with an EBOPs target but without a ``horizon``.
         RuntimeError: TRAIN starts with a method that has a schedule but without a ``horizon``.
     """
     stage = Stage(stage)
+    if horizon is not None and not isinstance(horizon, Horizon):
+        raise ConfigError(f"set_stage: horizon must be a Horizon(epochs, steps_per_epoch), got {horizon!r}")
     if stage is Stage.TRAIN:
         _begin_budget(model, horizon)
     pruned = pruned_layers(model)

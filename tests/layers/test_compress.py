@@ -222,12 +222,6 @@ def test_what_is_shared_stays_shared(pruning: PruningMethod, quantization: Quant
     assert pquant.sparsity(compressed) > 0.1
 
 
-def test_a_rule_for_one_of_the_layers_with_a_shared_weight_holds_for_both() -> None:
-    for name in ("a", "b"):
-        compressed = pquant.compress(Tied(), DST(disable_pruning_for_layers=[name]))
-        assert compressed.a.prunable is compressed.b.prunable is (name == "b")
-
-
 def test_a_weight_shared_with_a_layer_that_stays_float() -> None:
     class Language(nn.Module):
         def __init__(self) -> None:
@@ -595,3 +589,18 @@ def test_a_finalized_model_whose_sums_fit_float32_is_exact_however_they_are_made
 def test_arguments_of_another_type_are_refused(arguments: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"compress: {message}"):
         pquant.compress(*arguments)
+
+
+def test_models_and_examples_that_cannot_be_compressed_are_refused() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+    with pytest.raises(ConfigError, match=r"before torch\.compile: give it model\._orig_mod"):
+        pquant.compress(torch.compile(net), None, FIXED, x)
+    with pytest.raises(ConfigError, match="got TorchScript"):
+        pquant.compress(torch.jit.script(net), None, FIXED, x)
+    with pytest.raises(ConfigError, match="parameter '0.weight' is complex"):
+        pquant.compress(nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), None, FIXED)
+    for example in (torch.zeros(0, 4), (torch.zeros(0, 4),), {"input": torch.zeros(0, 4)}):
+        with pytest.raises(ConfigError, match=r"at least one example, got a tensor of shape \(0, 4\)"):
+            pquant.compress(net, None, FIXED, example)
+    with pytest.raises(ConfigError, match=r"horizon must be a Horizon\(epochs, steps_per_epoch\), got \(3, 4\)"):
+        pquant.set_stage(pquant.compress(net, DST(), FIXED, x), pquant.Stage.TRAIN, (3, 4))  # type: ignore[arg-type]

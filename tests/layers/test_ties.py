@@ -119,6 +119,65 @@ def test_a_method_that_rescales_does_not_take_a_weight_that_something_else_uses(
     assert pquant.compress(Language(), spared, None, tokens) is not None
 
 
+@pytest.mark.parametrize("quantization", [None, FIXED], ids=["float", "fixed"])
+@pytest.mark.parametrize("method", [None, Magnitude(sparsity=0.5)], ids=["none", "magnitude"])
+def test_a_table_and_a_head_of_one_weight_count_as_once_finalized(method: PruningMethod | None, quantization: Quantization | None) -> None:
+    model = in_training(Language(), method, quantization, torch.randint(0, 10, (4, 3))).eval()
+    final = pquant.finalize(model)
+    assert (final.embedding.weight is final.head.weight) is (method is None)
+    metrics = [pquant.model_metrics(one) for one in (model, final)]
+    for name in ("params", "nonzero_params", "size_bytes", "weight_bits"):
+        assert metrics[0][name] == metrics[1][name]
+    assert metrics[0]["params"] == (80 if method is None else 160)
+
+
+class Mirrored(nn.Module):
+    """A convolution and a transposed convolution with one weight, as in an autoencoder."""
+
+    def __init__(self, inner: int, groups: int = 1) -> None:
+        super().__init__()
+        self.encode = nn.Conv2d(4, inner, 3, padding=1, groups=groups)
+        self.decode = nn.ConvTranspose2d(inner, 4, 3, padding=1, groups=groups)
+        self.decode.weight = self.encode.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(torch.relu(self.encode(x)))
+
+
+PER_WEIGHT = Quantization(use_hgq=True, granularity="per_weight")
+
+
+@pytest.mark.parametrize("inner", [4, 6])
+def test_a_weight_that_two_layers_see_transposed_has_one_mask_or_none(inner: int) -> None:
+    x = torch.randn(2, 4, 5, 5)
+    for method, quantization in [(DST(), None), (Magnitude(), FIXED), (PDP(), PER_WEIGHT), (None, PER_WEIGHT)]:
+        with pytest.raises(ConfigError, match="layers 'encode' and 'decode' share a weight, whose first axis"):
+            pquant.compress(Mirrored(inner), method, quantization, x)
+    spared = pquant.compress(Mirrored(inner), DST(disable_pruning_for_layers=["*code"]), FIXED, x).eval()
+    assert torch.equal(spared.encode.weight_quantizer(spared.encode.weight), spared.decode.stored(spared.decode.effective()[0]))
+    assert torch.equal(pquant.finalize(spared)(x), spared(x))
+
+
+def test_a_depthwise_weight_is_seen_alike_by_both_convolutions() -> None:
+    x = torch.randn(2, 4, 5, 5)
+    model = in_training(Mirrored(4, groups=4), Magnitude(sparsity=0.5), PER_WEIGHT, x)
+    assert torch.equal(model.encode.effective()[0], model.decode.stored(model.decode.effective()[0]))
+    assert pquant.sparsity(model) >= 0.5
+
+
+def test_settings_that_differ_for_one_weight_are_refused() -> None:
+    x = torch.randn(4, 8)
+    for name in ("a", "b"):
+        with pytest.raises(ConfigError, match="layers 'a' and 'b' share a weight, and disable_pruning_for_layers names only one"):
+            pquant.compress(Tied("weight"), Magnitude(disable_pruning_for_layers=[name]), FIXED, x)
+        own = Quantization(**(vars(FIXED) | {"layer_specific": {name: {"weight": {"f": 2}}}}))
+        with pytest.raises(ConfigError, match="layers 'a' and 'b' share a weight, and layer_specific gives the weight two formats"):
+            pquant.compress(Tied("weight"), None, own, x)
+    both = Quantization(**(vars(FIXED) | {"layer_specific": {"*": {"weight": {"f": 2}}}}))
+    model = pquant.compress(Tied("weight"), Magnitude(disable_pruning_for_layers=["a", "b"]), both, x)
+    assert torch.equal(4 * model.b.effective()[0], (4 * model.b.effective()[0]).round())
+
+
 def test_each_bias_is_counted_once() -> None:
     assert pquant.model_metrics(pquant.compress(Tied("weight")))["params"] == 64 + 8 + 8
     assert pquant.model_metrics(pquant.compress(Tied("weight", "bias")))["params"] == 64 + 8

@@ -28,7 +28,9 @@ def in_training(method: AutoSparse, weight: Tensor, epochs: int = 10, rounds: in
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_value_and_gradients_in_closed_form(kind: str, shape: tuple, alpha: float) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(shape, dtype=torch.float64)
+    weight.flatten()[0] = 0
+    weight.requires_grad_()
     pruner = in_training(AutoSparse(alpha=alpha, threshold_init=0.5, threshold_type=kind), weight.detach())
     w, t, direction = weight.detach(), torch.sigmoid(torch.tensor(0.5, dtype=torch.float64)), torch.randn(shape, dtype=torch.float64)
     out = pruner(weight)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pquant
-from pquant.errors import ConfigError
+from pquant.errors import ConfigError, DivergedError
 from pquant.metrics import Penalty
 from pquant.pruning import DST, PruningMethod
 from pquant.quantization import Quantization
@@ -240,6 +241,28 @@ def test_layers_may_have_rules_of_their_own() -> None:
     assert model[0].input_quantizer.is_float and model[2].weight_quantizer.is_float
     x = train(model, 6)
     assert torch.equal(pquant.finalize(model)(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("rule", [{"f": 1}, {"f": 1, "min_f": 1}, {"min_f": 3}, {"i": "auto"}, {"i": 0}])
+def test_an_input_format_of_its_own_is_kept_after_another_output(rule: dict[str, Any]) -> None:
+    x = torch.randn(20, 6)
+    layers = [nn.Linear(6, 6), nn.Linear(6, 3)]
+    outputs: dict[str, Any] = BITS | {"quantize_output": True}
+    assert pquant.compress(nn.Sequential(*layers), None, Quantization(**outputs), x)[1].input_quantizer.is_float
+    model = pquant.compress(nn.Sequential(*layers), None, Quantization(**outputs, layer_specific={"1": {"input": rule}}), x)
+    own = model[1].input_quantizer
+    assert isinstance(own, HGQQuantizer) and model[1].operand() is own
+    assert own.min_f == rule.get("min_f") and own.auto == (rule.get("i") == "auto")
+    if "f" in rule:
+        assert float(own.f) == rule["f"]
+
+
+def test_bits_that_are_no_numbers_are_not_finalized() -> None:
+    model = pquant.compress(net(), None, Quantization(**BITS), torch.randn(4, 6))
+    with torch.no_grad():
+        model[2].weight_quantizer.f.fill_(math.nan)
+    with pytest.raises(DivergedError, match="layer '2', weight quantizer: trained bits are not finite"):
+        pquant.finalize(model)
 
 
 def test_a_step_does_not_wait_for_the_device(no_host_sync: Callable) -> None:

@@ -140,6 +140,28 @@ def test_a_skipped_step_leaves_nothing_behind(optimizer: Any) -> None:
     assert len(memories[0]) == len(memories[1]) and all(torch.equal(*pair) for pair in zip(*memories, strict=True))
 
 
+@pytest.mark.parametrize(("epochs", "skipped"), [(1, [1]), (2, [1]), (2, [0, 1, 2])])
+@pytest.mark.parametrize(
+    "method",
+    [Wanda(sparsity=0.5, t_delta=2, t_start_collecting_batch=0), ActivationPruning(threshold=0.6, t_delta=2, t_start_collecting_batch=0)],
+    ids=["wanda", "activation"],
+)
+def test_a_window_that_closes_in_a_skipped_step_prunes_later(method: PruningMethod, epochs: int, skipped: list[int]) -> None:
+    data = splits()
+    run = make(data, method, on_nan="skip_step")
+    pquant.set_stage(run.model, pquant.Stage.TRAIN, pquant.Horizon(epochs, 4))
+    for epoch in range(epochs):
+        run.model.train()
+        for number, (x, y) in enumerate(zip(*(tensor.split(16) for tensor in data.train.tensors), strict=True)):
+            run.step(torch.full_like(x, math.nan) if epoch == 0 and number in skipped else x, y)
+        pquant.on_epoch_end(run.model)
+    before = pquant.sparsity(run.model)
+    pquant.set_stage(run.model, pquant.Stage.FINETUNE)
+    after = pquant.sparsity(run.model)
+    assert 0.05 < after < 0.6
+    assert before == (after if epochs == 2 else 0)
+
+
 def test_skipped_steps_are_told_and_a_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     data = splits()
     data.train.tensors[0][11] = math.nan
