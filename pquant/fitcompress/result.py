@@ -95,7 +95,7 @@ class Result:
             fisher_error=first.error,
             layers=found,
             path=[Step(_step(space, before, after), space.compression(after), length) for before, after, length in stretches],
-            layer_specific=_layer_rules(formats, layers),
+            layer_specific=_layer_rules(formats, model),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -140,12 +140,17 @@ def saved_layer_rules(path: str) -> dict[str, Any]:
     return Result.read(Path(path)).layer_specific
 
 
-def _layer_rules(formats: Mapping[str, Format | None], layers: Mapping[str, CompressedLayer]) -> dict[str, Any]:
-    """Return ``layer_specific`` with the formats of the weights: a rule per layer, which keeps its previous settings, then all previous rules."""
+def _layer_rules(formats: Mapping[str, Format | None], model: nn.Module) -> dict[str, Any]:
+    """Return ``layer_specific`` with the formats of the weights: a rule per layer, which keeps its previous settings, then all previous rules.
+
+    Layers that share a weight have the format that ``formats`` has for the first of them.
+    """
     rules: dict[str, Any] = {}
-    for name, format in formats.items():
-        own = layers[name].quantization.rule(name)
-        if format:
+    first = {id(layer.weight): name for name, layer in weight_layers(model).items()}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CompressedLayer)}
+    for name, layer in layers.items():
+        own = layer.quantization.rule(name)
+        if format := formats[first[id(layer.weight)]]:
             rules[name] = {**own, "weight": {**own.get("weight", {}), **asdict(format)}}
     there = next((layer.quantization.layer_specific for layer in layers.values()), {})
     return {**rules, **{pattern: rule for pattern, rule in there.items() if pattern not in rules}}

@@ -339,6 +339,16 @@ def test_the_bits_work_as_layer_rules_without_a_search() -> None:
     assert torch.equal(direct.eval()(x), model.eval()(x))
 
 
+def test_layers_that_share_a_weight_have_the_same_rule() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    net[2].weight = net[0].weight
+    result = found(replace(BITS, compression_goal=0.2), net=net)
+    assert result.layer_specific["0"]["weight"] == result.layer_specific["2"]["weight"]
+    direct = pquant.compress(net, None, replace(FIXED, layer_specific=result.layer_specific), data().tensors[0][:4])
+    assert direct[2].weight_quantizer is direct[0].weight_quantizer
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"layers": {"0": {"bits": 3}}}', '{"layers": 3}'])
 def test_a_file_that_is_no_result_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(content)
