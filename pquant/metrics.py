@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import CompressedLayer, QuantizedLayer, counted_layers, ebops_budget, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.coverage import own_parameters, parameter_quantizer
+from pquant.layers.queries import counted_layers, ebops_budget, pruned_layers, weight_layers
 from pquant.quantization.budget import Use
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import FLOAT_BITS, MantissaQuantizer, Quantizer
@@ -210,7 +211,7 @@ def _other_parameters(model: nn.Module, parameters: Parameters) -> Iterator[tupl
             if final is not None:
                 finals.setdefault(id(layer._parameters.get(name)), []).append(final)
     for module, name, parameter in own_parameters(model):
-        if isinstance(module, QuantizedLayer) and module in parameters:
+        if module in parameters:
             continue
         quantizer = parameter_quantizer(module, name)
         values = parameter.detach() if quantizer is None else quantizer(parameter.detach())

@@ -10,7 +10,7 @@ from torch import nn
 
 import pquant
 from pquant.errors import ConfigError
-from pquant.layers.base import ebops_budget
+from pquant.layers.queries import ebops_budget
 from pquant.quantization import Quantization
 from pquant.resume import Run
 from pquant.training import Training

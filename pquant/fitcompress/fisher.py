@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from pquant.layers.base import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer
+from pquant.layers.queries import weight_layers
 from pquant.settings import Settings, setting
 
 Loss = Callable[..., Tensor]

@@ -23,7 +23,8 @@ from pquant.fitcompress.mask import SearchedMask
 from pquant.fitcompress.result import Result, final_masks, take_on
 from pquant.fitcompress.search import search
 from pquant.fitcompress.space import CompressionSpace, SearchedLayer, Tensors
-from pquant.layers.base import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer
+from pquant.layers.queries import weight_layers
 from pquant.pruning.method import NoPruner, NoPruning, PruningMethod
 from pquant.quantization.quantization import Quantization
 from pquant.quantization.quantizer import FLOAT_BITS, FixedPointQuantizer

@@ -15,7 +15,8 @@ from pquant.fitcompress.fisher import Fisher
 from pquant.fitcompress.search import Path as Way
 from pquant.fitcompress.search import State
 from pquant.fitcompress.space import CompressionSpace, Format, SearchedLayer, Tensors, global_masks
-from pquant.layers.base import CompressedLayer, weight_layers
+from pquant.layers.base import CompressedLayer
+from pquant.layers.queries import compressed_layers, weight_layers, weight_owners
 from pquant.names import check_patterns
 from pquant.quantization.quantizer import FixedPointQuantizer
 
@@ -146,11 +147,10 @@ def _layer_rules(formats: Mapping[str, Format | None], model: nn.Module) -> dict
     Layers that share a weight have the format that ``formats`` has for the first of them.
     """
     rules: dict[str, Any] = {}
-    first = {id(layer.weight): name for name, layer in weight_layers(model).items()}
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CompressedLayer)}
+    layers, owners = compressed_layers(model), weight_owners(model)
     for name, layer in layers.items():
         own = layer.quantization.rule(name)
-        if format := formats[first[id(layer.weight)]]:
+        if format := formats[owners[name]]:
             rules[name] = {**own, "weight": {**own.get("weight", {}), **asdict(format)}}
     there = next((layer.quantization.layer_specific for layer in layers.values()), {})
     return {**rules, **{pattern: rule for pattern, rule in there.items() if pattern not in rules}}

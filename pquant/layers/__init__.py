@@ -2,7 +2,7 @@
 
 from pquant.layers.activation import PQActivation
 from pquant.layers.attention import PQMultiheadAttention, ScaledDotProductAttention
-from pquant.layers.base import CompressedLayer, QuantizedLayer, pruned_layers, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.calibrate import calibrate
 from pquant.layers.constant import Constant, PQConstant
 from pquant.layers.conv import PQConv1d, PQConv2d, PQConv3d, PQConvTranspose1d, PQConvTranspose2d, PQConvTranspose3d
@@ -15,6 +15,7 @@ from pquant.layers.layer_norm import PQGroupNorm, PQInstanceNorm1d, PQInstanceNo
 from pquant.layers.merge import Mean, Merge, PQMean, PQMerge, PQScale, Scale
 from pquant.layers.norm import PQBatchNorm1d, PQBatchNorm2d, PQBatchNorm3d
 from pquant.layers.pool import PQAvgPool1d, PQAvgPool2d, PQAvgPool3d, PQMaxPool1d, PQMaxPool2d, PQMaxPool3d
+from pquant.layers.queries import pruned_layers, weight_layers
 from pquant.layers.recurrent import PQGRU, PQLSTM, PQRNN, PQGRUCell, PQLSTMCell, PQRNNCell
 from pquant.layers.softmax import PQSoftmax, ScaledSoftmax
 from pquant.layers.unconverted import unconverted

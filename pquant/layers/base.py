@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pquant.errors import ConfigError
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
-from pquant.quantization.budget import EbopsBudget
 from pquant.quantization.ebops import BitRegularization, constant_bits
+from pquant.quantization.fixed_point import HALF
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantization import Counting, Quantization
 from pquant.quantization.quantizer import NoQuantizer, Quantizer, TensorFormat
@@ -71,7 +71,7 @@ class Cost(NamedTuple):
 def check_precision(module: nn.Module, name: str) -> None:
     """Raise a ConfigError if a parameter of ``module``, whose dotted name is ``name``, has half precision or is complex."""
     for own, parameter in module.named_parameters(name):
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.dtype in HALF:
             raise ConfigError(
                 f"parameter '{own}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: use float32 values;"
                 " training.precision=bf16 multiplies in bfloat16"
@@ -303,39 +303,29 @@ class CompressedLayer(QuantizedLayer):
         super()._equip(name, pruning, quantization, calls)
         formats = quantization.formats(name)
         self.pruning_first = quantization.pruning_first
-        arranged = self.arranged(self.weight)
-        self.weight_quantizer = quantization.weight_quantizer(formats.weight, arranged.shape)
+        self.weight_quantizer = quantization.weight_quantizer(formats.weight, self.arranged(self.weight).shape)
         self.bias_quantizer = NoQuantizer() if self.bias is None else quantization.weight_quantizer(formats.bias, self.bias.shape)
-        self.prunable = pruning.prunes(name)
-        if self.prunable and pruning.rescales and not self.pruning_first and formats.weight.enable:
+        if pruning.prunes(name) and pruning.rescales and not self.pruning_first and formats.weight.enable:
             raise ConfigError(
                 f"layer '{name}': Quantization.pruning_first must be true with {type(pruning).__name__}, which rescales the weights it keeps"
             )
-        try:
-            self.pruner = pruning.pruner(arranged, type(self)) if self.prunable else NoPruner()
-        except ConfigError as error:
-            raise ConfigError(f"layer '{name}': {error}") from error
-        self.pruner.layer = name
+        self.set_pruner(pruning)
 
-    def share(self, other: "CompressedLayer") -> None:
-        """Use the pruner and weight quantizer of ``other``, a layer with the same weight parameter.
+    def set_pruner(self, pruning: PruningMethod) -> None:
+        """Give the layer a new pruner of ``pruning``, or none if the method does not prune the layer.
 
         Raises:
-            ConfigError: the settings of the layers differ, or pruner and quantizer would see the weight in different axis orders.
+            ConfigError: settings of the method that the layer cannot take.
         """
-        names = f"layers '{other.name}' and '{self.name}' share a weight"
-        if self.prunable != other.prunable:
-            raise ConfigError(f"{names}, and disable_pruning_for_layers names only one of them: name both or neither")
-        mine, others = (layer.quantization.formats(layer.name).weight for layer in (self, other))
-        if mine != others:
-            raise ConfigError(f"{names}, and layer_specific gives the weight two formats: give both layers the same")
-        whole = isinstance(self.pruner, NoPruner) and not self.weight_quantizer.width().ndim
-        places = torch.arange(self.weight.numel()).view(self.weight.shape)
-        if not whole and not torch.equal(self.arranged(places), other.arranged(places)):
-            raise ConfigError(
-                f"{names}, whose first axis is that of the output channels in only one of them, so they cannot share a mask, or bits per channel or"
-                " weight: name both in disable_pruning_for_layers and take granularity per_tensor, or do not share the weight"
-            )
+        self.prunable = pruning.prunes(self.name)
+        try:
+            self.pruner = pruning.pruner(self.arranged(self.weight), type(self)) if self.prunable else NoPruner()
+        except ConfigError as error:
+            raise ConfigError(f"layer '{self.name}': {error}") from error
+        self.pruner.layer = self.name
+
+    def share(self, other: "CompressedLayer") -> None:
+        """Use the pruner and weight quantizer of ``other``, a layer with the same weight parameter."""
         self.pruner, self.weight_quantizer, self.prunable = other.pruner, other.weight_quantizer, other.prunable
 
     def arranged(self, weight: Tensor) -> Tensor:
@@ -418,27 +408,3 @@ class CompressedLayer(QuantizedLayer):
         self.pruner = NoPruner()
         self.weight_quantizer, self.bias_quantizer = self.weight_quantizer.folded(), self.bias_quantizer.folded()
         return self
-
-
-def weight_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Return the compressed layers of the model by dotted name. Of layers that share a weight, only the first is included."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
-    weights = {name: layer.weight for name, layer in layers.items()}
-    first = {id(weight): name for name, weight in reversed(weights.items())}
-    return {name: layer for name, layer in layers.items() if first[id(weights[name])] == name}
-
-
-def pruned_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Return the layers that have a pruner, by dotted name. Of layers that share a weight, only the first is included."""
-    return {name: layer for name, layer in weight_layers(model).items() if not isinstance(layer.pruner, NoPruner)}
-
-
-def counted_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Return the layers whose EBOPs are part of the loss."""
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    return [layer for layer in layers if layer.regularization is not None and layer.regularizes_ebops()]
-
-
-def ebops_budget(model: nn.Module) -> EbopsBudget | None:
-    """Return the budget that the EBOPs of a model's trained bits follow, that of its first counted layer; None where there is none."""
-    return next((layer.regularization.budget for layer in counted_layers(model)), None)  # type: ignore[union-attr]

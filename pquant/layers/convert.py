@@ -11,14 +11,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pquant.errors import ConfigError
-from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision, counted_layers, weight_layers
+from pquant.layers.base import NO_PRUNING, NO_QUANTIZATION, Calls, CompressedLayer, QuantizedLayer, check_precision
 from pquant.layers.calibrate import auto_quantizers, calibrate
 from pquant.layers.calls import traced
 from pquant.layers.coverage import note_costs
 from pquant.layers.example import Example, materialize, tensors_in
 from pquant.layers.expansion import COMPOSITES, composites, functions_to_layers, torch_subclasses, use_modules_for_activations
 from pquant.layers.pool import POOLS, fixed_pool
+from pquant.layers.queries import counted_layers
 from pquant.layers.replacements import KEEPING, REPLACEMENTS, replace_modules
+from pquant.layers.ties import check_ties, share_weights
 from pquant.layers.trace import Trace
 from pquant.layers.unconverted import Reasons, grouped, left_float
 from pquant.pruning.method import PruningMethod
@@ -82,8 +84,8 @@ def compress(
     _check_references(model, replaced)
     if len(devices) == 1:
         model.to(devices.pop())
-    _share_weights(model)
-    _check_ties(model, pruning)
+    share_weights(model)
+    check_ties(model, pruning)
     _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
     _share_budget(model)
@@ -247,24 +249,6 @@ def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) ->
             raise ConfigError(
                 f"layer '{layer.name}' is also held by an object in which compress cannot replace it:"
                 " hold layers in attributes of modules, or in lists, tuples, sets or dictionaries there"
-            )
-
-
-def _share_weights(model: nn.Module) -> None:
-    first = {id(layer.weight): layer for layer in weight_layers(model).values()}
-    for module in model.modules():
-        if isinstance(module, CompressedLayer) and first[id(module.weight)] is not module:
-            module.share(first[id(module.weight)])
-
-
-def _check_ties(model: nn.Module, pruning: PruningMethod) -> None:
-    """Raise a ConfigError where a pruning method would rescale a weight that a module without pruning uses too."""
-    used = {id(own): name for name, module in model.named_modules() if not isinstance(module, CompressedLayer) for own in module._parameters.values()}
-    for layer in weight_layers(model).values():
-        if layer.prunable and pruning.rescales and id(layer.weight) in used:
-            raise ConfigError(
-                f"layer '{layer.name}' has its weight in common with '{used[id(layer.weight)]}', which is not pruned, and {type(pruning).__name__}"
-                f" rescales the weights it keeps: name '{layer.name}' in disable_pruning_for_layers"
             )
 
 

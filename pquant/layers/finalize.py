@@ -1,7 +1,7 @@
 """Conversion of a compressed model to a finalized one."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pquant.errors import DivergedError
 from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.embedding import PQEmbedding
+from pquant.layers.queries import trained_quantizers
 from pquant.layers.replacements import replace_modules
-from pquant.quantization.hgq import HGQQuantizer
 
 
 def finalize(model: nn.Module) -> nn.Module:
@@ -24,7 +24,7 @@ def finalize(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    _check_bits(layers)
+    _check_bits(model)
     parameters = {layer: (layer.weight, getattr(layer, "bias", None)) for layer in layers if isinstance(layer, (CompressedLayer, PQEmbedding))}
     before = [dict(layer.named_children()) for layer in layers]
     final: dict[nn.Module, nn.Module] = {layer: layer.finalized() for layer in layers}
@@ -40,11 +40,10 @@ def finalize(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_bits(layers: Iterable[QuantizedLayer]) -> None:
-    for layer in layers:
-        for place, quantizer in layer.named_children():
-            if isinstance(quantizer, HGQQuantizer) and not all(bool(parameter.isfinite().all()) for parameter in quantizer.parameters()):
-                raise DivergedError(f"layer '{layer.name}', {place.replace('_', ' ')}: trained bits are not finite; lower optimizer.lr or hgq_lr")
+def _check_bits(model: nn.Module) -> None:
+    for quantizer, place in trained_quantizers(model).items():
+        if not all(bool(parameter.isfinite().all()) for parameter in quantizer.parameters()):
+            raise DivergedError(f"{place}: trained bits are not finite; lower optimizer.lr or hgq_lr")
 
 
 def _tie(before: Mapping[CompressedLayer | PQEmbedding, tuple[Tensor, Tensor | None]]) -> None:

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from pquant.errors import ConfigError
-from pquant.layers.base import CompressedLayer, QuantizedLayer, weight_layers
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.calibrate import calibrate
 from pquant.layers.convert import compress
 from pquant.layers.example import Example, arguments
+from pquant.layers.queries import compressed_layers, weight_layers
+from pquant.layers.ties import share_weights
 from pquant.pruning.magnitude import Magnitude
-from pquant.pruning.method import NoPruner, PruningMethod
+from pquant.pruning.method import PruningMethod
 from pquant.pruning.window import WindowMethod
 from pquant.quantization.quantization import Quantization
 from pquant.training.lifecycle import on_batch_end, set_stage
@@ -71,25 +73,18 @@ def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
     """Return a copy of a compressed model with pruners of ``method``; its previous mask is written into the weights."""
     model = copy.deepcopy(model)
     set_stage(model, Stage.FINETUNE)
-    method.check_names([name for name, module in model.named_modules() if isinstance(module, CompressedLayer)])
-    owners = weight_layers(model)
-    for name, layer in owners.items():
-        old = layer.pruner
+    layers = compressed_layers(model)
+    method.check_names(list(layers))
+    for layer in weight_layers(model).values():
         weight = layer.arranged(layer.weight)
-        layer.weight.mul_(layer.stored(old.hard_mask(weight).expand_as(weight)))
+        layer.weight.mul_(layer.stored(layer.pruner.hard_mask(weight).expand_as(weight)))
         if layer.bias is not None:
-            layer.bias.copy_(old.prune_bias(layer.bias, layer.arranged(layer.weight)))
-        layer.prunable = method.prunes(name)
-        try:
-            layer.pruner = method.pruner(layer.arranged(layer.weight), type(layer)) if layer.prunable else NoPruner()
-        except ConfigError as error:
-            raise ConfigError(f"layer '{name}': {error}") from error
-        layer.pruner.makes_output, layer.pruner.layer = old.makes_output, name
-    by_weight = {id(layer.weight): layer for layer in owners.values()}
-    for module in model.modules():
-        if isinstance(module, CompressedLayer):
-            module.prunable = method.prunes(module.name)
-            module.share(by_weight[id(module.weight)])
+            layer.bias.copy_(layer.pruner.prune_bias(layer.bias, layer.arranged(layer.weight)))
+    for layer in layers.values():
+        makes_output = layer.pruner.makes_output
+        layer.set_pruner(method)
+        layer.pruner.makes_output = makes_output
+    share_weights(model)
     return model
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pquant.quantization.fixed_point import grid, straight_through
-from pquant.quantization.quantizer import MOST_BITS, FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
+from pquant.quantization.fixed_point import grid, in_float32, straight_through
+from pquant.quantization.quantizer import MOST_BITS, FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, observable, value_range
 from pquant.training import distributed
 
 

@@ -16,6 +16,7 @@ from pquant.errors import unknown
 RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
 OverflowMode = Literal["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]
 Bits = int | Tensor
+HALF = (torch.bfloat16, torch.float16)
 SATURATING = ("SAT", "SAT_SYM")
 WRAPPING = ("WRAP", "WRAP_SM")
 
@@ -45,6 +46,11 @@ class Grid(NamedTuple):
     step: Any
     round_mode: str
     overflow_mode: str
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """Return float16 and bfloat16 values as float32, in which fixed-point values are exact."""
+    return x.float() if x.dtype in HALF else x
 
 
 def pow2(exponent: Any) -> Any:
@@ -157,8 +163,7 @@ def fixed_point(x: Tensor, k: Bits, i: Bits, f: Bits, round_mode: RoundMode = "R
         ValueError: an unknown ``round_mode`` or ``overflow_mode``.
         RuntimeError: a derivative in forward mode, such as that of ``torch.func.jvp``.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return fixed_point(x.float(), k, i, f, round_mode, overflow_mode).to(x.dtype)
+    values = in_float32(x)
     if any(isinstance(bits, Tensor) for bits in (k, i, f)):
-        k, i, f = (torch.as_tensor(bits, dtype=x.dtype, device=x.device) for bits in (k, i, f))
-    return straight_through(x, grid(k, i, f, round_mode, overflow_mode))
+        k, i, f = (torch.as_tensor(bits, dtype=values.dtype, device=x.device) for bits in (k, i, f))
+    return straight_through(values, grid(k, i, f, round_mode, overflow_mode)).to(x.dtype)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, quantized, rounded
-from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, in_float32, integer_bits, observable, value_range
+from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, in_float32, quantized, rounded
+from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, observable, value_range
 from pquant.training import distributed
 
 LN2 = math.log(2)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, RoundMode, fixed_point, grid, pow2, rounded, straight_through
+from pquant.quantization.fixed_point import SATURATING, Grid, OverflowMode, RoundMode, fixed_point, grid, in_float32, pow2, rounded, straight_through
 from pquant.settings import Settings, setting
 
 FLOAT_BITS = 32.0
@@ -69,11 +69,6 @@ def bits_shape(granularity: str, shape: tuple[int, ...], channel_axis: int | Non
         return tuple(shape)
     axis = (channel_axis or 0) % max(len(shape), 1)
     return tuple(shape[axis : axis + 1]) + (1,) * (len(shape) - axis - 1)
-
-
-def in_float32(x: Tensor) -> Tensor:
-    """Return float16 and bfloat16 values as float32, in which fixed-point values are exact."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def integer_bits(low: Tensor, high: Tensor, f: Tensor, round_mode: str, overflow_mode: str) -> Tensor:

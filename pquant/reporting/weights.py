@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import weight_layers
+from pquant.layers.queries import weight_layers
 from pquant.reporting.plots import Plot, drawing
 
 BINS = 49

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pquant.layers.base import QuantizedLayer
+from pquant.layers.queries import trained_quantizers
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import MOST_BITS
 
@@ -23,11 +23,7 @@ class BitRange:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.places: dict[HGQQuantizer, str] = {}
-        for layer in model.modules():
-            for place, child in layer.named_children() if isinstance(layer, QuantizedLayer) else ():
-                if isinstance(child, HGQQuantizer):
-                    self.places.setdefault(child, f"layer '{layer.name}', {place.replace('_', ' ')}")
+        self.places = trained_quantizers(model)
         self.bits = [parameter.detach() for quantizer in self.places for parameter in quantizer.parameters()]
         self.lowest = [_lowest(quantizer, parameter) for quantizer in self.places for parameter in quantizer.parameters()]
 

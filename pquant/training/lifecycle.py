@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.base import QuantizedLayer, ebops_budget, pruned_layers
+from pquant.layers.base import QuantizedLayer
+from pquant.layers.queries import ebops_budget, pruned_layers
 from pquant.metrics import bit_use, ebops
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.training.bit_range import BitRange

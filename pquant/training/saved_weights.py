@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pquant.layers.base import pruned_layers
+from pquant.layers.queries import pruned_layers
 from pquant.pruning.method import Pruner
 from pquant.quantization.ebops import BitRegularization
 from pquant.quantization.quantizer import Quantizer

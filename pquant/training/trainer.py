@@ -21,9 +21,9 @@ from pquant.data.batches import AugmentedBatches, batches
 from pquant.data.splits import Splits
 from pquant.distillation.losses import NoDistiller
 from pquant.errors import ConfigError, DivergedError, blaming
-from pquant.layers.base import pruned_layers
 from pquant.layers.calibrate import calibrate, trace_ranges
 from pquant.layers.norm import synchronize
+from pquant.layers.queries import pruned_layers
 from pquant.metrics import Penalty, ebops, finalized_parameters, sparsity
 from pquant.training import distributed
 from pquant.training.checkpoint import cloned

@@ -11,7 +11,7 @@ import pquant
 from pquant.errors import ConfigError
 from pquant.fitcompress import StoppingRule, fisher
 from pquant.fitcompress.fisher import relative_error
-from pquant.layers.base import weight_layers
+from pquant.layers.queries import weight_layers
 from pquant.models import ResNet20
 
 

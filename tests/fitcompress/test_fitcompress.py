@@ -17,7 +17,7 @@ import pquant
 from pquant.errors import ConfigError
 from pquant.fitcompress import FITCompress, PruningSchedule, Result, StoppingRule
 from pquant.fitcompress.mask import SearchedMask
-from pquant.layers.base import weight_layers
+from pquant.layers.queries import weight_layers
 from pquant.pruning import DST, NoPruning
 from pquant.quantization import Quantization
 from pquant.tracking.files import write_json

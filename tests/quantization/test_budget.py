@@ -14,7 +14,8 @@ import pquant
 from pquant.errors import ConfigError
 from pquant.fitcompress import FITCompress
 from pquant.layers import PQDense
-from pquant.layers.base import QuantizedLayer, ebops_budget
+from pquant.layers.base import QuantizedLayer
+from pquant.layers.queries import ebops_budget
 from pquant.pruning import DST, NoPruning
 from pquant.quantization import Quantization
 from pquant.quantization.budget import EbopsBudget, Use
