@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pquant.autograd import with_signature
 from pquant.pruning.masks import ThresholdType, threshold_shape
 from pquant.pruning.method import Pruner, PruningMethod
 from pquant.settings import schema, setting
@@ -19,6 +20,7 @@ class _Step(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(q: Tensor) -> Tensor:
         return q.sign().clamp_(min=0)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from pquant.autograd import with_signature
 from pquant.errors import unknown
 
 RoundMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF"]
@@ -77,10 +78,11 @@ def grid(k: Bits, i: Bits, f: Bits, round_mode: str, overflow_mode: str) -> Grid
 
 def rounded(x: Tensor, f: Bits, round_mode: str) -> Tensor:
     """Return ``x`` rounded to ``f`` fractional bits, without a bound on its range and without a gradient."""
-    return _snapped(x.detach() * pow2(f + (round_mode in DOUBLED)), pow2(-f), round_mode)
+    return snapped(x.detach() * pow2(f + (round_mode in DOUBLED)), pow2(-f), round_mode)
 
 
-def _snapped(scaled: Tensor, step: Any, round_mode: str) -> Tensor:
+def snapped(scaled: Tensor, step: Any, round_mode: str) -> Tensor:
+    """Return ``step`` times the integers that values, multiplied by the ``scale`` of a grid, are rounded to; writes into ``scaled``."""
     return ROUND[round_mode](scaled).mul_(step)
 
 
@@ -88,7 +90,7 @@ def quantized(x: Tensor, to: Grid) -> Tensor:
     """Return the values of ``x``, which has no gradient here, on a grid; see :func:`fixed_point`."""
     if to.overflow_mode in WRAPPING:
         return _wrapped(x, to)
-    return _snapped(clamped(x, to.low, to.high).mul_(to.scale), to.step, to.round_mode)
+    return snapped(clamped(x, to.low, to.high).mul_(to.scale), to.step, to.round_mode)
 
 
 def clamped(x: Tensor, low: Any, high: Any) -> Tensor:
@@ -121,6 +123,7 @@ class _FixedPoint(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, to: Grid) -> Tensor:
         return quantized(x, to)
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, in_float32, quantized, rounded
+from pquant.autograd import with_signature
+from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, in_float32, quantized, rounded, snapped
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, observable, value_range
 from pquant.training import distributed
 
@@ -28,6 +29,7 @@ class _TrainedBits(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, i: Tensor, f: Tensor, to: Grid, k: int) -> Tensor:
         return quantized(x, to)
 
@@ -40,12 +42,12 @@ class _TrainedBits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, low, high, scale, step = ctx.saved_tensors
-        q = quantized(x, Grid(low, high, scale, step, *ctx.modes))  # computed again, since a model may overwrite the output of forward
         without_bits = step == 0
         clipped = clamped(x, low.masked_fill(without_bits, -math.inf), high.masked_fill(without_bits, math.inf))
         side = torch.sub(x, clipped).sign_()
-        above = side.clamp(min=0)
+        above = side.clamp_min(0)
         bound = side if ctx.k else above
+        q = snapped(clipped * scale, step, ctx.modes[0])  # computed again, since a model may overwrite the output of forward
         di = (bound * grad).sum_to_size(step.shape) * (high + step)
         df = (torch.addcmul(clipped.sub_(q), bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
         return torch.addcmul(grad, grad, side.abs_(), value=-1), di * LN2, df * LN2, None, None
