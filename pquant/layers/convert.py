@@ -52,7 +52,7 @@ def compress(
 
     Raises:
         ConfigError: an argument of another type; a layer name in the settings that the model does not have; settings that a layer cannot take, or
-            that differ for layers that share a weight; a model that is compiled or compressed already, has complex or half precision parameters,
+            that differ for layers that share a weight; a model that is or holds one that is compiled or compressed already, has complex or half precision parameters,
             computes weights in hooks or parametrizations, or holds layers in objects other than modules and containers; an example of another type,
             without a batch axis or without examples.
     """
@@ -182,9 +182,10 @@ def _check_model(model: nn.Module) -> None:
     """Raise a ConfigError where the model cannot be compressed."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError("compress takes an nn.Module, got TorchScript, whose layers it cannot replace")
-    if hasattr(model, "_orig_mod"):
-        raise ConfigError("compress takes the model before torch.compile: give it model._orig_mod, and compile the compressed model")
     for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            compiled = f"model.{name}" if name else "model"
+            raise ConfigError(f"compress takes models before torch.compile: put {compiled}._orig_mod there, and compile the compressed model")
         if isinstance(module, QuantizedLayer):
             raise ConfigError(f"the model is compressed already: layer '{name}' is a {type(module).__name__}; call compress on the float model")
         if not any(isinstance(module, kind) for kind in (*REPLACEMENTS, *COMPOSITES)):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -593,8 +594,9 @@ def test_arguments_of_another_type_are_refused(arguments: tuple[Any, Any, Any], 
 
 def test_models_and_examples_that_cannot_be_compressed_are_refused() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
-    with pytest.raises(ConfigError, match=r"before torch\.compile: give it model\._orig_mod"):
-        pquant.compress(torch.compile(net), None, FIXED, x)
+    for compiled, place in ((torch.compile(net), "model"), (nn.Sequential(nn.ReLU(), torch.compile(net)), "model.1")):
+        with pytest.raises(ConfigError, match=rf"before torch\.compile: put {re.escape(place)}\._orig_mod there"):
+            pquant.compress(compiled, None, FIXED, x)
     with pytest.raises(ConfigError, match="got TorchScript"):
         pquant.compress(torch.jit.script(net), None, FIXED, x)
     with pytest.raises(ConfigError, match="parameter '0.weight' is complex"):
