@@ -52,9 +52,9 @@ def compress(
 
     Raises:
         ConfigError: an argument of another type; a layer name in the settings that the model does not have; settings that a layer cannot take, or
-            that differ for layers that share a weight; a model that is or holds one that is compiled or compressed already, has complex or half precision parameters,
-            computes weights in hooks or parametrizations, or holds layers in objects other than modules and containers; an example of another type,
-            without a batch axis or without examples.
+            that differ for layers that share a weight; a model with a part that is compiled or compressed already, has complex or half precision
+            parameters, computes weights in hooks or parametrizations, or holds layers in objects other than modules and containers; an example of
+            another type, without a batch axis or without examples.
     """
     pruning, quantization = pruning or NO_PRUNING, quantization or NO_QUANTIZATION
     _check_types(model=(model, nn.Module), pruning=(pruning, PruningMethod), quantization=(quantization, Quantization))
