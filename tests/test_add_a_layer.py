@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,13 @@ import torch
 import pquant
 from pquant.layers.replacements import REPLACEMENTS
 from pquant.pruning import Magnitude
-from pquant.quantization import Quantization
+
+from .formats import EIGHT_BITS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "add_a_layer.md").read_text()
 SHORT = "training.pretraining_epochs=1 training.epochs=2 training.fine_tuning_epochs=1 tracker=none progress=plain"
-EIGHTHS = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=3,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+EIGHTHS = replace(EIGHT_BITS, default_weight_fractional_bits=3)
 
 
 def block(language: str) -> str:

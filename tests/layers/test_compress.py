@@ -21,14 +21,8 @@ from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import Quantization, fixed_point
 from pquant.training.optimizer import parameter_groups
 
-BITS = {
-    "default_data_keep_negatives": True,
-    "default_data_integer_bits": 2,
-    "default_data_fractional_bits": 4,
-    "default_weight_keep_negatives": True,
-    "default_weight_integer_bits": 0,
-    "default_weight_fractional_bits": 6,
-}
+from ..formats import SEVEN_BITS as BITS
+
 FIXED = Quantization(**BITS)
 AUTO = Quantization(**(BITS | {"default_data_integer_bits": "auto", "default_weight_integer_bits": "auto"}))
 TRAINED = Quantization(**BITS, use_hgq=True, hgq_beta=1e-6, granularity="per_weight", data_granularity="per_channel")
@@ -417,7 +411,11 @@ def test_names_that_no_layer_has() -> None:
 
 def test_skipped_quantizers_change_no_value() -> None:
     """With an example, a layer does not quantize again what its source has quantized; without one it does."""
-    for section in (FIXED, Quantization(**BITS, use_relu_multiplier=False), Quantization(**BITS, layer_specific={"head.1": {"input": {"f": 2}}})):
+    for section in (
+        FIXED,
+        Quantization(**BITS, use_relu_multiplier=False),
+        Quantization(**BITS, layer_specific={"head.1": {"input": {"f": 2}}}),
+    ):
         known, unknown = pquant.compress(net(), DST(), section, X), pquant.compress(net(), DST(), section)
         unknown.pool = PQAvgPool2d(3, quantization=section, name="pool")
         for stage in pquant.Stage:

@@ -35,14 +35,8 @@ from pquant.pruning import DST, NoPruning, PruningMethod, Wanda
 from pquant.quantization import FixedPointQuantizer, NoQuantizer, Quantization, TensorFormat, fixed_point
 from pquant.training.optimizer import parameter_groups
 
-BITS = {
-    "default_data_keep_negatives": True,
-    "default_data_integer_bits": 2,
-    "default_data_fractional_bits": 4,
-    "default_weight_keep_negatives": True,
-    "default_weight_integer_bits": 0,
-    "default_weight_fractional_bits": 6,
-}
+from ..formats import SEVEN_BITS as BITS
+
 FIXED = Quantization(**BITS)
 AUTO = {"default_data_integer_bits": "auto", "default_weight_integer_bits": "auto", "data_granularity": "per_channel", "granularity": "per_channel"}
 QUANTIZATIONS = {

@@ -1,5 +1,6 @@
 """Parameters that several modules use: what is pruned and quantized in one place changes nothing in another."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,9 @@ from pquant.errors import ConfigError
 from pquant.pruning import CS, DST, MDMM, PDP, ActivationPruning, AutoSparse, Magnitude, PruningMethod
 from pquant.quantization import Quantization
 
-FIXED = Quantization(
-    default_weight_keep_negatives=True,
-    default_weight_fractional_bits=4,
-    default_data_keep_negatives=True,
-    default_data_integer_bits=3,
-    default_data_fractional_bits=4,
-)
+from ..formats import EIGHT_BITS
+
+FIXED = replace(EIGHT_BITS, default_weight_fractional_bits=4)
 METHODS = [CS(threshold_init=0.1), AutoSparse(threshold_init=-3.0), PDP(sparsity=0.5, epsilon=1.0), DST(threshold_init=0.1), Magnitude(sparsity=0.5)]
 
 

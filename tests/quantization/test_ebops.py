@@ -14,16 +14,10 @@ from pquant.pruning import DST
 from pquant.quantization import Quantization
 from pquant.quantization.ebops import significant_bits
 
-SIX_BITS = {
-    "default_data_keep_negatives": True,
-    "default_data_integer_bits": 2,
-    "default_data_fractional_bits": 3,
-    "default_weight_keep_negatives": True,
-    "default_weight_integer_bits": 0,
-    "default_weight_fractional_bits": 5,
-    "quantize_output": False,
-}
-FIXED = Quantization(**SIX_BITS)
+from ..formats import SIX_BITS
+
+BITS = SIX_BITS | {"quantize_output": False}
+FIXED = Quantization(**BITS)
 
 
 def set_bits(value: float) -> int:
@@ -91,7 +85,7 @@ def test_every_multiplication_is_counted(name: str, bits: str) -> None:
     layer, shape = LAYERS[name]
     features = shape[-1] if isinstance(layer, nn.Linear) else shape[0]
     spread = torch.exp2(2.0 * torch.arange(features) - 2).view(-1, *(1 for _ in shape[1:] if not isinstance(layer, nn.Linear)))
-    auto = Quantization(**(SIX_BITS | {"default_data_integer_bits": "auto"}), data_granularity=bits)
+    auto = Quantization(**(BITS | {"default_data_integer_bits": "auto"}), data_granularity=bits)
     model = pquant.compress(layer, DST(threshold_init=0.05), auto, torch.randn(64, *shape) * spread)
     for stage in (pquant.Stage.PRETRAIN, pquant.Stage.TRAIN, pquant.Stage.FINETUNE):
         pquant.set_stage(model, stage)
@@ -137,14 +131,14 @@ def test_a_batch_norm_multiplies_and_adds_at_every_position(norm: nn.Module, sha
 def test_float_values_count_as_32_bits() -> None:
     layer = nn.Linear(4, 3)
     assert pquant.ebops(pquant.compress(layer)) == 12 * 32 * 32 + 3 * 32
-    inputs_only = Quantization(**SIX_BITS, layer_specific={"*": {"weight": {"enable": False}, "bias": {"enable": False}}})
+    inputs_only = Quantization(**BITS, layer_specific={"*": {"weight": {"enable": False}, "bias": {"enable": False}}})
     assert pquant.ebops(pquant.compress(layer, None, inputs_only)) == 12 * 32 * 6 + 3 * 32
 
 
 def test_the_input_of_a_layer_has_the_bits_of_what_made_it() -> None:
     rules = {"0": {"output": {"enable": True, "k": True, "i": 1, "f": 1}}, "3": {"input": {"i": 0, "f": 2}}}
     net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Flatten(), nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
-    model = pquant.compress(net, None, Quantization(**SIX_BITS, layer_specific=rules), torch.randn(2, 4))
+    model = pquant.compress(net, None, Quantization(**BITS, layer_specific=rules), torch.randn(2, 4))
     weights = [sum(set_bits(w) for w in layer.finalized_parameters()[0].flatten().tolist()) for layer in (model[0], model[2], model[3])]
     assert pquant.ebops(model) == weights[0] * 6 + weights[1] * 3 + weights[2] * 3
 
@@ -181,10 +175,10 @@ def test_counting_changes_neither_modes_nor_gradients() -> None:
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_weight"])
 def test_training_pays_for_widths_and_not_for_pruned_weights(name: str, granularity: str) -> None:
     layer, shape = LAYERS[name]
-    trained = Quantization(**SIX_BITS, use_hgq=True, hgq_beta=1.0, granularity=granularity)
+    trained = Quantization(**BITS, use_hgq=True, hgq_beta=1.0, granularity=granularity)
     model = pquant.compress(layer, DST(threshold_init=0.1, alpha=0.0), trained, torch.randn(2, *shape))
     pquant.set_stage(model, pquant.Stage.TRAIN)
-    widths = Quantization(**SIX_BITS, layer_specific={"*": {"weight": {"i": 0, "f": 5}}})
+    widths = Quantization(**BITS, layer_specific={"*": {"weight": {"i": 0, "f": 5}}})
     alike = pquant.compress(layer, None, widths, torch.randn(2, *shape))
     with torch.no_grad():  # a weight with all of 6 bits set where one survives, the sign counted as training does
         alike.weight.copy_(torch.where(model.pruner.hard_mask(model.weight), 63 / 64, 0.0))

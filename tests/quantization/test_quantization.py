@@ -14,14 +14,8 @@ from pquant.quantization import FixedPointQuantizer, NoQuantizer, Quantization
 from pquant.quantization.hgq import HGQQuantizer
 from pquant.quantization.quantizer import TensorFormat
 
-SIX_BITS = {
-    "default_data_keep_negatives": True,
-    "default_data_integer_bits": 2,
-    "default_data_fractional_bits": 3,
-    "default_weight_keep_negatives": True,
-    "default_weight_integer_bits": 0,
-    "default_weight_fractional_bits": 5,
-}
+from ..formats import SIX_BITS
+
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * 2
 
 
