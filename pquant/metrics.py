@@ -79,7 +79,7 @@ def ebops(model: nn.Module, parameters: Parameters | None = None) -> float:
     ``parameters`` is the result of :func:`finalized_parameters`, if the caller has it already.
 
     Raises:
-        ConfigError: a convolution or batch norm whose input shape is not known; give ``compress`` an example input.
+        ConfigError: a layer whose EBOPs depend on the size of its input, such as a convolution, in a model compressed without an example input.
     """
     parameters = finalized_parameters(model) if parameters is None else parameters
     return sum((layer.ebops(parameters.get(layer)) for layer in model.modules() if isinstance(layer, QuantizedLayer)), start=0.0)

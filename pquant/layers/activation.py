@@ -94,7 +94,7 @@ class PQActivation(QuantizedLayer):
         self.multiplier = nn.Parameter(torch.zeros(())) if shifts else None
         self.rectifies = self.kind == "relu" and not shifts and formats.input.enable and formats.input.overflow_mode in SATURATING
         if self.rectifies:
-            self.input_quantizer = quantization.data_quantizer(replace(formats.input, k=False), [(call.shared, call.channel_axis) for call in calls])
+            self.input_quantizer = self._data_quantizer(replace(formats.input, k=False), calls)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the activation of ``input``, any shape. With ``overwrites`` the result is also written into ``input``."""

@@ -1,7 +1,7 @@
 """Base classes of the layers: quantizers around every layer, and the pruned and quantized weight of layers that have a weight."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -68,16 +68,16 @@ class Cost(NamedTuple):
         return Cost(self.multiplications + other.multiplications, self.activations + other.activations)
 
 
-def check_precision(module: nn.Module, name: str) -> None:
-    """Raise a ConfigError if a parameter of ``module``, whose dotted name is ``name``, has half precision or is complex."""
-    for own, parameter in module.named_parameters(name):
-        if parameter.dtype in HALF:
+def check_precision(dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise a ConfigError if one of the dtypes of parameters, given by dotted name, is a half precision or complex."""
+    for name, dtype in dtypes.items():
+        if dtype in HALF:
             raise ConfigError(
-                f"parameter '{own}' is {str(parameter.dtype).removeprefix('torch.')}, in which fixed-point values are not exact: use float32 values;"
+                f"parameter '{name}' is {str(dtype).removeprefix('torch.')}, in which fixed-point values are not exact: use float32 values;"
                 " training.precision=bf16 multiplies in bfloat16"
             )
-        if parameter.is_complex():
-            raise ConfigError(f"parameter '{own}' is complex, and fixed-point values are real: give the model real and imaginary parts as parameters")
+        if dtype.is_complex:
+            raise ConfigError(f"parameter '{name}' is complex, and fixed-point values are real: give the model real and imaginary parts as parameters")
 
 
 class QuantizedLayer(nn.Module):
@@ -134,9 +134,8 @@ class QuantizedLayer(nn.Module):
             raise ConfigError(f"layer '{self.name}': {error}") from error
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        check_precision(self, self.name)
-        return self
+        check_precision({name: fn(torch.empty(0, dtype=one.dtype)).dtype for name, one in self.named_parameters(self.name)})
+        return super()._apply(fn, recurse)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the quantized output of the layer for ``input``, which is quantized first."""
@@ -198,9 +197,9 @@ class QuantizedLayer(nn.Module):
             data: bits of the input, in a shape that broadcasts with the input of one example.
 
         Raises:
-            ConfigError: a convolution or batch norm whose input shape is not known.
+            ConfigError: the model was compressed without an example input, and the layer is not a dense one.
         """
-        first, *others = (self._operations_of(call, weight, bias, data) for call in self.calls_of(weight))
+        first, *others = (self._operations_of(call, weight, bias, data) for call in self.known_calls())
         return sum(others, start=first)
 
     def _operations_of(self, call: Call, weight: Tensor, bias: Tensor | None, data: Tensor) -> Tensor:
@@ -217,21 +216,25 @@ class QuantizedLayer(nn.Module):
         """Return the fraction of the positions of a call that hardware computes at the same time."""
         return self.counting.built(self.positions(call)) if self.counting.limits else 1.0
 
-    def calls_of(self, weight: Tensor) -> Calls:
-        """Return the calls of the layer in one inference; a single call for a dense layer without an example input.
+    def known_calls(self) -> Calls:
+        """Return the calls of the layer in one inference.
 
         Raises:
-            ConfigError: a convolution or batch norm whose input shape is not known.
+            ConfigError: the model was compressed without an example input.
         """
-        if self.calls:
-            return self.calls
-        if weight.ndim == 2:
-            return (Call((1, weight.shape[1]), (1, weight.shape[0])),)
-        raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
+        if not self.calls:
+            raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
+        return self.calls
 
     def counted(self) -> tuple[Quantizer, ...]:
         """Return the quantizers whose bits :meth:`trained_ebops` counts; none for a layer that the EBOPs regularization does not include."""
         return ()
+
+    def counted_bits(self, widths: Widths) -> list[Tensor]:
+        """Return the bits of the quantizers of :meth:`counted`, in one dtype and on one device; ``widths`` returns the bits of a quantizer."""
+        bits = [widths(quantizer) for quantizer in self.counted()]
+        known = next((one for one, quantizer in zip(bits, self.counted(), strict=True) if not quantizer.is_float), bits[0])
+        return [one.to(known) for one in bits]
 
     def regularizes_ebops(self) -> bool:
         """Return whether the loss has an EBOPs regularization and at least one bit width that the EBOPs of this layer depend on is trained."""
@@ -350,12 +353,11 @@ class CompressedLayer(QuantizedLayer):
     @torch.no_grad()
     def finalized_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) of evaluation mode, whatever the current mode is; the weight arranged, both without gradient."""
-        was_training = self.training
-        if was_training:
-            self.eval()
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
         weight, bias = self.effective()
-        if was_training:
-            self.train()
+        for module, training in modes.items():
+            module.training = training
         return weight.detach(), None if bias is None else bias.detach()
 
     def compute(self, x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def compress(
         model.to(devices.pop())
     share_weights(model)
     check_ties(model, pruning)
-    _mark_output_layer(model, [replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
+    _mark_output_layer([replaced[module] for module in trace.order if module in replaced] if trace else list(model.modules()))
     _warn_of_no_bits(replaced.values())
     _share_budget(model)
     if trace:
@@ -197,7 +197,7 @@ def _check_model(model: nn.Module) -> None:
         if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in module._parameters:
             advice = "torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm, whichever made the hook"
             raise ConfigError(f"layer '{name}' has a hook that computes its weight in each forward: call {advice} first")
-    check_precision(model, "")
+    check_precision({name: parameter.dtype for name, parameter in model.named_parameters()})
 
 
 def _why_float(layer: nn.Module, trace: Trace | None) -> str | None:
@@ -253,7 +253,7 @@ def _check_references(model: nn.Module, replaced: dict[nn.Module, nn.Module]) ->
             )
 
 
-def _mark_output_layer(model: nn.Module, in_order: list[nn.Module]) -> None:
+def _mark_output_layer(in_order: list[nn.Module]) -> None:
     weighted = [module for module in in_order if isinstance(module, CompressedLayer)]
     if weighted:
         weighted[-1].pruner.makes_output = True

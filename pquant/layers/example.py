@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pquant.errors import ConfigError
 
@@ -77,8 +77,5 @@ def resized(example: Example, axis: int, count: int) -> Example:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for item in items for tensor in tensors_in(item)]
+    """Return all tensors in nested tuples, lists, dictionaries and other containers that ``torch.utils._pytree`` knows."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

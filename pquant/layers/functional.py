@@ -12,6 +12,7 @@ from pquant.layers.activation import KINDS
 from pquant.layers.attention import ScaledDotProductAttention
 from pquant.layers.capture import VALUE, Arguments, NotCaptured, attribute, captured, guard_number, is_of_sizes
 from pquant.layers.constant import Constant
+from pquant.layers.example import tensors_in
 from pquant.layers.merge import Mean, Merge, Scale, is_shift
 
 Operands = tuple[Any, ...]
@@ -365,7 +366,7 @@ def _check_equal(module: nn.Module, other: nn.Module, calls: Sequence[Arguments]
         if isinstance(theirs, Exception):
             sizes = isinstance(theirs, AssertionError)
             raise NotCaptured("sizes decide what it computes" if sizes else " ".join(str(theirs).split())[:160]) from theirs
-        for expected, given in zip(_tensors(mine), _tensors(theirs), strict=False):
+        for expected, given in zip(tensors_in(mine), tensors_in(theirs), strict=False):
             if expected.is_floating_point() and not _is_close(expected, given):
                 raise NotCaptured("the layers that would replace its calls return other values")
 
@@ -384,8 +385,3 @@ def _is_close(expected: Tensor, given: Tensor) -> bool:
     usual = expected[expected.abs() < MASKED]
     tolerance = ABSOLUTE * float(usual.abs().max()) if usual.numel() else 0.0
     return expected.shape == given.shape and torch.allclose(expected, given.to(expected), RELATIVE, tolerance, equal_nan=True)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    leaves, _ = torch.utils._pytree.tree_flatten(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

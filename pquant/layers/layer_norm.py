@@ -76,14 +76,6 @@ class _Norm(QuantizedLayer):
         """Return x * weight + bias, by feature."""
         return self.scaled(x, weight, bias)
 
-    def calls_of(self, weight: Tensor) -> Calls:
-        """Return the layer's calls in one inference.
-
-        Raises:
-            ConfigError: the model was compressed without an example input, so that the calls are not known.
-        """
-        return super().calls_of(weight.flatten())
-
     def bit_operations(self, widths: Widths) -> Tensor:
         """Return the EBOPs, differentiable in the bits of the input; the bits of weight and bias are fixed."""
         total = self.data_operations(widths)
@@ -106,7 +98,7 @@ class _Norm(QuantizedLayer):
         """Return the EBOPs of all squares and of all products with 1 / sigma."""
         data = widths(self.operand())
         total = data.new_zeros(())
-        for call in self.calls:
+        for call in self.known_calls():
             bits = data.expand(call.input)
             total = total + self.built(call) * (bits * (bits + self._significant("reciprocal"))).sum()
         return total

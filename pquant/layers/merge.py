@@ -86,9 +86,9 @@ class PQMerge(QuantizedLayer, Merge):
         """Return the sum over all products of the bits of both factors: the sum of the function, applied to bit widths."""
         if self.kind not in PRODUCTS:
             return super().data_operations(widths)
-        bits = [widths(quantizer) for quantizer in self.counted()]
+        bits = self.counted_bits(widths)
         total = bits[0].new_zeros(())
-        for call in self.calls:
+        for call in self.known_calls():
             total = total + Merge.forward(self, *(width.expand(part.input) for width, part in zip(bits, call.operands, strict=True))).sum()
         return total
 
@@ -145,7 +145,7 @@ class PQScale(QuantizedLayer, Scale):
         """Return the bits of all values times the bits of the constant; 0 for a power of two."""
         bits = significant_bits(self.constant)
         data = widths(self.operand())
-        return sum((data.expand(call.input).sum() * bits * (bits > 1) for call in self.calls), start=data.new_zeros(()))
+        return sum((data.expand(call.input).sum() * bits * (bits > 1) for call in self.known_calls()), start=data.new_zeros(()))
 
 
 class Mean(nn.Module):

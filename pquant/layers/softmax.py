@@ -90,9 +90,9 @@ class PQSoftmax(QuantizedLayer, ScaledSoftmax):
 
     def data_operations(self, widths: Widths) -> Tensor:
         """Return the sum of bits times bits over all products of an exponential and a reciprocal."""
-        exponential, reciprocal = widths(self.exponential_quantizer), widths(self.reciprocal_quantizer)
+        exponential, reciprocal = self.counted_bits(widths)
         total = exponential.new_zeros(())
-        for call in self.calls:
+        for call in self.known_calls():
             total = total + self.built(call) * (exponential.expand(call.input) * reciprocal.expand(self._sums(call))).sum()
         return total
 

@@ -58,7 +58,7 @@ class DSTPruner(Pruner):
 
     @torch.no_grad()
     def on_batch_end(self, weight: Tensor) -> None:
-        """Reset the thresholds of the layer if the last step pruned more than ``max_pruning_pct``, without waiting for the GPU."""
+        """Reset the thresholds of the layer if ``max_pruning_pct`` of its weights or more are pruned, without waiting for the GPU."""
         if self.stage is not Stage.TRAIN:
             return
         enough = self.train_mask(weight).sum() > (1 - self.method.max_pruning_pct) * weight.numel()
@@ -81,7 +81,7 @@ class DST(PruningMethod):
         pruning_method: the method's name in the specification.
         alpha: weight of the loss term that increases the thresholds: a larger value gives a higher sparsity. The term is a sum over thresholds, so
             with weightwise thresholds it is larger by a factor of the fan-in.
-        max_pruning_pct: if more than this fraction of a layer is pruned, its thresholds are reset.
+        max_pruning_pct: if at least this fraction of a layer is pruned, its thresholds are reset.
         threshold_init: initial threshold, in units of weights.
         threshold_type: which weights share a threshold: those of a channel, those of a layer, or each weight has its own.
         beyond_max: how thresholds are reset: to 0, as in the authors' code ("reset"), or to the highest values that ``max_pruning_pct`` allows

@@ -78,7 +78,8 @@ class PDPPruner(ScheduledPruner):
             self.tau.copy_(squares.mean() * self.method.temperature).clamp_(min=torch.finfo(squares.dtype).tiny)
         if 0 < self.count < squares.numel():
             below, above = squares.kthvalue(self.count).values, squares.kthvalue(self.count + 1).values
-            self.border.copy_(((below.sqrt() + above.sqrt()) / 2).square())
+            halfway = ((below.sqrt() + above.sqrt()) / 2).square()
+            self.border.copy_(halfway.clamp(below, above))
         else:
             self.border.fill_(math.inf if self.count else -math.inf)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from pquant.autograd import with_signature
 from pquant.errors import unknown
@@ -130,7 +129,7 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Grid], output: Tensor) -> None:
         x, ctx.grid = inputs
-        if ctx.grid.overflow_mode in SATURATING:
+        if ctx.grid.overflow_mode in SATURATING and ctx.needs_input_grad[0]:
             ctx.save_for_backward(clamped(x, ctx.grid.low, ctx.grid.high).eq_(x).to(torch.int8))
 
     @staticmethod
@@ -142,8 +141,12 @@ class _FixedPoint(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, to: Grid) -> Tensor:
-    """Return the values of ``x`` on a grid; see :func:`fixed_point`."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or unpack_dual(x).tangent is not None)
+    """Return the values of ``x`` on a grid; see :func:`fixed_point`.
+
+    In ``torch.vmap``, ``x.requires_grad`` is false even if there will be a gradient, so that it decides only in ``torch.jit.trace``, which does not
+    take an autograd.Function.
+    """
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or not torch.jit.is_tracing())
     return _FixedPoint.apply(x, to) if differentiated else quantized(x.detach(), to)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.autograd import with_signature
-from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, in_float32, quantized, rounded, snapped
+from pquant.quantization.fixed_point import SATURATING, Bits, Grid, clamped, grid, in_float32, quantized, rounded, snapped, straight_through
 from pquant.quantization.quantizer import FixedPointQuantizer, Quantizer, TensorFormat, integer_bits, observable, value_range
 from pquant.training import distributed
 
@@ -49,8 +49,8 @@ class _TrainedBits(torch.autograd.Function):
         bound = side if ctx.k else above
         q = snapped(clipped * scale, step, ctx.modes[0])  # computed again, since a model may overwrite the output of forward
         di = (bound * grad).sum_to_size(step.shape) * (high + step)
-        df = (torch.addcmul(clipped.sub_(q), bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
-        return torch.addcmul(grad, grad, side.abs_(), value=-1), di * LN2, df * LN2, None, None
+        df = (torch.addcmul(clipped - q, bound if ctx.modes[1] == "SAT_SYM" else above, step) * grad).sum_to_size(step.shape)
+        return torch.addcmul(grad, grad, side.abs(), value=-1), di * LN2, df * LN2, None, None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class HGQQuantizer(Quantizer):
         if self.tracks and (self.training or math.isinf(self.forget)):
             self.track(x)
         if self.tracks and not self.training:
-            return quantized(x.detach(), self._grid(x.dtype))
+            return straight_through(x, self._grid(x.dtype))
         return _TrainedBits.apply(x, self.i, self.f, self._unbounded(x.dtype) if self.tracks else self._grid(x.dtype), int(self.keeps_negatives))
 
     @torch.no_grad()
@@ -118,8 +118,8 @@ class HGQQuantizer(Quantizer):
 
     @torch.no_grad()
     def track(self, x: Tensor) -> None:
-        """Update ``i`` and ``k`` for the range and sign of ``x``, over all processes."""
-        k, i = map(distributed.highest, self._needed(x))
+        """Update ``i`` and ``k`` for the range and sign of ``x``: of data, over all processes; a weight is the same in each of them."""
+        k, i = self._needed(x) if math.isinf(self.forget) else map(distributed.highest, self._needed(x))
         self.i.copy_(torch.maximum(self.i - self.forget, i))
         self.k.copy_(torch.maximum(self.k, k))
 

@@ -19,7 +19,8 @@ class BitRange:
     Fractional bits are also kept at ``min_f`` or above, without a warning.
 
     The first quantizer of the model stores the state: the number of steps, and a buffer, not saved in checkpoints, with the step in which each
-    parameter left the range (0: never; negative: a warning was logged). Only :meth:`warn` waits for the GPU.
+    parameter left the range (0: never; negative: a warning was logged). Both start again when a run is resumed, and the buffer also for another part
+    of the model that starts with the same quantizer. Only :meth:`warn` waits for the GPU.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,12 +51,12 @@ class BitRange:
             if step > 0:
                 left.setdefault(place, step)
         for place, step in left.items():
-            log.warning("%s: trained bits left [-32, 32] in step %d and were clamped; lower optimizer.lr or hgq_lr", place, step)
+            log.warning("%s: trained bits left [-32, 32] in step %d of this process and were clamped; lower optimizer.lr or hgq_lr", place, step)
         steps.abs_().neg_()
 
     def _steps(self) -> Tensor:
         first = next(iter(self.places))
-        if not isinstance(getattr(first, "range_steps", None), Tensor):
+        if len(getattr(first, "range_steps", ())) != len(self.bits):
             with torch.inference_mode(False):
                 first.register_buffer("range_steps", torch.zeros(len(self.bits), dtype=torch.int64, device=first.f.device), persistent=False)
         return first.range_steps  # type: ignore[return-value]

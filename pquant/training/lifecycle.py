@@ -1,9 +1,10 @@
 """The calls that a training loop makes for a compressed model: at each stage, step, epoch and round. The trainer, or your own loop, makes them."""
 
+import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
-from pquant.layers.base import QuantizedLayer
+from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.queries import ebops_budget, pruned_layers
 from pquant.metrics import bit_use, ebops
 from pquant.pruning.method import Pruner, PruningMethod
@@ -22,7 +23,8 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
         horizon: length of the train stage. Methods with a schedule (CS, PDP, AutoSparse...) and an EBOPs target need it at the start of TRAIN.
 
     Raises:
-        ConfigError: a ``horizon`` of another type; TRAIN starts with an EBOPs target but without a ``horizon``.
+        ConfigError: a ``horizon`` of another type; TRAIN starts with an EBOPs target but without a ``horizon``; a stage before FINETUNE starts after
+            it, with a method that rescales weights.
         RuntimeError: TRAIN starts with a method that has a schedule but without a ``horizon``.
     """
     stage = Stage(stage)
@@ -31,6 +33,8 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     if stage is Stage.TRAIN:
         _begin_budget(model, horizon)
     pruned = pruned_layers(model)
+    if stage is not Stage.FINETUNE:
+        _check_order(stage, pruned)
     for layer in pruned.values():
         layer.start_pruner(stage, horizon)
     if stage is Stage.TRAIN:
@@ -43,6 +47,13 @@ def set_stage(model: nn.Module, stage: Stage, horizon: Horizon | None = None) ->
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.on_stage_start(stage)
+
+
+def _check_order(stage: Stage, pruned: dict[str, CompressedLayer]) -> None:
+    """Raise a ConfigError where a pruner that rescales weights would rescale those that the start of FINETUNE has stored."""
+    for name, layer in pruned.items():
+        if layer.pruner.stage is Stage.FINETUNE and layer.pruner.method.rescales:
+            raise ConfigError(f"set_stage: {stage.name} cannot follow FINETUNE, which has stored the rescaled weight of layer '{name}'")
 
 
 def _begin_budget(model: nn.Module, horizon: Horizon | None) -> None:
@@ -74,6 +85,7 @@ class StepEvents:
         self.pruned = [layer for layer in pruned_layers(model).values() if type(layer.pruner).on_batch_end is not Pruner.on_batch_end]
         self.bit_range = BitRange(model)
 
+    @torch.no_grad()
     def __call__(self) -> None:
         """Make the updates after one optimizer step."""
         for layer in self.pruned:

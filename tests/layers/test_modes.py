@@ -33,6 +33,7 @@ def test_a_compressed_model_is_not_brought_into_half_precision(dtype: torch.dtyp
     model = pquant.compress(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)), None, FIXED, torch.randn(4, 8))
     with pytest.raises(ConfigError, match="parameter '0.weight' is .*float16, in which fixed-point values are not exact"):
         model.to(dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     pquant.compress(nn.Linear(8, 8), None, FIXED, torch.randn(4, 8)).double()
 
 

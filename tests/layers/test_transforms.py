@@ -289,6 +289,24 @@ def test_in_vmap_stacked_parameters_have_the_gradients_of_each(penalty: bool, me
 
 @few_methods
 @each_section
+@pytest.mark.parametrize("penalty", [False, True])
+def test_gradients_reach_the_stacked_parameters_of_vmap(penalty: bool, method: PruningMethod, section: str) -> None:
+    model = in_training(method, section)
+    module = WithPenalty(model) if penalty else model
+    sets, x = two_sets(module), x_of(1)
+    leaves = {name: value.requires_grad_() for name, value in stacked(sets).items()}
+    torch.vmap(lambda values: functional_call(module, values, (x,)))(leaves).square().sum().backward()
+    for n, values in enumerate(sets):
+        own = {name: value.clone().requires_grad_() for name, value in values.items()}
+        functional_call(module, own, (x,)).square().sum().backward()
+        for name, leaf in own.items():
+            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            found = leaves[name].grad
+            torch.testing.assert_close(torch.zeros_like(leaf) if found is None else found[n], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@few_methods
+@each_section
 def test_gradients_of_each_example_add_up_to_that_of_the_batch(method: PruningMethod, section: str) -> None:
     model, x = in_training(method, section), x_of(1)
     values = {name: parameter.detach() for name, parameter in model.named_parameters()}

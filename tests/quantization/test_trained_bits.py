@@ -381,3 +381,35 @@ def test_data_without_a_sign_setting_ends_under_wrap_as_it_trained() -> None:
     trained = model.train()(x)
     pquant.trace_ranges(model, [x])
     assert torch.allclose(pquant.finalize(model)(x), trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("overflow_mode", ["SAT", "SAT_SYM"])
+def test_gradients_have_gradients_as_inside_the_range_the_value_is_its_input(overflow_mode: str) -> None:
+    made = quantizer(i=2.0, f=3.0, overflow_mode=overflow_mode)
+    x = torch.tensor([0.3, -1.7, 9.0], dtype=torch.float64, requires_grad=True)
+    q = made(x)
+    (slope,) = torch.autograd.grad(q.square().sum(), x, create_graph=True)
+    assert torch.equal(slope, 2 * q * torch.tensor([1.0, 1.0, 0.0]))
+    (second,) = torch.autograd.grad(slope.sum(), x)
+    assert second.tolist() == [2, 2, 0]
+
+
+@pytest.mark.parametrize("overflow_mode", ["WRAP", "WRAP_SM"])
+@pytest.mark.parametrize("forget", [math.inf, 0.25])
+def test_wrapping_values_have_a_straight_through_gradient_in_evaluation(forget: float, overflow_mode: str) -> None:
+    made = HGQQuantizer(TensorFormat(k=True, i=2, f=3, overflow_mode=overflow_mode), (), forget).eval()  # type: ignore[arg-type]
+    x = torch.tensor([0.3, -1.7], requires_grad=True)
+    made(x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1, 1]
+
+
+def test_the_range_of_a_weight_is_not_asked_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(values: Tensor) -> Tensor:
+        raise AssertionError("process 0 alone finalizes and evaluates: it would wait for the others")
+
+    monkeypatch.setattr("pquant.training.distributed.highest", refuse)
+    made = HGQQuantizer(TensorFormat(k=True, i=0, f=3, overflow_mode="WRAP"), (), math.inf)
+    for training in (True, False):
+        assert made.train(training)(torch.tensor([5.0])).item() == 5
+    with pytest.raises(AssertionError, match="process 0"):
+        HGQQuantizer(TensorFormat(k=True, i=0, f=3, overflow_mode="WRAP"), (), 0.25)(torch.tensor([5.0]))
