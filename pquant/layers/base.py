@@ -77,7 +77,9 @@ def check_precision(dtypes: Mapping[str, torch.dtype]) -> None:
                 " training.precision=bf16 multiplies in bfloat16"
             )
         if dtype.is_complex:
-            raise ConfigError(f"parameter '{name}' is complex, and fixed-point values are real: give the model real and imaginary parts as parameters")
+            raise ConfigError(
+                f"parameter '{name}' is complex, and fixed-point values are real: give the model real and imaginary parts as parameters"
+            )
 
 
 class QuantizedLayer(nn.Module):

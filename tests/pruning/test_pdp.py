@@ -163,3 +163,10 @@ def test_a_step_does_not_wait_for_the_device(no_host_sync: Callable) -> None:
 def test_impossible_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"PDP.{next(iter(wrong))}"):
         PDP(**wrong)
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=8), st.sampled_from([0.25, 0.5, 0.75]))
+def test_of_equal_channels_as_many_stay_as_of_others(row: list[float], sparsity: float) -> None:
+    weight = torch.tensor(row).repeat(8, 1)
+    pruner = in_training(PDP(sparsity=sparsity, epsilon=ALL_AT_ONCE, structured_pruning=True), weight)
+    assert pruner.count == 8 * sparsity and int(pruner.train_mask(weight).sum()) == 8 - pruner.count

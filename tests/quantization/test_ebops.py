@@ -194,3 +194,38 @@ def test_training_pays_for_widths_and_not_for_pruned_weights(name: str, granular
     of_weights = float(penalty.detach()) - counted(alike, shape, torch.tensor(6))
     bits = model.weight_quantizer
     assert float((bits.f.grad * bits.bits().detach()).sum()) == pytest.approx(of_weights), "linear in the bits of weights"
+
+
+class Waves(nn.Module):
+    """A product of quantized and of float values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x) @ torch.sin(x)
+
+
+@pytest.mark.parametrize("use_hgq", [False, True])
+def test_products_with_float_data_count_in_doubles_too(use_hgq: bool) -> None:
+    section = Quantization(**SIX_BITS, quantize_input=False, use_hgq=use_hgq, hgq_beta=1e-3)
+    model = pquant.compress(Waves(), None, section, torch.randn(2, 4, 4))
+    found = pquant.ebops(model), float(pquant.penalty(model).detach())
+    assert found[0] > 0 and found == (pquant.ebops(model.double()), pytest.approx(float(pquant.penalty(model).detach())))
+
+
+def test_a_softmax_with_a_float_table_counts_on_the_device_of_its_bits() -> None:
+    rules = {"1": {"exponential": {"enable": False}}}
+    section = Quantization(**SIX_BITS, use_hgq=True, hgq_beta=1.0, layer_specific=rules)
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)), None, section, torch.randn(2, 4))
+    pquant.set_stage(model, pquant.Stage.TRAIN)
+    assert pquant.penalty(model) > 0
+    assert pquant.penalty(model.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LayerNorm(4), nn.RMSNorm(4, elementwise_affine=False), nn.BatchNorm1d(4)])
+def test_layers_whose_products_depend_on_the_example_need_one(last: nn.Module) -> None:
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 4), last), None, FIXED)
+    with pytest.raises(ConfigError, match="EBOPs of layer '1' depend on the size of its input: give compress an example_input"):
+        pquant.ebops(model)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import pquant
+from pquant.errors import ConfigError
 from pquant.pruning import CS, DST, Pruner, PruningMethod
 from pquant.pruning.schedule import ScheduledPruner
+from pquant.quantization import Quantization
 from pquant.training.stage import Horizon
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +118,32 @@ def test_a_loop_of_ten_lines_compresses_a_model() -> None:
     final = pquant.finalize(model)
     assert (final(x).argmax(1) == y).float().mean() > 0.95
     assert pquant.sparsity(final) > 0.4
+
+
+@pytest.mark.parametrize("stage", [pquant.Stage.PRETRAIN, pquant.Stage.TRAIN])
+def test_weights_that_fine_tuning_has_rescaled_are_not_rescaled_again(stage: pquant.Stage) -> None:
+    for method, refused in ((CS(), True), (DST(), False)):
+        model = pquant.compress(nn.Linear(4, 4), method)
+        for one in (pquant.Stage.PRETRAIN, pquant.Stage.TRAIN, pquant.Stage.FINETUNE, pquant.Stage.FINETUNE):
+            pquant.set_stage(model, one, Horizon(3, 2))
+        if not refused:
+            pquant.set_stage(model, stage, Horizon(3, 2))
+            continue
+        with pytest.raises(ConfigError, match=f"set_stage: {stage.name} cannot follow FINETUNE"):
+            pquant.set_stage(model, stage, Horizon(3, 2))
+
+
+def test_the_calls_of_a_loop_may_be_made_for_a_part_of_the_model() -> None:
+    section = Quantization(use_hgq=True)
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), DST(), section, torch.randn(2, 4))
+    for part in (model, model[0], model, model[1]):
+        pquant.on_batch_end(part)
+        pquant.on_epoch_end(part)
+
+
+def test_metrics_leave_the_modes_of_all_modules_as_they_are() -> None:
+    model = pquant.compress(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), DST(), Quantization(use_hgq=True), torch.randn(2, 4)).train()
+    model[0].pruner.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    pquant.metrics.model_metrics(model)
+    assert {name: module.training for name, module in model.named_modules()} == before
