@@ -122,8 +122,7 @@ def _row(name: str, layer: QuantizedLayer) -> dict[str, Any]:
         row |= {"shape": list(weight.shape), "params": weight.numel(), "nonzero": nonzero, "sparsity": 1 - nonzero / max(weight.numel(), 1)}
         row |= {"prunable": layer.prunable, "weight_bits": layer.weight_quantizer.mean_width()}
     row |= {"input_bits": layer.operand().mean_width(), "output_bits": layer.output_quantizer.mean_width()}
-    known = layer.calls or isinstance(layer, CompressedLayer) and layer.weight.ndim == 2
-    return row | {"ebops": layer.ebops() if known else None}
+    return row | {"ebops": layer.ebops() if layer.calls_or_default() else None}
 
 
 def model_metrics(model: nn.Module) -> dict[str, Any]:

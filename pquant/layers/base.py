@@ -218,15 +218,20 @@ class QuantizedLayer(nn.Module):
         """Return the fraction of the positions of a call that hardware computes at the same time."""
         return self.counting.built(self.positions(call)) if self.counting.limits else 1.0
 
+    def calls_or_default(self) -> Calls:
+        """Return the calls of the layer in one inference; () where they are not known, since the model was compressed without an example input."""
+        return self.calls
+
     def known_calls(self) -> Calls:
         """Return the calls of the layer in one inference.
 
         Raises:
-            ConfigError: the model was compressed without an example input.
+            ConfigError: they are not known.
         """
-        if not self.calls:
+        calls = self.calls_or_default()
+        if not calls:
             raise ConfigError(f"the EBOPs of layer '{self.name}' depend on the size of its input: give compress an example_input")
-        return self.calls
+        return calls
 
     def counted(self) -> tuple[Quantizer, ...]:
         """Return the quantizers whose bits :meth:`trained_ebops` counts; none for a layer that the EBOPs regularization does not include."""

@@ -12,7 +12,7 @@ class PQDense(CompressedLayer, nn.Linear):
     Takes the arguments of ``nn.Linear`` and, by keyword, ``pruning``, ``quantization`` (method objects) and ``name``.
     """
 
-    def known_calls(self) -> Calls:
+    def calls_or_default(self) -> Calls:
         """Return the calls of the layer in one inference; without an example input a single call with one vector."""
         return self.calls or (Call((1, self.in_features), (1, self.out_features)),)
 

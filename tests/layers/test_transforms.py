@@ -232,6 +232,14 @@ def stacked(sets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in sets]) for name in sets[0]}
 
 
+def differentiated_by_name(loss: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a loss of named values, and its gradients by name; 0 for values without one."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    result = loss(leaves)
+    result.backward()
+    return result.detach(), {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+
+
 @few_methods
 @each_section
 @pytest.mark.parametrize("training", [True, False])
@@ -279,12 +287,10 @@ def test_in_vmap_stacked_parameters_have_the_gradients_of_each(penalty: bool, me
 
     grads, losses = torch.vmap(torch.func.grad_and_value(loss))(stacked(sets))
     for n, values in enumerate(sets):
-        leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-        expected = loss(leaves)
-        expected.backward()
-        torch.testing.assert_close(losses[n], expected.detach())
-        for name, leaf in leaves.items():
-            torch.testing.assert_close(grads[name][n], torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, rtol=1e-4, atol=1e-5, msg=name)
+        expected, gradients = differentiated_by_name(loss, values)
+        torch.testing.assert_close(losses[n], expected)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(grads[name][n], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @few_methods
@@ -294,15 +300,14 @@ def test_gradients_reach_the_stacked_parameters_of_vmap(penalty: bool, method: P
     model = in_training(method, section)
     module = WithPenalty(model) if penalty else model
     sets, x = two_sets(module), x_of(1)
-    leaves = {name: value.requires_grad_() for name, value in stacked(sets).items()}
-    torch.vmap(lambda values: functional_call(module, values, (x,)))(leaves).square().sum().backward()
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return functional_call(module, values, (x,)).square().sum()
+
+    _, together = differentiated_by_name(lambda values: torch.vmap(loss)(values).sum(), stacked(sets))
     for n, values in enumerate(sets):
-        own = {name: value.clone().requires_grad_() for name, value in values.items()}
-        functional_call(module, own, (x,)).square().sum().backward()
-        for name, leaf in own.items():
-            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            found = leaves[name].grad
-            torch.testing.assert_close(torch.zeros_like(leaf) if found is None else found[n], expected, rtol=1e-4, atol=1e-5, msg=name)
+        for name, gradient in differentiated_by_name(loss, values)[1].items():
+            torch.testing.assert_close(together[name][n], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @few_methods
