@@ -17,6 +17,7 @@ from pquant.data.splits import Splits, examples
 from pquant.distillation.losses import Distiller, NoDistiller, Recorder, Weights, recording, soft_target_loss
 from pquant.distillation.source import FLOAT, SUFFIX, Kept, kept_teacher, load_teacher
 from pquant.errors import ConfigError, unknown
+from pquant.layers.modes import evaluating
 from pquant.settings import Settings, schema, setting
 from pquant.training.training import Training
 from pquant.training.weighting import squared_error
@@ -151,15 +152,11 @@ def _shapes(who: str, module: nn.Module, names: Sequence[str], splits: Splits) -
         if name not in known:
             raise ConfigError(f"distillation.features: {unknown(f'layer of the {who}', name, known)}")
     x, recorders = examples(splits)[:2], {name: Recorder(training=False, on=True) for name in names}
-    modes = {part: part.training for part in module.modules()}
     try:
-        with recording(module, recorders), torch.random.fork_rng(devices=[]):
-            output = module.eval()(x)
+        with evaluating(module), recording(module, recorders), torch.random.fork_rng(devices=[]):
+            output = module(x)
     except Exception as error:
         raise ConfigError(f"distillation: the {who} does not take the data: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     needed = (len(x), splits.num_outputs)
     if not isinstance(output, Tensor) or tuple(output.shape) != needed:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

@@ -33,6 +33,7 @@ from pquant.layers.dense import PQDense
 from pquant.layers.example import tensors_in
 from pquant.layers.layer_norm import PQLayerNorm, PQRMSNorm
 from pquant.layers.merge import PQMean, PQMerge, PQScale
+from pquant.layers.modes import evaluating
 from pquant.layers.softmax import PQSoftmax
 
 LARGEST = 2**15
@@ -50,16 +51,12 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     example = torch.zeros(EXAMPLES, *input_shape, device=device)
     recorder = _Recorder(example)
     handles = [handle for name, module in model.named_modules() for handle in recorder.attach(name, module)]
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
-            model.eval()
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
             output = model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     recorder.refuse([output])
     made = recorder.values.get(id(output))
     if made is None or made.axis != 0 or made.joined:

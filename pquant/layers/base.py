@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant.errors import ConfigError
+from pquant.layers.modes import evaluating
 from pquant.pruning.method import NoPruner, NoPruning, Pruner, PruningMethod
 from pquant.quantization.ebops import BitRegularization, constant_bits
 from pquant.quantization.fixed_point import HALF
@@ -360,11 +361,8 @@ class CompressedLayer(QuantizedLayer):
     @torch.no_grad()
     def finalized_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Return the (weight, bias) of evaluation mode, whatever the current mode is; the weight arranged, both without gradient."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        weight, bias = self.effective()
-        for module, training in modes.items():
-            module.training = training
+        with evaluating(self):
+            weight, bias = self.effective()
         return weight.detach(), None if bias is None else bias.detach()
 
     def compute(self, x: Tensor) -> Tensor:

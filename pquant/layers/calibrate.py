@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pquant.layers.example import Example, arguments, same_random_numbers
+from pquant.layers.modes import evaluating
 from pquant.quantization.quantizer import Quantizer
 
 
@@ -37,18 +38,14 @@ def _observe(model: nn.Module, quantizers: list[Quantizer], batches: Iterable[Ex
 
 @contextmanager
 def _observing(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
     for quantizer in quantizers:
         quantizer.observing = True
-    model.eval()
     try:
-        with same_random_numbers(model):
+        with evaluating(model), same_random_numbers(model):
             yield
     finally:
         for quantizer in quantizers:
             quantizer.observing = False
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def auto_quantizers(model: nn.Module) -> list[Quantizer]:

@@ -12,6 +12,7 @@ from pquant.layers.base import CompressedLayer, QuantizedLayer
 from pquant.layers.calibrate import calibrate
 from pquant.layers.convert import compress
 from pquant.layers.example import Example, arguments
+from pquant.layers.modes import evaluating
 from pquant.layers.queries import compressed_layers, weight_layers
 from pquant.layers.ties import share_weights
 from pquant.pruning.magnitude import Magnitude
@@ -91,13 +92,8 @@ def _with_pruning(model: nn.Module, method: PruningMethod) -> nn.Module:
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, but set the training flag of its layers, so that they pass activations to their pruners."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, CompressedLayer):
-            module.training = True
-    try:
+    with evaluating(model):
+        for module in model.modules():
+            if isinstance(module, CompressedLayer):
+                module.training = True
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
